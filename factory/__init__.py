@@ -1,0 +1,1 @@
+"""The preference factory: prompts and a model into preference data, preference data into a better model."""

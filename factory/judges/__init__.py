@@ -1,0 +1,43 @@
+"""Judges give judgments. Each is a module of its own, imported when it is first used.
+
+A program or a person implements `vote`. An LLM judge is pure: `asks` says what to ask, `read` says what an answer
+means, and the runner in `factory/labelling.py` does the asking, the order swapping, the retries and the storing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal, Protocol
+
+from factory.registry import Registry
+from factory.schema import Ask, Completion, Judgment, Matchup, Reading
+
+
+class Judge(Protocol):
+    """Anything that gives judgments."""
+
+    name: str
+    kind: Literal["pointwise", "pairwise"]
+
+    def vote(self, matchups: Iterable[Matchup]) -> Iterator[Judgment]:
+        """One or more judgments for every matchup; a failure is a judgment with `failure` set."""
+
+
+class LLMJudge(Protocol):
+    """A judge that asks a model. No I/O: the runner does that."""
+
+    name: str
+    kind: Literal["pointwise", "pairwise"]
+    reader: str  # version of `read`: a change re-reads kept calls, it does not pay again
+
+    def asks(self, matchup: Matchup, earlier: Sequence[Reading] = ()) -> list[Ask]:
+        """What to ask about the matchup; with `earlier` readings, the follow-up questions (none: done)."""
+
+    def read(self, ask: Ask, completion: Completion) -> list[Reading]:
+        """What the answer means. Never raises, never guesses."""
+
+
+judges: Registry[Callable[..., Judge | LLMJudge]] = Registry("judge")
+judges.add("verifier", "factory.judges.verifier:VerifierJudge", asks=False)
+judges.add("pairwise", "factory.judges.pairwise:PairwiseJudge", asks=True)
+judges.add("rating", "factory.judges.rating:RatingJudge", asks=True)

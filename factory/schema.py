@@ -1,0 +1,454 @@
+"""The words of the factory as types: what is asked, what comes back, and the rows that are kept.
+
+Every table of the store is one frozen dataclass here; its fields are the columns, their metadata the meaning that
+`factory schema` prints. Nothing heavy is imported, so that any module may import this one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
+
+# ---------------------------------------------------------------------------------------------------------- keys
+
+
+def digest(*parts: Any) -> str:
+    """32 hex digits of SHA-256 over the canonical JSON of `parts`: the form of every key in the store."""
+    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def seed_of(*parts: Any) -> int:
+    """A 63-bit seed from anything that has canonical JSON."""
+    return int(digest(*parts)[:16], 16) >> 1
+
+
+def now() -> datetime:
+    """UTC without a zone, to the microsecond: the form of every time in the store."""
+    return datetime.now(UTC).replace(tzinfo=None)
+
+
+# ------------------------------------------------------------------------------------------------- conversations
+
+
+class Message(TypedDict):
+    """One turn."""
+
+    role: str
+    content: str
+
+
+Messages = list[Message]
+Json = Any  # a column of this type is kept as JSON text and read back as Python values
+
+
+class Estimate(NamedTuple):
+    """A number with its interval (95% unless said otherwise). NaN bounds: too few data for one."""
+
+    value: float
+    low: float
+    high: float
+
+
+# ----------------------------------------------------------------------------------- what an engine is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to sample. temperature 0 is greedy; top_k 0 and top_p 1 keep the whole distribution."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One question to a model, answered `n` times.
+
+    `answers` are short texts ("A", "B", "1" ...) whose log-probability as the first token of the answer is wanted;
+    `json_schema` constrains the text where the engine can. `prefix` is the start of the assistant's turn, already said
+    (a judge uses it so that the next token is the verdict). `tag` is the caller's own name for the request (a prompt or
+    item key): it is handed back untouched and is no part of the key.
+    """
+
+    messages: Messages
+    sampling: Sampling = field(default_factory=Sampling)
+    n: int = 1
+    seed: int = 0
+    answers: tuple[str, ...] = ()
+    json_schema: Mapping[str, Any] | None = None
+    prefix: str = ""
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why there is no usable answer. `passing`: asking again later may help (time-out, 429, 5xx)."""
+
+    kind: str
+    detail: str = ""
+    passing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer to a request. `logprob` is the sum over the completion's tokens, end token included, in nats under the
+    untempered distribution; `answer_logprobs` holds, for each of the request's `answers` that the engine could see, the
+    log-probability that the first token begins it (no entry: below what the engine shows)."""
+
+    request: Request
+    sample: int
+    text: str = ""
+    finish_reason: str = ""  # "stop" | "length" | "" when failed
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    logprob: float | None = None
+    answer_logprobs: Mapping[str, float] | None = None
+    cost: float | None = None
+    latency: float = 0.0
+    failure: Failure | None = None
+
+
+class Identity(NamedTuple):
+    """What makes two engines the same for a key: kind, the name shown, and the content hash of model, adapter,
+    quantisation, dtype and chat template (a remote endpoint has only its names)."""
+
+    kind: str
+    model: str
+    content: str
+
+
+def call_key(identity: Identity, rendered: str, request: Request, sample: int) -> str:
+    """The key of one paid answer. max_tokens is left out on purpose: a longer limit reuses what ended by itself."""
+    sampling = dataclasses.asdict(request.sampling)
+    sampling.pop("max_tokens")
+    return digest(
+        identity.kind, identity.content, rendered, sampling, request.answers, request.json_schema, request.prefix,
+        request.seed, sample,
+    )  # fmt: skip
+
+
+Have = Callable[[Request, int], bool]
+"""Told (request, sample): is that answer held already?"""
+
+
+# ------------------------------------------------------------------------------------------- the rows of a store
+
+
+def column(meaning: str, default: Any = dataclasses.MISSING) -> Any:
+    """A field that is a column, with the meaning that `factory schema` prints."""
+    return field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A conversation to be answered. Prompts belong to no run."""
+
+    TABLE: ClassVar[str] = "prompts"
+    key: str = column("hash of the messages")
+    messages: Messages = column("the conversation, oldest turn first, ending with the user's")
+    split: str = column("train | heldout (decisions read it) | final (opened once, after the champion is fixed)")
+    group: str = column("prompts of one group share a split: a column's value, topic and task, or a cluster")
+    topic: str | None = column("what it is about, as given", None)
+    task: str | None = column("what is to be done, as given", None)
+    constraints: Json = column("checkable constraints: JSON list of {kind, ...parameters}", None)
+    reference: str | None = column("a reference answer, where there is one", None)
+    source: str = column("the file or hub name it came from", "")
+    at: datetime = column("when it was added (UTC)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One paid answer of a model, written once. Candidates and judgments are readings of calls."""
+
+    TABLE: ClassVar[str] = "calls"
+    key: str = column("hash of engine, model content, rendered request, sampling without max_tokens, sample and seed")
+    attempt: int = column("1 for the first; a retry is a new row with the same key", 1)
+    run: str = column("the run that paid for it")
+    round: int = column("the round that paid for it", 0)
+    purpose: str = column("generate | judge | critique | revise | evaluate ...")
+    engine: str = column("kind of engine: transformers | vllm | openai | scripted")
+    model: str = column("name of the model")
+    model_hash: str = column("content hash of model, adapter, quantisation, dtype and chat template")
+    tag: str = column("what the call was about: prompt key, or the item judged", "")
+    messages: Messages = column("the request's messages")
+    sampling: Json = column("JSON of the sampling parameters, max_tokens included")
+    sample: int = column("index among the request's n samples", 0)
+    seed: int = column("seed of the request", 0)
+    text: str = column("the raw answer", "")
+    finish_reason: str = column("stop | length | empty when failed", "")
+    prompt_tokens: int = column("tokens of the rendered prompt", 0)
+    completion_tokens: int = column("tokens of the answer, end token included", 0)
+    logprob: float | None = column("sum of the answer's token log-probs, nats, untempered", None)
+    answer_logprobs: Json = column("JSON {answer: log-prob of it as the first token} for wanted answers", None)
+    cost: float | None = column("US dollars; null when the price is unknown", None)
+    latency: float = column("seconds from request to answer", 0.0)
+    failure: str | None = column("kind of failure, null when answered", None)
+    failure_detail: str | None = column("what went wrong", None)
+    passing: bool = column("a failure that may pass: asked again on the next try", False)
+    at: datetime = column("when it was answered (UTC)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One sampled answer to a prompt (TRL calls it a completion), read from a call."""
+
+    TABLE: ClassVar[str] = "candidates"
+    key: str = column("hash of run, round, call key, kind and reader version")
+    run: str = column("run")
+    round: int = column("round", 0)
+    prompt_key: str = column("prompts.key")
+    split: str = column("split of its prompt")
+    kind: str = column("sample | draft | critique | revision | given", "sample")
+    parent: str | None = column("candidates.key of the draft it revises", None)
+    call_key: str | None = column("calls.key; null when it was brought in from outside", None)
+    model: str = column("name of the model that wrote it")
+    model_hash: str = column("content hash of that model", "")
+    sample: int = column("index among the prompt's samples", 0)
+    text: str = column("the answer", "")
+    finish_reason: str = column("stop | length", "")
+    tokens: int = column("tokens, end token included", 0)
+    logprob: float | None = column("sum of token log-probs under the model that wrote it, nats, untempered", None)
+    failure: str | None = column("kind of failure; null when there is an answer", None)
+    reader: str = column("version of the code that read the call", "1")
+    at: datetime = column("when it was read (UTC)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgment:
+    """What one judge said of one candidate (pointwise) or of two (pairwise). Never dropped, also when it failed."""
+
+    TABLE: ClassVar[str] = "judgments"
+    key: str = column("hash of run, round, judge, candidates, order, aspect, call key and reader version")
+    run: str = column("run of the candidates")
+    round: int = column("round of the candidates", 0)
+    judge: str = column("name of the judge in the panel")
+    judge_model: str = column("model behind it; empty for programs and people", "")
+    kind: str = column("pointwise | pairwise")
+    prompt_key: str = column("prompts.key")
+    candidate_a: str = column("candidates.key; in canonical order (a < b) when pairwise")
+    candidate_b: str | None = column("candidates.key; null when pointwise", None)
+    shown_first: str | None = column("a | b: which the judge saw first; null when pointwise", None)
+    aspect: str = column("aspect, rubric or principle judged", "")
+    verdict: str | None = column("a | b | tie | none, in canonical order; null when pointwise", None)
+    p_a: float | None = column("probability that a is the better, canonical order, for this one order of showing", None)
+    score: float | None = column("pointwise score on [score_low, score_high]", None)
+    score_low: float | None = column("lowest score of the scale", None)
+    score_high: float | None = column("highest score of the scale", None)
+    detail: Json = column("JSON: what else the judge gives (constraints met, rationale, mass on valid answers)", None)
+    canary: str | None = column("name of the canary shown in place of a candidate; null for real work", None)
+    failure: str | None = column("kind of failure; null when it is a verdict", None)
+    call_key: str | None = column("calls.key; null for programs and people", None)
+    reader: str = column("version of the code that read the call", "1")
+    at: datetime = column("when it was read (UTC)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """The triple prompt / chosen / rejected, in TRL's columns."""
+
+    TABLE: ClassVar[str] = "preferences"
+    key: str = column("hash of run, round, prompt, chosen, rejected and strategy")
+    run: str = column("run")
+    round: int = column("round", 0)
+    prompt: Messages = column("the conversation")
+    chosen: Messages = column("the better answer, one assistant turn")
+    rejected: Messages = column("the worse answer, one assistant turn")
+    prompt_key: str = column("prompts.key")
+    chosen_key: str = column("candidates.key of the chosen")
+    rejected_key: str = column("candidates.key of the rejected")
+    margin: float = column("how much better, in the units of the panel's combined score (0 to 1)")
+    agreement: float | None = column("share of the judges with a verdict on this pair that side with it", None)
+    judges: int = column("number of judges with a verdict on this pair", 0)
+    strategy: str = column("pairing strategy", "")
+    source: str = column("factory, or the data set it came from", "factory")
+    at: datetime = column("when it was made (UTC)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """The unpaired form: prompt / completion / label, in TRL's columns."""
+
+    TABLE: ClassVar[str] = "labels"
+    key: str = column("hash of run, round, prompt, completion and strategy")
+    run: str = column("run")
+    round: int = column("round", 0)
+    prompt: Messages = column("the conversation")
+    completion: Messages = column("the answer, one assistant turn")
+    label: bool = column("true = desirable")
+    prompt_key: str = column("prompts.key")
+    candidate_key: str = column("candidates.key")
+    score: float | None = column("the panel's combined score (0 to 1)", None)
+    weight: float = column("weight in training", 1.0)
+    strategy: str = column("how the label was set", "")
+    source: str = column("factory, or the data set it came from", "factory")
+    at: datetime = column("when it was made (UTC)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logp:
+    """A reference log-probability, computed once and kept."""
+
+    TABLE: ClassVar[str] = "logps"
+    key: str = column("hash of model content, dtype and token ids")
+    model_hash: str = column("content hash of the scoring model")
+    dtype: str = column("dtype of the forward pass")
+    logprob: float = column("sum over completion tokens, end token included, nats")
+    tokens: int = column("completion tokens, end token included")
+    at: datetime = column("when it was computed (UTC)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """One pass of the flow, written when the round is done. Round 0 is the start policy's evaluation."""
+
+    TABLE: ClassVar[str] = "rounds"
+    key: str = column("hash of run and round")
+    run: str = column("run")
+    round: int = column("round; 0 is the start")
+    policy: str = column("folder or name of the policy that came out")
+    champion: bool = column("was it the best so far by held-out evaluation")
+    pass_rate: float | None = column("held-out share of answers that meet all their constraints", None)
+    pass_low: float | None = column("lower end of its 95% interval", None)
+    pass_high: float | None = column("upper end of its 95% interval", None)
+    win_rate: float | None = column("held-out win rate against the start policy, ties half", None)
+    kl: float | None = column("KL from the start policy, nats a sequence, by sampled log-ratios", None)
+    relevance: float | None = column(
+        "how much the prompt explains the answer under the start model, nats a token", None
+    )
+    mean_tokens: float | None = column("mean length of held-out answers in tokens", None)
+    preferences: int = column("preferences trained on", 0)
+    decision: str = column("go on | stop", "")
+    rule: str = column("rule that decided", "")
+    reason: str = column("its reason, with numbers", "")
+    report: Json = column("JSON: the whole round report", None)
+    at: datetime = column("when the round was done (UTC)")
+
+
+Row = Prompt | Call | Candidate | Judgment | Preference | Label | Logp | Round
+TABLES: dict[str, type[Row]] = {
+    row.TABLE: row for row in (Prompt, Call, Candidate, Judgment, Preference, Label, Logp, Round)
+}
+
+
+def as_row(row: Row) -> dict[str, Any]:
+    """The columns of a row as a plain dict (shallow: messages and JSON values are not copied)."""
+    return {f.name: getattr(row, f.name) for f in dataclasses.fields(row)}
+
+
+# ----------------------------------------------------------------------------------------- what a judge is given
+
+
+@dataclass(frozen=True, slots=True)
+class Matchup:
+    """What is put before a judge: a prompt with one candidate (pointwise) or two in canonical order (a.key < b.key).
+
+    `canary` names the canary that stands in for candidate `b` (for `a` when pointwise); its text is in the candidate.
+    """
+
+    prompt: Prompt
+    a: Candidate
+    b: Candidate | None = None
+    canary: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One question of an LLM judge about a matchup. `labels` maps each valid answer text to what it means: "a", "b",
+    "tie" (canonical, whichever was shown first) or the number of a score."""
+
+    matchup: Matchup
+    request: Request
+    aspect: str = ""
+    shown_first: Literal["a", "b"] | None = None
+    labels: Mapping[str, str | float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a judge reads from an answer: a verdict, a score, or a failure; never a guess."""
+
+    aspect: str = ""
+    verdict: Literal["a", "b", "tie", "none"] | None = None
+    p_a: float | None = None
+    score: float | None = None
+    score_low: float | None = None
+    score_high: float | None = None
+    detail: Mapping[str, Any] | None = None
+    failure: str | None = None
+
+
+# ---------------------------------------------------------------------------------------------- what is measured
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyReport:
+    """What an evaluation says of one policy on one split. Rates and means carry 95% intervals; None: not measured."""
+
+    policy: str
+    split: str
+    prompts: int
+    answers: int
+    failures: int
+    pass_rate: Estimate | None = None
+    score: Estimate | None = None  # mean share of constraints met
+    win_rate: Estimate | None = None  # against the baseline, ties half
+    baseline: str = ""
+    gain: Estimate | None = None  # pass rate minus the baseline's, paired by prompt
+    tokens: Estimate | None = None
+    words: Estimate | None = None
+    relevance: Estimate | None = None  # nats a token
+    distinct_2: float | None = None  # distinct word bigrams over all word bigrams
+    kl_sequence: Estimate | None = None  # nats
+    kl_token: Estimate | None = None  # nats
+    by_constraint: Mapping[str, Estimate] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; an Estimate becomes [value, low, high]."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PolicyReport:
+        """The inverse of `to_json`."""
+        values: dict[str, Any] = {k: Estimate(*v) if k in _ESTIMATES and v is not None else v for k, v in data.items()}
+        values["by_constraint"] = {k: Estimate(*v) for k, v in values.get("by_constraint", {}).items()}
+        return cls(**values)
+
+
+_ESTIMATES = {"pass_rate", "score", "win_rate", "gain", "tokens", "words", "relevance", "kl_sequence", "kl_token"}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Estimate):
+        return list(value)
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a stopping rule says. `evidence` holds the numbers that it read."""
+
+    stop: bool
+    rule: str
+    reason: str
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+
+def text_of(messages: Sequence[Message]) -> str:
+    """The conversation as plain text, for search and display (not for a model)."""
+    return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+
+
+def unique(keys: Iterable[str]) -> list[str]:
+    """The keys in order, without repeats."""
+    return list(dict.fromkeys(keys))
