@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -244,7 +245,8 @@ class Judgment:
     score_low: float | None = column("lowest score of the scale", None)
     score_high: float | None = column("highest score of the scale", None)
     detail: Json = column("JSON: what else the judge gives (constraints met, rationale, mass on valid answers)", None)
-    canary: str | None = column("name of the canary shown in place of a candidate; null for real work", None)
+    canary: bool = column("true when a canary was shown in place of a candidate: no real work", False)
+    canary_name: str | None = column("name of that canary; null for real work", None)
     failure: str | None = column("kind of failure; null when it is a verdict", None)
     call_key: str | None = column("calls.key; null for programs and people", None)
     reader: str = column("version of the code that read the call", "1")
@@ -412,23 +414,27 @@ class PolicyReport:
     by_constraint: Mapping[str, Estimate] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; an Estimate becomes [value, low, high]."""
+        """Plain JSON values; an Estimate becomes [value, low, high], with null for NaN."""
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PolicyReport:
         """The inverse of `to_json`."""
-        values: dict[str, Any] = {k: Estimate(*v) if k in _ESTIMATES and v is not None else v for k, v in data.items()}
-        values["by_constraint"] = {k: Estimate(*v) for k, v in values.get("by_constraint", {}).items()}
+        values: dict[str, Any] = {k: _estimate(v) if k in _ESTIMATES and v is not None else v for k, v in data.items()}
+        values["by_constraint"] = {k: _estimate(v) for k, v in values.get("by_constraint", {}).items()}
         return cls(**values)
 
 
 _ESTIMATES = {"pass_rate", "score", "win_rate", "gain", "tokens", "words", "relevance", "kl_sequence", "kl_token"}
 
 
+def _estimate(values: Sequence[float | None]) -> Estimate:
+    return Estimate(*(math.nan if v is None else v for v in values))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Estimate):
-        return list(value)
+        return [None if math.isnan(v) else v for v in value]
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     return value
