@@ -1,0 +1,260 @@
+"""Intervals for rates, means and differences; no I/O, numpy alone.
+
+Wilson (1927, JASA 22) for a rate; Newcombe (1998, Statistics in Medicine 17:2635, method 10) for the difference of two
+paired rates; the same square-and-add step (MOVER: Zou and Donner 2008) for other differences; the percentile bootstrap
+(Efron 1979) over clusters for all else. A cluster is what is drawn anew: the answers to one prompt hang together, so
+that prompts are resampled and never single answers (Miller 2024, arXiv 2411.00640).
+
+Every function returns `Estimate(value, low, high)` at the given level, two-sided. No data gives NaN throughout; one
+cluster gives a value with NaN bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from statistics import NormalDist
+from typing import TYPE_CHECKING, NamedTuple
+
+from factory.schema import Estimate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+LEVEL = 0.95
+RESAMPLES = 2000
+UNKNOWN = Estimate(math.nan, math.nan, math.nan)
+_DRAWN_AT_ONCE = 2_000_000  # indices held in memory by one block of resamples
+
+
+def z_of(level: float = LEVEL) -> float:
+    """The normal quantile of a two-sided interval: 1.96 at 0.95."""
+    return NormalDist().inv_cdf(0.5 + level / 2)
+
+
+def wilson(successes: float, n: float, level: float = LEVEL) -> Estimate:
+    """A rate of independent trials. Both numbers may be fractional (weights); 0 of n has an upper bound above 0."""
+    if n <= 0:
+        return UNKNOWN
+    z = z_of(level)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(max(p * (1 - p) / n + z * z / (4 * n * n), 0.0))
+    low = 0.0 if successes <= 0 else max(0.0, min(centre - half, p))
+    high = 1.0 if successes >= n else min(1.0, max(centre + half, p))
+    return Estimate(p, low, high)
+
+
+def paired_rates(both: int, only_a: int, only_b: int, neither: int, level: float = LEVEL) -> Estimate:
+    """Rate of a minus rate of b over the same trials, from the four counts of a 2x2 table.
+
+    Newcombe's method 10: Wilson bounds of each rate, squared and added, with their correlation phi,
+    continuity-corrected as he does. Bounds stay in [-1, 1] and do not shrink to a point when nothing differs.
+    """
+    n = both + only_a + only_b + neither
+    if n == 0:
+        return UNKNOWN
+    a, b = wilson(both + only_a, n, level), wilson(both + only_b, n, level)
+    return _square_and_add(a, b, _phi(both, only_a, only_b, neither))
+
+
+def _phi(both: int, only_a: int, only_b: int, neither: int) -> float:
+    """Correlation of two paired yes/no answers; a positive one is pulled half an observation towards zero."""
+    n = both + only_a + only_b + neither
+    spread = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    if spread == 0:
+        return 0.0
+    cross = both * neither - only_a * only_b
+    corrected = max(cross - n / 2, 0.0) if cross > 0 else float(cross)
+    return corrected / math.sqrt(spread)
+
+
+def wins_and_losses(wins: int, ties: int, losses: int, level: float = LEVEL) -> Estimate:
+    """Win rate with ties as half a win: 1/2 + (share won - share lost) / 2, by square-and-add on the two shares, whose
+    correlation within one multinomial is -sqrt(w l / ((1-w)(1-l))). All ties: 1/2, with bounds that narrow with n."""
+    n = wins + ties + losses
+    if n == 0:
+        return UNKNOWN
+    won, lost = wilson(wins, n, level), wilson(losses, n, level)
+    outside = (1 - won.value) * (1 - lost.value)
+    correlation = -math.sqrt(min(won.value * lost.value / outside, 1.0)) if outside > 0 else -1.0
+    gap = _square_and_add(won, lost, correlation)
+    return Estimate(*(0.5 + bound / 2 for bound in gap))
+
+
+def difference(a: Estimate, b: Estimate, share: float = 1.0) -> Estimate:
+    """a - share * b for two estimates that know nothing of each other (square-and-add, no correlation)."""
+    ends = sorted((share * b.low, share * b.high))
+    return _square_and_add(a, Estimate(share * b.value, *ends), 0.0)
+
+
+def _square_and_add(a: Estimate, b: Estimate, correlation: float) -> Estimate:
+    """Interval of a - b from the distances of each value to its own bounds."""
+    down_a, up_a = a.value - a.low, a.high - a.value
+    down_b, up_b = b.value - b.low, b.high - b.value
+    below = down_a**2 - 2 * correlation * down_a * up_b + up_b**2
+    above = up_a**2 - 2 * correlation * up_a * down_b + down_b**2
+    gap = a.value - b.value
+    if math.isnan(below) or math.isnan(above):
+        return Estimate(gap, math.nan, math.nan)
+    return Estimate(gap, gap - math.sqrt(max(below, 0.0)), gap + math.sqrt(max(above, 0.0)))
+
+
+def widened(estimate: Estimate, looks: int, level: float = LEVEL) -> Estimate:
+    """The interval stretched so that `looks` readings in a row, each of which may stop a run, err together at most
+    1 - level of the time: the k-th look spends 6 / (pi k)^2 of the allowance (they sum to one), by the union bound."""
+    if looks < 1:
+        raise ValueError("looks counts from 1")
+    spent = (1 - level) * 6 / (math.pi * looks) ** 2
+    factor = z_of(1 - spent) / z_of(level)
+    down, up = estimate.value - estimate.low, estimate.high - estimate.value
+    return Estimate(estimate.value, estimate.value - factor * down, estimate.value + factor * up)
+
+
+# ------------------------------------------------------------------------------------------------ the bootstrap
+
+
+class Clustered(NamedTuple):
+    """Sums by cluster, in order of first appearance: what a ratio of sums needs. Both `(clusters,)`."""
+
+    numerators: NDArray[np.float64]
+    denominators: NDArray[np.float64]
+
+
+def by_cluster(
+    numerators: Sequence[float], denominators: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> Clustered:
+    """Sum both sequences within clusters; without clusters every item is its own."""
+    import numpy as np
+
+    top, bottom = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    if top.shape != bottom.shape:
+        raise ValueError(f"{len(top)} numerators for {len(bottom)} denominators")
+    if clusters is None:
+        return Clustered(top, bottom)
+    if len(clusters) != len(top):
+        raise ValueError(f"{len(clusters)} clusters for {len(top)} values")
+    places: dict[Hashable, int] = {}
+    index = np.asarray([places.setdefault(c, len(places)) for c in clusters], dtype=np.intp)
+    sums = (np.bincount(index, weights=values, minlength=len(places)) for values in (top, bottom))
+    return Clustered(*(s.astype(np.float64) for s in sums))
+
+
+def ratio(
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Sum of numerators over sum of denominators (a mean when the denominators are 1), bootstrapped over clusters."""
+    import numpy as np
+
+    sums = by_cluster(numerators, denominators, clusters)
+    total = float(sums.denominators.sum())
+    if total == 0:
+        return UNKNOWN
+    value = float(sums.numerators.sum()) / total
+    if len(sums.numerators) < 2 or not math.isfinite(value):
+        return Estimate(value, math.nan, math.nan)
+    drawn = _resampled(sums, resamples, seed)
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def _resampled(sums: Clustered, resamples: int, seed: int) -> NDArray[np.float64]:
+    """The ratio of `resamples` draws of as many clusters, with replacement, in blocks of bounded memory.
+
+    Shape (resamples,); a draw whose denominators are all 0 is NaN.
+    """
+    import numpy as np
+
+    n = len(sums.numerators)
+    rng = np.random.default_rng(seed)
+    block = max(1, _DRAWN_AT_ONCE // n)
+    drawn = np.empty(resamples)
+    for start in range(0, resamples, block):
+        picks = rng.integers(0, n, size=(min(block, resamples - start), n))
+        below = sums.denominators[picks].sum(axis=1)
+        above = sums.numerators[picks].sum(axis=1)
+        drawn[start : start + len(picks)] = np.divide(above, below, out=np.full(len(picks), np.nan), where=below != 0)
+    return drawn
+
+
+def mean(
+    values: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """The mean of all values, bootstrapped over clusters."""
+    return ratio(values, [1.0] * len(values), clusters, level=level, resamples=resamples, seed=seed)
+
+
+def share(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None, *, level: float = LEVEL, seed: int = 0
+) -> Estimate:
+    """The mean of values within [0, 1] (a pass rate when they are 0 and 1).
+
+    Yes/no values, one a cluster: Wilson. Otherwise the clustered bootstrap; where all clusters agree it would claim
+    certainty, so that there Wilson's interval with one trial a cluster is given (too wide rather than too narrow).
+    """
+    if not values:
+        return UNKNOWN
+    groups = len(values) if clusters is None else len(set(clusters))
+    if groups == len(values) and set(values) <= {0, 1}:
+        return wilson(sum(values), groups, level)
+    estimate = mean(values, clusters, level=level, seed=seed)
+    if estimate.low < estimate.high:
+        return estimate
+    return wilson(estimate.value * groups, groups, level)
+
+
+def paired_shares(
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    level: float = LEVEL,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Estimate:
+    """Mean of a - b over items that both were measured on (prompts, one value each), values within [0, 1].
+
+    Yes/no values: Newcombe's paired interval. Otherwise the bootstrap over items; where all differences are equal, the
+    square-and-add of the two Wilson intervals, for the reason given at `share`.
+    """
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} values against {len(b)}: pairs are needed")
+    if not a:
+        return UNKNOWN
+    if set(a) | set(b) <= {0, 1}:
+        both, only_a, only_b, neither = (_count(a, b, x, y) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0)))
+        return paired_rates(both, only_a, only_b, neither, level)
+    estimate = mean([x - y for x, y in zip(a, b, strict=True)], level=level, resamples=resamples, seed=seed)
+    if estimate.low < estimate.high:
+        return estimate
+    return _square_and_add(wilson(sum(a), len(a), level), wilson(sum(b), len(b), level), 0.0)
+
+
+def _count(a: Sequence[float], b: Sequence[float], x: int, y: int) -> int:
+    return sum(1 for pair in zip(a, b, strict=True) if pair == (x, y))
+
+
+def win_rate(values: Sequence[float], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
+    """Mean over prompts of a prompt's win rate, ties half.
+
+    One comparison a prompt (values 0, 1/2, 1): `wins_and_losses`. Otherwise the bootstrap over prompts; where all
+    prompts agree, as at `share`.
+    """
+    if set(values) <= {0.0, 0.5, 1.0}:
+        wins, ties, losses = (sum(1 for value in values if value == outcome) for outcome in (1.0, 0.5, 0.0))
+        return wins_and_losses(wins, ties, losses, level)
+    estimate = mean(values, level=level, resamples=resamples, seed=seed)
+    if estimate.low < estimate.high:
+        return estimate
+    return wilson(estimate.value * len(values), len(values), level)
