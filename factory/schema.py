@@ -354,12 +354,14 @@ class Matchup:
     """What is put before a judge: a prompt with one candidate (pointwise) or two in canonical order (a.key < b.key).
 
     `canary` names the canary that stands in for candidate `b` (for `a` when pointwise); its text is in the candidate.
+    `secret` is the store's: the fence around foreign texts takes its nonce from it.
     """
 
     prompt: Prompt
     a: Candidate
     b: Candidate | None = None
     canary: str | None = None
+    secret: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
