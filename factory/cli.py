@@ -1,0 +1,88 @@
+"""The command line: `factory`. A thin skin: each command is one call of the library, imported when the command runs.
+
+Results go to stdout, progress and faults to stderr. Exit codes: 0 done, 1 done but rows failed or a gate was not met,
+2 usage or configuration, 3 endpoint or credentials, 4 locked, 5 integrity, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from factory.commands import data, health, labels, policies, runs
+from factory.console import note
+from factory.faults import FactoryError
+
+
+class FactoryGroup(TyperGroup):
+    """Commands in the order of the flow; a fault that the user can cure is printed without a traceback."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FactoryError as fault:
+            note(f"error: {fault.text()}")
+            raise typer.Exit(fault.exit_code) from fault
+        except KeyboardInterrupt:
+            note("interrupted: what was done is kept; the same command goes on from there")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise typer.Exit(0) from None
+
+
+app = typer.Typer(
+    name="factory",
+    cls=FactoryGroup,
+    help="Prompts and a model into preference data, preference data into a better model, round after round.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+prompts = typer.Typer(no_args_is_help=True, help="Prompts of the store.")
+recipe = typer.Typer(no_args_is_help=True, help="Recipes: what a run does.")
+
+prompts.command("add")(data.add_prompts)
+app.add_typer(prompts, name="prompts")
+app.command("generate")(data.generate)
+app.command("label")(labels.label)
+app.command("agreement")(labels.agreement)
+app.command("pair")(labels.pair)
+app.command("train")(policies.train)
+app.command("evaluate")(policies.evaluate)
+app.command("run")(runs.run)
+app.command("status")(runs.status)
+app.command("report")(runs.report)
+recipe.command("list")(runs.list_recipes)
+recipe.command("show")(runs.show_recipe)
+recipe.command("check")(runs.check_recipe)
+app.add_typer(recipe, name="recipe")
+app.command("query")(data.query)
+app.command("schema")(data.schema)
+app.command("export")(data.export)
+app.command("doctor")(health.doctor)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"preference-factory {version('preference-factory')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Prompts and a model into preference data, preference data into a better model, round after round."""
+
+
+def main() -> None:
+    """Entry point of the `factory` command."""
+    app()

@@ -1,0 +1,1 @@
+"""The commands of `factory`, by what they work on. Each is a thin skin over one library call."""

@@ -1,0 +1,172 @@
+"""Commands that put data in and take it out: prompts, candidates, SQL, exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factory import console
+from factory.commands import options
+from factory.faults import FactoryError
+
+
+def add_prompts(
+    source: Annotated[str, typer.Argument(help="File (JSONL, JSON, CSV, Parquet), hub name, or bundled: verifiable.")],
+    mapping: Annotated[
+        list[str] | None, typer.Option("--map", help="Column by its role: prompt=question; repeatable.")
+    ] = None,
+    group_by: Annotated[
+        str | None, typer.Option(help="Column whose value keeps prompts together in one split.")
+    ] = None,
+    heldout: Annotated[float, typer.Option(min=0, max=1, help="Share of groups held out for decisions.")] = 0.15,
+    final: Annotated[float, typer.Option(min=0, max=1, help="Share of groups kept for the end.")] = 0.05,
+    hub_config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None,
+    hub_split: Annotated[str, typer.Option(help="Split of the hub data set.")] = "train",
+    limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many rows.")] = None,
+    store: options.StoreFolder = options.STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Add prompts, or preference data, to the store; makes the store when there is none."""
+    from factory.prompts import add_prompts as add
+
+    with options.opened(store, create=True) as opened:
+        report = add(
+            opened,
+            source,
+            mapping={key: str(value) for key, value in options.settings(mapping, "--map").items()},
+            group_by=group_by,
+            heldout=heldout,
+            final=final,
+            hub_config=hub_config,
+            hub_split=hub_split,
+            limit=limit,
+        )
+    console.emit(report.to_json(), as_json=as_json, text=report.text())
+    if report.failures:
+        raise typer.Exit(1)
+
+
+def generate(
+    model: options.Model = options.EMBEDDED,
+    engine: options.EngineKind = "transformers",
+    engine_option: options.EngineOptions = None,
+    split: Annotated[str, typer.Option(help="Split of the prompts: train | heldout | final.")] = "train",
+    n: Annotated[int, typer.Option("--n", min=1, help="Answers a prompt.")] = 4,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="1 keeps the whole distribution.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0 keeps the whole distribution.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    retry_failed: Annotated[bool, typer.Option(help="Ask again also where the failure was permanent.")] = False,
+    seed: options.Seed = 0,
+    run: options.NewRun = None,
+    round_number: options.RoundNumber = 0,
+    dry_run: options.DryRun = False,
+    store: options.StoreFolder = options.STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Sample n candidates for each prompt. The same command again goes on where it stopped."""
+    from factory.engines import EngineSpec, build
+    from factory.generation import chosen_prompts, generate as sample
+    from factory.schema import Sampling
+
+    name = options.dated("generate", run)
+    with options.opened(store) as opened, opened.run_lock(name):
+        keys = [prompt.key for prompt in chosen_prompts(opened, split=split, limit=limit)]
+        if not keys:
+            raise FactoryError(f"no prompts in split {split!r}", where=str(store), todo="factory prompts add FILE")
+        if dry_run:
+            plan = {"calls_at_most": len(keys) * n, "tokens_at_most": len(keys) * n * max_tokens, "prompts": len(keys)}
+            cost = {"cost": "unknown: no prices are given" if engine == "openai" else "nothing is paid for"}
+            console.emit(plan | cost, as_json=as_json, text=console.facts(plan | cost))
+            return
+        built = build(EngineSpec(engine, model, options.settings(engine_option, "--engine-option")))
+        try:
+            with console.progress("candidates", len(keys) * n) as counter:
+                report = sample(
+                    opened,
+                    built,
+                    run=name,
+                    round=round_number,
+                    keys=keys,
+                    n=n,
+                    sampling=Sampling(temperature, top_p, top_k, max_tokens),
+                    seed=seed,
+                    retry_failed=retry_failed,
+                    progress=counter,
+                )
+        finally:
+            built.close()
+    result = {"run": name} | report.to_json()
+    console.emit(result, as_json=as_json, text=console.facts(result))
+    if report.failures:
+        raise typer.Exit(1)
+
+
+def query(
+    sql: Annotated[str, typer.Argument(help="One SELECT over the store's tables and views (see `factory schema`).")],
+    form: Annotated[str, typer.Option("--format", help="table | json | csv | parquet")] = "table",
+    parameter: Annotated[
+        list[str] | None, typer.Option("--param", "-p", help="name=value for $name in the SQL; repeatable.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most rows to print; says when it cut.")] = 1000,
+    out: Annotated[Path | None, typer.Option(help="File to write to instead of stdout (needed for parquet).")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which the query is ended.")] = 60.0,
+    store: options.StoreFolder = options.STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Ask the store in SQL (DuckDB's). Reads only; sees the committed rows of a run at work."""
+    from factory import query as queries
+
+    wanted = "json" if as_json else form
+    with options.opened(store) as opened:
+        result = queries.run(
+            opened, sql, parameters=options.settings(parameter, "--param") or None, limit=limit, timeout=timeout
+        )
+    text = queries.render(result, wanted, out=out)
+    if text:
+        typer.echo(text)
+    if result.cut:
+        console.note(f"cut at {limit} rows; --limit N shows more")
+
+
+def schema(
+    table: Annotated[str | None, typer.Argument(help="One table or view; all by default.")] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Print every table, view and column with its meaning."""
+    from factory.query import describe
+    from factory.registry import unknown_name
+
+    entries = describe()
+    if table is not None and table not in {entry["name"] for entry in entries}:
+        raise unknown_name("table", table, (entry["name"] for entry in entries))
+    shown = [entry for entry in entries if table in {None, entry["name"]}]
+    blocks = [
+        f"{entry['name']} ({entry['kind']}): {entry['meaning']}\n"
+        + console.table(entry["columns"], ["column", "type", "meaning"])
+        for entry in shown
+    ]
+    console.emit(shown, as_json=as_json, text="\n\n".join(blocks))
+
+
+def export(
+    out: Annotated[Path, typer.Argument(help="Folder to write, or a file that ends in .duckdb.")],
+    form: Annotated[str, typer.Option("--format", help="dataset | jsonl | csv | duckdb")] = "dataset",
+    tables: Annotated[
+        list[str] | None, typer.Option("--table", help="preferences | labels | judgments | candidates; all by default.")
+    ] = None,
+    run: Annotated[str | None, typer.Option("--run", help="One run; all by default.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
+    store: options.StoreFolder = options.STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write preferences, labels, judgments and candidates for other tools."""
+    from factory.export import export as write
+
+    form = "duckdb" if out.suffix == ".duckdb" else form
+    with options.opened(store) as opened:
+        report = write(opened, out, form=form, tables=tables, run=run, force=force)
+    console.emit(report.to_json(), as_json=as_json, text=console.facts(report.to_json()))

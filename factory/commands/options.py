@@ -1,0 +1,87 @@
+"""Options that several commands share, so that each has one name, one meaning and one help text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from factory.console import note
+from factory.faults import FactoryError
+
+if TYPE_CHECKING:
+    from factory.store import Store
+
+StoreFolder = Annotated[Path, typer.Option("--store", envvar="FACTORY_STORE", help="Folder of the store.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Run = Annotated[str | None, typer.Option("--run", help="Name of the run; default: the newest that has the input.")]
+NewRun = Annotated[str | None, typer.Option("--run", help="Name of the run; by default the command and the date.")]
+RoundNumber = Annotated[int, typer.Option("--round", min=0, help="Round of the run.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+EngineKind = Annotated[str, typer.Option("--engine", help="Engine: transformers | openai | scripted.")]
+EngineOptions = Annotated[
+    list[str] | None,
+    typer.Option("--engine-option", "-E", help="Option of the engine: base_url=http://...; repeatable."),
+]
+Model = Annotated[str, typer.Option("--model", help="Model folder, adapter folder or hub name.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be asked and what it costs; ask nothing.")]
+
+STORE = Path("store")
+EMBEDDED = "smollm2-135m-instruct"
+
+
+@contextmanager
+def opened(folder: Path, *, create: bool = False) -> Iterator[Store]:
+    """The store of that folder, closed afterwards."""
+    from factory.store import Store
+
+    store = Store.open(folder, create=create)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def dated(command: str, run: str | None) -> str:
+    """The run's name: as given, else the command's own name and today's date."""
+    return run or f"{command}-{datetime.now(UTC):%Y-%m-%d}"
+
+
+def newest(store: Store, table: str, run: str | None) -> str:
+    """The run's name: as given, else the newest that has rows in `table`."""
+    if run is not None:
+        return run
+    rows = store.read(table, columns=["run", "at"])
+    if not rows:
+        raise FactoryError(f"the store has no {table} yet", where=str(store.folder), todo=NEEDS[table])
+    name = str(max(rows, key=lambda row: row["at"])["run"])
+    note(f"run: {name} (the newest with {table}; --run names another)")
+    return name
+
+
+NEEDS = {
+    "candidates": "make some with `factory generate`",
+    "judgments": "make some with `factory label`",
+    "preferences": "make some with `factory pair`",
+    "labels": "make some with `factory pair`",
+    "rounds": "make some with `factory run`",
+}
+
+
+def settings(pairs: list[str] | None, flag: str) -> dict[str, Any]:
+    """key=value options as a mapping; values are read as YAML."""
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, sign, raw = pair.partition("=")
+        if not sign or not key:
+            raise FactoryError(f"{flag} {pair!r} is not of the form key=value")
+        try:
+            found[key] = yaml.safe_load(raw)
+        except yaml.YAMLError as error:
+            raise FactoryError(f"{flag} {key}: {raw!r} is not a YAML value", todo="quote the value") from error
+    return found

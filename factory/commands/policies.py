@@ -1,0 +1,107 @@
+"""Commands that make policies and measure them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factory import console
+from factory.commands import options
+
+
+def train(
+    method: Annotated[str, typer.Option(help="Objective: dpo | cdpo | ipo | kto ...")] = "dpo",
+    setting: Annotated[
+        list[str] | None, typer.Option("--set", help="Setting of the trainer, e.g. learning_rate=2e-4; repeatable.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None, typer.Option("--param", "-p", help="Parameter of the objective, e.g. beta=0.1; repeatable.")
+    ] = None,
+    model: options.Model = options.EMBEDDED,
+    reference: Annotated[
+        str | None, typer.Option(help="The frozen reference; by default the model that training begins with.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the policy; by default the run's round folder.")] = None,
+    run: options.Run = None,
+    round_number: options.RoundNumber = 0,
+    store: options.StoreFolder = options.STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Train a policy on a run's preferences or labels. The same command again goes on from the last checkpoint."""
+    from factory.training import config_of, needs, train_policy
+
+    config = config_of(
+        method=method,
+        settings=options.settings(setting, "--set"),
+        parameters=options.settings(parameter, "--param"),
+    )
+    with options.opened(store) as opened:
+        name = options.newest(opened, needs(method), run)
+        with opened.run_lock(name):
+            result = train_policy(
+                opened,
+                run=name,
+                rounds=[round_number],
+                start=model,
+                reference=reference or model,
+                out=out or opened.run_folder(name) / f"round-{round_number}",
+                config=config,
+            )
+    console.emit(result.to_json(), as_json=as_json, text=console.facts(result.to_json()))
+
+
+def evaluate(
+    model: options.Model = options.EMBEDDED,
+    baseline: Annotated[str, typer.Option(help="Policy to win against and to measure KL from.")] = options.EMBEDDED,
+    split: Annotated[str, typer.Option(help="heldout | final")] = "heldout",
+    n: Annotated[int, typer.Option("--n", min=1, help="Answers a prompt.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    engine: options.EngineKind = "transformers",
+    engine_option: options.EngineOptions = None,
+    seed: options.Seed = 0,
+    run: options.NewRun = None,
+    store: options.StoreFolder = options.STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Measure a policy on held-out prompts against a baseline: pass and win rate, lengths, KL, relevance."""
+    from factory.engines import EngineSpec, build
+    from factory.evaluation import ModelScorer, evaluate as evaluate_policy
+    from factory.schema import Sampling
+
+    name = options.dated("evaluate", run)
+    given = options.settings(engine_option, "--engine-option")
+    sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
+    with ExitStack() as stack:
+        opened = stack.enter_context(options.opened(store))
+        stack.enter_context(opened.run_lock(name))
+        report = None
+        for number, policy in enumerate([baseline, model]):
+            built = stack.enter_context(closing(build(EngineSpec(engine, policy, given))))
+            with console.progress(f"answers of {policy}") as counter:
+                report = evaluate_policy(
+                    opened,
+                    run=name,
+                    round=number,
+                    policy=policy,
+                    split=split,
+                    engine=built,
+                    start=baseline,
+                    baseline_round=0 if number else None,
+                    n=n,
+                    sampling=sampling,
+                    seed=seed,
+                    limit=limit,
+                    scorer=ModelScorer(opened),
+                    progress=counter,
+                )
+    if report is None:
+        return
+    result = {"run": name} | report.to_json()
+    console.emit(result, as_json=as_json, text=console.facts(result))
+    if report.failures:
+        raise typer.Exit(1)

@@ -1,0 +1,105 @@
+"""Commands that run recipes, say where a run is, and tell what came out of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from factory import console
+from factory.commands import options
+from factory.faults import FactoryError
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override of the recipe, e.g. train.config.epochs=1; repeatable.")
+]
+RecipeName = Annotated[str, typer.Argument(help="Name of a bundled recipe, or a YAML file.")]
+
+
+def run(
+    name: RecipeName,
+    overrides: Overrides = None,
+    run_name: Annotated[str | None, typer.Option("--run", help="Name of the run; default: recipe and date.")] = None,
+    dry_run: options.DryRun = False,
+    store: options.StoreFolder = options.STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Run a recipe's rounds until a rule says stop. The same command again goes on with a run that was cut off."""
+    from factory import recipe as recipes
+
+    loaded = recipes.load(name, overrides or ())
+    if dry_run:
+        plan = recipes.plan(loaded)
+        text = f"{console.facts({k: v for k, v in plan.items() if k != 'stages'})}\n\n{console.table(plan['stages'])}"
+        console.emit(plan, as_json=as_json, text=text)
+        return
+    from factory import report as reports
+    from factory.rounds import run as run_rounds
+
+    with options.opened(store, create=True) as opened:
+        outcome = run_rounds(opened, loaded, options.dated(loaded.name, run_name))
+        summary = reports.summary(reports.collect(opened, outcome.run))
+    console.emit(outcome.to_json(), as_json=as_json, text=f"{summary}\n\nreport: {outcome.report}")
+
+
+def status(
+    run_name: Annotated[str | None, typer.Option("--run", help="One run; all by default.")] = None,
+    store: options.StoreFolder = options.STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Where the runs of a store are: stages done, under way or failed, and the last decision."""
+    from factory.rounds import progress_of
+
+    with options.opened(store) as opened:
+        names = [run_name] if run_name else [str(held["run"]) for held in opened.runs()]
+        for name in names:
+            if opened.get_run(name) is None:
+                raise FactoryError(f"no run named {name!r}", where=str(store), todo="factory status lists the runs")
+        found = [progress_of(opened, name) for name in names]
+    blocks = [f"{item['run']}: {item['state']}\n{console.table(item['stages'])}" for item in found]
+    console.emit(found, as_json=as_json, text="\n\n".join(blocks) or "no runs yet: factory run quickstart")
+
+
+def report(
+    run_name: Annotated[str | None, typer.Option("--run", help="Name of the run; the newest by default.")] = None,
+    store: options.StoreFolder = options.STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a run's report.html again from the store, also of a run at work, and print its summary."""
+    from factory import report as reports
+
+    with options.opened(store) as opened:
+        name = options.newest(opened, "rounds", run_name)
+        collected = reports.collect(opened, name)
+        path = reports.write(opened, name)
+        result: dict[str, Any] = {"run": name, "report": str(path)}
+    console.emit(result, as_json=as_json, text=f"{reports.summary(collected)}\n\nreport: {path}")
+
+
+def list_recipes(as_json: options.AsJson = False) -> None:
+    """The bundled recipes."""
+    from factory import recipe as recipes
+
+    rows = [{"recipe": name, "about": recipes.load(name).about} for name in recipes.bundled_recipes()]
+    console.emit(rows, as_json=as_json, text=console.table(rows))
+
+
+def show_recipe(name: RecipeName, overrides: Overrides = None, as_json: options.AsJson = False) -> None:
+    """A recipe with all its defaults filled in."""
+    from factory import recipe as recipes
+
+    loaded = recipes.load(name, overrides or ())
+    console.emit(loaded.model_dump(mode="json"), as_json=as_json, text=recipes.dump(loaded))
+
+
+def check_recipe(
+    path: Annotated[Path, typer.Argument(help="YAML file.")],
+    overrides: Overrides = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check a recipe: every fault at once."""
+    from factory import recipe as recipes
+
+    loaded = recipes.load(str(path), overrides or ())
+    console.emit({"recipe": loaded.name, "faults": []}, as_json=as_json, text=f"{loaded.name}: no faults")

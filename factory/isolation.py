@@ -1,0 +1,68 @@
+"""A stage in a process of its own, so that the memory of its model is gone before the next stage begins.
+
+The child is a fresh interpreter (a GPU context does not survive a fork) and ends when its parent is gone, also by kill -9:
+it waits on a pipe that only the parent holds open.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from factory.faults import FactoryError
+from factory.runbook import Detail, Run
+
+if TYPE_CHECKING:
+    from factory.recipe import Recipe
+
+
+def in_child(run: Run, number: int, stage: str) -> Detail:
+    """Do a stage of a run in a child process and hand back what it says. FactoryErrors come through as themselves."""
+    context = multiprocessing.get_context("spawn")
+    answer, answering = context.Pipe(duplex=False)
+    watched, held = context.Pipe(duplex=False)
+    child = context.Process(
+        target=_child, args=(str(run.store.folder), run.recipe, run.name, number, stage, answering, watched)
+    )
+    child.start()
+    answering.close()
+    watched.close()
+    try:
+        fault, detail = answer.recv()
+    except EOFError:
+        child.join()
+        raise FactoryError(
+            f"the process of stage {stage!r} ended with code {child.exitcode}",
+            where=f"run {run.name}, round {number}",
+            todo="code -9 is often a lack of memory; the same command goes on from what was done",
+        ) from None
+    finally:
+        child.join()
+        held.close()
+    if fault is not None:
+        raise fault
+    return dict(detail)
+
+
+def _child(
+    folder: str, recipe: Recipe, name: str, number: int, stage: str, answering: Connection, watched: Connection
+) -> None:
+    threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
+    from factory.stages import STAGES
+    from factory.store import Store
+
+    with Store.open(folder) as store:
+        try:
+            answering.send((None, STAGES[stage](Run(store, recipe, name), number)))
+        except FactoryError as fault:
+            answering.send((fault, {}))
+
+
+def _end_with_parent(watched: Connection) -> None:
+    try:
+        watched.recv()
+    except EOFError:
+        os._exit(143)

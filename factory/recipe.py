@@ -1,0 +1,331 @@
+"""Recipes: YAML files that say how a run goes, read into frozen models that refuse what they do not know.
+
+A recipe is found by name among the bundled ones (pipelines/*.yaml) or by path. Flags override it (`--set a.b=c`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from train.config import TrainConfig
+
+from factory.faults import ConfigError, FactoryError
+from factory.registry import unknown_name
+from factory.schema import Sampling
+from factory.stopping import StopConfig
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("a number is wanted, not yes/no (YAML reads a bare yes, no, on and off as true or false)")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Share = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)]
+
+
+class Part(BaseModel):
+    """A piece of a recipe: frozen, and unknown keys are faults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PromptsPart(Part):
+    """Where the prompts come from and how they are split."""
+
+    source: str = "verifiable"
+    """A bundled set's name, a file, or a hub name; added to the store at the start of the run."""
+    group_by: str | None = None
+    """Column whose value keeps prompts together in one split; by default topic and task, else near-duplicates."""
+    per_round: Positive = 120
+    """Prompts of the train split drawn for each round."""
+
+
+class SamplingPart(Part):
+    """How a model samples."""
+
+    n: Positive = 4
+    """Answers a prompt."""
+    temperature: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=5)] = 1.0
+    top_p: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    max_tokens: Positive = 256
+
+    def sampling(self) -> Sampling:
+        """The engine's form."""
+        return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens)
+
+
+class EnginePart(Part):
+    """An engine by kind, with its own options (device, dtype, threads, base_url ...)."""
+
+    kind: str = "transformers"
+    model: str | None = None
+    """Model of this engine; by default the policy of the round."""
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class PanelPart(Part):
+    """One member of the panel."""
+
+    judge: str
+    """Registered judge: verifier, pairwise, rating ..."""
+    name: str | None = None
+    """Name in the tables; the judge's own by default."""
+    model: Literal["policy", "start"] | str = "start"
+    """Who judges, when a model does: the round's policy, the start model, or any model's name."""
+    engine: EnginePart | None = None
+    """Engine of the judge; the recipe's by default."""
+    matchups: str = "all"
+    """Which pairs it sees: all | against_best | verifier_ties | random:k."""
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class PairPart(Part):
+    """From judgments to preferences and labels."""
+
+    strategy: str = "best_worst"
+    combine: Literal["lead", "mean", "majority"] = "lead"
+    lead: str | None = None
+    """The judge that decides when combine is lead; the first of the panel by default."""
+    min_margin: Share = 0.0
+
+
+class TrainPart(Part):
+    """What is trained against what."""
+
+    reference: Literal["start", "round"] = "round"
+    """The frozen reference: the run's start model, or the policy that this round began with."""
+    begin_from: Literal["start", "round"] = "round"
+    """Where training begins: the run's start model, or the policy that sampled this round."""
+    all_rounds: bool = False
+    """Train on the preferences of all rounds so far, not of this one alone."""
+    config: TrainConfig = Field(default_factory=TrainConfig)
+
+
+class EvaluatePart(SamplingPart):
+    """How policies are measured on held-out prompts."""
+
+    n: Positive = 1
+    limit: Positive | None = None
+    """At most so many prompts of the split (the same ones every round)."""
+    independent: bool = True
+    """Is the measure that decides made by something other than the labelling judge? If not, the report says so."""
+
+
+class Recipe(Part):
+    """A run, whole."""
+
+    name: str
+    about: str = ""
+    seed: Count = 0
+    model: str = "smollm2-135m-instruct"
+    """The start policy."""
+    engine: EnginePart = Field(default_factory=EnginePart)
+    prompts: PromptsPart = Field(default_factory=PromptsPart)
+    generate: SamplingPart = Field(default_factory=SamplingPart)
+    panel: tuple[PanelPart, ...] = Field(min_length=1)
+    pair: PairPart = Field(default_factory=PairPart)
+    train: TrainPart = Field(default_factory=TrainPart)
+    evaluate: EvaluatePart = Field(default_factory=EvaluatePart)
+    stop: StopConfig = Field(default_factory=StopConfig)
+    isolate: Literal["auto", "always", "never"] = "auto"
+    """Stages with a model in child processes, so that memory is free before training; auto: when there is a GPU."""
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Recipe:
+        names = [self.member_name(part) for part in self.panel]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two members of the panel have the same name: {', '.join(names)}")
+        if self.pair.lead is not None and self.pair.lead not in names:
+            raise ValueError(f"pair.lead: {self.pair.lead!r} is not in the panel ({', '.join(names)})")
+        return self
+
+    @staticmethod
+    def member_name(part: PanelPart) -> str:
+        """The name a member has in the tables."""
+        return part.name or part.judge
+
+    @property
+    def lead(self) -> str:
+        """The judge that decides when combine is lead."""
+        return self.pair.lead or self.member_name(self.panel[0])
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """safe_load that refuses a key given twice instead of keeping the last."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        if key in seen:
+            line = key_node.start_mark.line + 1
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice (line {line})")
+        seen[key] = loader.construct_object(value_node, deep=True)  # type: ignore[no-untyped-call]
+    return seen
+
+
+_UniqueKeys.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """Name to file of the recipes that come with the factory."""
+    from factory.resources import bundled
+
+    return {path.stem: path for path in sorted(bundled("pipelines").glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: a path that exists, or a bundled name."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        if path.is_file():
+            return path
+        raise FactoryError(f"no recipe file {name!r}", todo="give the path of a YAML file, or a bundled name")
+    known = bundled_recipes()
+    if name not in known:
+        raise unknown_name("recipe", name, known)
+    return known[name]
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name or path, with `a.b=c` overrides. ConfigError lists every fault at once."""
+    path = find(name)
+    return parse(path.read_text(encoding="utf-8"), where=str(path), overrides=overrides)
+
+
+def parse(text: str, *, where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a YAML text holds."""
+    try:
+        data = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError([f"not valid YAML: {error}"], where=where, todo="mend the file") from error
+    if not isinstance(data, dict):
+        raise ConfigError(
+            ["a recipe is a mapping of keys to values"], where=where, todo="see pipelines/quickstart.yaml"
+        )
+    for override in overrides:
+        _override(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(list(_faults(error)), where=where, todo="mend these keys, or override with --set") from error
+
+
+def dump(recipe: Recipe) -> str:
+    """The whole recipe, defaults included, as YAML: what is kept with a run."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _faults(error: ValidationError) -> Sequence[str]:
+    lines = []
+    for fault in error.errors():
+        key = ".".join(str(part) for part in fault["loc"]) or "(recipe)"
+        message = fault["msg"].removeprefix("Value error, ")
+        given = "" if fault["type"] in {"missing", "extra_forbidden"} else f" (given: {fault['input']!r:.80})"
+        lines.append(f"{key}: {message}{given}")
+    return lines
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    """Set one `a.b=c` in place; a number steps into a list."""
+    path, sign, raw = text.partition("=")
+    if not sign or not path:
+        raise FactoryError(
+            f"--set {text!r} is not of the form key.key=value", todo="for example --set train.config.epochs=1"
+        )
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise FactoryError(f"--set {path}: {raw!r} is not a YAML value", todo="quote the value") from error
+    *parents, last = path.split(".")
+    target: Any = data
+    for step in parents:
+        target = _step(target, step, text)
+    if isinstance(target, list):
+        target[_index(target, last, text)] = value
+    elif isinstance(target, dict):
+        target[last] = value
+    else:
+        raise FactoryError(f"--set {text!r}: {'.'.join(parents)} is a single value and has no keys")
+
+
+def _step(target: Any, step: str, text: str) -> Any:
+    if isinstance(target, list):
+        return target[_index(target, step, text)]
+    if isinstance(target, dict):
+        if target.get(step) is None:
+            target[step] = {}
+        return target[step]
+    raise FactoryError(f"--set {text!r}: {step!r} is below a single value")
+
+
+def _index(target: Sequence[Any], step: str, text: str) -> int:
+    if not step.isdigit() or int(step) >= len(target):
+        raise FactoryError(f"--set {text!r}: {step!r} is not a place in a list of {len(target)}")
+    return int(step)
+
+
+def plan(recipe: Recipe, prompts: Mapping[str, int]) -> dict[str, Any]:
+    """What a run would ask for at most: calls and tokens a stage. `prompts`: number of prompts a split.
+
+    Prices of local engines are nothing; an endpoint's are unknown unless its options give them.
+    """
+    drawn = min(recipe.prompts.per_round, prompts.get("train", 0)) or recipe.prompts.per_round
+    rounds = recipe.stop.max_rounds
+    candidates = drawn * recipe.generate.n
+    held = _limited(prompts.get("heldout", 0), recipe.evaluate.limit) * recipe.evaluate.n
+    final = _limited(prompts.get("final", 0), recipe.evaluate.limit) * recipe.evaluate.n
+    judged = [part for part in recipe.panel if part.judge != "verifier"]
+    stages = [
+        _stage("evaluate the start", 1, held, recipe.evaluate.max_tokens),
+        _stage("generate", rounds, candidates, recipe.generate.max_tokens),
+        *(
+            _stage(f"label: {recipe.member_name(part)}", rounds, _judge_calls(part, drawn, recipe.generate.n), 1)
+            for part in judged
+        ),
+        _stage("evaluate the policy", rounds, held, recipe.evaluate.max_tokens),
+        _stage("evaluate start and champion on final", 2, final, recipe.evaluate.max_tokens),
+    ]
+    local = recipe.engine.kind in {"transformers", "vllm", "scripted"}
+    return {
+        "recipe": recipe.name,
+        "model": recipe.model,
+        "engine": recipe.engine.kind,
+        "rounds_at_most": rounds,
+        "prompts": dict(prompts),
+        "stages": stages,
+        "calls_at_most": sum(stage["calls"] for stage in stages),
+        "tokens_at_most": sum(stage["tokens"] for stage in stages),
+        "cost_usd": 0.0 if local else None,
+        "cost": "nothing is paid for: the model runs here" if local else "unknown: the endpoint's prices are not given",
+    }
+
+
+def _limited(count: int, limit: int | None) -> int:
+    return count if limit is None else min(count, limit)
+
+
+def _stage(name: str, times: int, calls: int, max_tokens: int) -> dict[str, Any]:
+    return {"stage": name, "times": times, "calls": times * calls, "tokens": times * calls * max_tokens}
+
+
+def _judge_calls(part: PanelPart, prompts: int, n: int) -> int:
+    """Calls of one judge in a round at most: both orders of each pair, or each candidate once for a pointwise judge."""
+    if part.judge == "rating":
+        return prompts * n
+    pairs = n * (n - 1) // 2
+    if part.matchups == "against_best":
+        pairs = n - 1
+    if part.matchups.startswith("random:") and part.matchups[7:].isdigit():
+        pairs = min(pairs, int(part.matchups[7:]))
+    return 2 * prompts * pairs

@@ -1,0 +1,212 @@
+"""Rounds: prompts to candidates to judgments to preferences to a policy to an evaluation to a decision, again and again.
+
+`run` is the page to read first: one function, one line a stage. Every stage is idempotent and marked when done, so that a
+run that was killed anywhere goes on with the same command. A round's report.json is written last; a round without one is
+not done. What a run gives back is its champion, measured once on the `final` split.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from factory import console, crash
+from factory.faults import FactoryError
+from factory.isolation import in_child
+from factory.runbook import Detail, Run, evidence_of, open_run, write_whole
+from factory.schema import Decision, PolicyReport, Round, digest, now
+from factory.stages import STAGES, WITH_MODEL
+from factory.stopping import champion, decide
+
+if TYPE_CHECKING:
+    from factory.recipe import Recipe
+    from factory.store import Store
+
+
+def run(store: Store, recipe: Recipe, name: str) -> Outcome:
+    """All rounds of a recipe under one name, from wherever the last attempt stopped."""
+    with store.run_lock(name):
+        flow = open_run(store, recipe, name)
+        do(flow, 0, "prompts")
+        do(flow, 0, "evaluate")
+        close(flow, 0)
+        while not flow.decision.stop:
+            number = flow.last + 1
+            do(flow, number, "generate")
+            do(flow, number, "label")
+            do(flow, number, "pair")
+            do(flow, number, "train")
+            do(flow, number, "evaluate")
+            close(flow, number)
+        do(flow, flow.last, "final")
+        return tell(flow)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run gives back: its champion, why it stopped, and the champion's gain on the `final` split."""
+
+    run: str
+    champion_round: int
+    champion: str
+    decision: Decision
+    final: PolicyReport | None
+    report: Path
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "run": self.run,
+            "champion_round": self.champion_round,
+            "champion": self.champion,
+            "stopped_by": self.decision.rule,
+            "reason": self.decision.reason,
+            "final": self.final.to_json() if self.final else None,
+            "report": str(self.report),
+        }
+
+
+def do(flow: Run, number: int, stage: str) -> Detail:
+    """Do a stage unless it is done. What it says of itself is kept with its mark; a fault's reason too."""
+    if (held := flow.done(number, stage)) is not None:
+        return held
+    console.note(f"round {number} · {stage}")
+    flow.store.mark(flow.name, number, stage, "started", {"pid": os.getpid()})
+    began = time.monotonic()
+    try:
+        detail = in_child(flow, number, stage) if _isolated(flow, stage) else STAGES[stage](flow, number)
+    except FactoryError as fault:
+        flow.store.mark(flow.name, number, stage, "failed", {"reason": fault.text()})
+        raise
+    crash.point(f"round.before_mark.{stage}")
+    flow.store.mark(flow.name, number, stage, "done", detail | {"seconds": round(time.monotonic() - began, 2)})
+    crash.point(f"round.after_mark.{stage}")
+    return detail
+
+
+def close(flow: Run, number: int) -> None:
+    """Decide, and write the round's row and, last of all, its report."""
+    reports = flow.reports
+    if len(reports) > number:
+        return
+    report = round_report(flow, number)
+    evidence = evidence_of([*reports, report])
+    decision = decide(evidence, flow.recipe.stop)
+    report["champion"] = champion(evidence, flow.recipe.stop) == number
+    report["decision"] = {
+        "stop": decision.stop,
+        "rule": decision.rule,
+        "reason": decision.reason,
+        "evidence": dict(decision.evidence),
+    }
+    flow.store.append("rounds", [_row(flow.name, number, report)])
+    flow.store.seal()
+    crash.point("round.before_report")
+    write_whole(flow.folder(number) / "report.json", json.dumps(report, ensure_ascii=False, indent=2))
+    crash.point("round.after_report")
+    console.note(f"round {number} · {'stop' if decision.stop else 'go on'}: {decision.reason}")
+
+
+def round_report(flow: Run, number: int) -> Detail:
+    """What a round did and measured, from what its stages said."""
+    said = flow.details(number)
+    measured = said["evaluate"]
+    return {
+        "round": number,
+        "policy": flow.relative(flow.policy(number)),
+        "champion": False,
+        "report": measured["report"],
+        "gain_champion": measured.get("gain_champion"),
+        "training": said.get("train", {}).get("training"),
+        "pairs": said.get("pair", {}).get("pairs"),
+        "labels": said.get("label", {}).get("labels"),
+        "agreement": said.get("label", {}).get("agreement"),
+        "decision": None,
+        "tokens": sum(detail.get("tokens", 0) for detail in said.values()),
+        "seconds": round(sum(detail["seconds"] for detail in said.values()), 2),
+        "stages": {stage: detail["seconds"] for stage, detail in said.items()},
+    }
+
+
+def tell(flow: Run) -> Outcome:
+    """Write the page that tells the run, and hand back what came out."""
+    from factory import report
+
+    page = report.write(flow.store, flow.name)
+    said = flow.done(flow.last, "final") or {}
+    return Outcome(
+        run=flow.name,
+        champion_round=flow.champion,
+        champion=flow.policy(flow.champion),
+        decision=flow.decision,
+        final=PolicyReport.from_json(said["report"]) if said.get("report") else None,
+        report=page,
+    )
+
+
+def progress_of(store: Store, name: str) -> dict[str, Any]:
+    """Where a run is: its state, and its stages with their states and seconds."""
+    latest: dict[tuple[int, str], dict[str, Any]] = {}
+    for mark in store.marks(name):
+        latest[mark["round"], mark["stage"]] = mark
+    rows = [
+        {
+            "round": number,
+            "stage": stage,
+            "state": mark["state"],
+            "seconds": (mark["detail"] or {}).get("seconds"),
+            "note": (mark["detail"] or {}).get("reason") or (mark["detail"] or {}).get("skipped"),
+        }
+        for (number, stage), mark in latest.items()
+    ]
+    return {"run": name, "state": _state(rows, held=store.is_locked(name)), "stages": rows}
+
+
+def _state(rows: list[dict[str, Any]], *, held: bool) -> str:
+    if any(row["stage"] == "final" and row["state"] == "done" for row in rows):
+        return "done"
+    if held:
+        return "at work"
+    if rows and rows[-1]["state"] == "failed":
+        return "failed: the same command tries again"
+    return "cut off: the same command goes on"
+
+
+def _isolated(flow: Run, stage: str) -> bool:
+    if stage not in WITH_MODEL or flow.recipe.isolate == "never":
+        return False
+    return flow.recipe.isolate == "always" or _has_gpu()
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _row(name: str, number: int, report: Detail) -> Round:
+    measured = PolicyReport.from_json(report["report"])
+    return Round(
+        key=digest(name, number),
+        run=name,
+        round=number,
+        policy=report["policy"],
+        champion=report["champion"],
+        pass_rate=measured.pass_rate and measured.pass_rate.value,
+        pass_low=measured.pass_rate and measured.pass_rate.low,
+        pass_high=measured.pass_rate and measured.pass_rate.high,
+        win_rate=measured.win_rate and measured.win_rate.value,
+        kl=measured.kl_sequence and measured.kl_sequence.value,
+        relevance=measured.relevance and measured.relevance.value,
+        mean_tokens=measured.tokens and measured.tokens.value,
+        preferences=(report["pairs"] or {}).get("preferences", 0),
+        decision="stop" if report["decision"]["stop"] else "go on",
+        rule=report["decision"]["rule"],
+        reason=report["decision"]["reason"],
+        report=report,
+        at=now(),
+    )

@@ -1,0 +1,200 @@
+"""The stages of a round: each takes a run and a round's number, does one library call, and says what it did.
+
+A stage may be run again at any time: what the store holds by key is neither asked nor written twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING
+
+from factory import console
+from factory.faults import FactoryError
+from factory.runbook import Detail, Run
+from factory.schema import PolicyReport, Prompt, digest
+
+if TYPE_CHECKING:
+    from factory.engines import Engine
+    from factory.labelling import PanelMember
+
+
+def add_prompts(run: Run, number: int) -> Detail:
+    """Put the recipe's prompts into the store ("store": what it holds already)."""
+    from factory.prompts import add_prompts as add
+
+    part = run.recipe.prompts
+    if part.source != "store":
+        add(run.store, part.source, group_by=part.group_by)
+    counts = dict.fromkeys(("train", "heldout", "final"), 0)
+    for prompt in run.store.rows(Prompt):
+        counts[prompt.split] += 1
+    for split in ("train", "heldout"):
+        if not counts[split]:
+            raise FactoryError(
+                f"there are no prompts in the split {split!r}", where=part.source, todo="factory prompts add FILE"
+            )
+    return {"prompts": counts}
+
+
+def generate(run: Run, number: int) -> Detail:
+    """Sample candidates from the current policy on this round's prompts."""
+    from factory.generation import generate as sample
+
+    part, keys = run.recipe.generate, drawn(run, number)
+    with ExitStack() as stack:
+        engine = stack.enter_context(closing(run.engine(run.policy(number - 1))))
+        counter = stack.enter_context(console.progress("candidates", len(keys) * part.n))
+        report = sample(
+            run.store,
+            engine,
+            run=run.name,
+            round=number,
+            keys=keys,
+            n=part.n,
+            sampling=part.sampling(),
+            seed=run.recipe.seed + number,
+            progress=counter,
+        )
+    return {"candidates": report.to_json(), "tokens": report.tokens}
+
+
+def label(run: Run, number: int) -> Detail:
+    """Let the panel judge this round's candidates."""
+    from factory import agreement
+    from factory.labelling import label as label_candidates
+
+    with ExitStack() as stack:
+        panel = _panel(run, number, stack)
+        counter = stack.enter_context(console.progress("judgments"))
+        report = label_candidates(
+            run.store, panel, run=run.name, round=number, seed=run.recipe.seed + number, progress=counter
+        )
+    between = agreement.report(run.store, run=run.name, round=number, seed=run.recipe.seed)
+    return {"labels": report.to_json(), "agreement": between.to_json(), "tokens": report.tokens}
+
+
+def pair(run: Run, number: int) -> Detail:
+    """Turn judgments into preferences and labels."""
+    from factory.pairing import pair as make_pairs
+
+    part = run.recipe.pair
+    report = make_pairs(
+        run.store,
+        run=run.name,
+        round=number,
+        strategy=part.strategy,
+        combine=part.combine,
+        lead=run.recipe.lead,
+        min_margin=part.min_margin,
+        seed=run.recipe.seed + number,
+    )
+    return {"pairs": report.to_json()}
+
+
+def train(run: Run, number: int) -> Detail:
+    """Train the next policy; skipped, with the reason, when there is too little to train on."""
+    from factory.training import train_policy
+
+    part = run.recipe.train
+    made = (run.done(number, "pair") or {})["pairs"]["preferences"]
+    if made < run.recipe.stop.min_preferences:
+        return {"training": None, "skipped": f"{made} preferences are fewer than {run.recipe.stop.min_preferences}"}
+    begin = run.policy(number - 1) if part.begin_from == "round" else run.recipe.model
+    result = train_policy(
+        run.store,
+        run=run.name,
+        rounds=range(1, number + 1) if part.all_rounds else [number],
+        start=begin,
+        reference=run.recipe.model if part.reference == "start" else begin,
+        out=run.folder(number),
+        config=part.config.model_copy(update={"seed": run.recipe.seed + number}),
+    )
+    return {"training": result.to_json()}
+
+
+def evaluate(run: Run, number: int) -> Detail:
+    """Measure the round's policy on held-out prompts, against the start and against the champion so far."""
+    report = _measure(run, number, "heldout", 0 if number else None)
+    tokens = round(report.tokens.value * report.answers) if report.tokens else 0
+    detail: Detail = {"report": report.to_json(), "tokens": tokens}
+    if number:
+        best = run.champion
+        gain = report.gain if best == 0 else _measure(run, number, "heldout", best).gain
+        detail |= {"gain_champion": gain and list(gain), "against_champion": best}
+    return detail
+
+
+def final(run: Run, number: int) -> Detail:
+    """Open the `final` split once: the champion against the start, on prompts that no decision has read."""
+    best = run.champion
+    start = _measure(run, 0, "final", None)
+    report = _measure(run, best, "final", 0) if best else None
+    return {"champion": best, "start": start.to_json(), "report": report and report.to_json()}
+
+
+STAGES: Mapping[str, Callable[[Run, int], Detail]] = {
+    "prompts": add_prompts,
+    "generate": generate,
+    "label": label,
+    "pair": pair,
+    "train": train,
+    "evaluate": evaluate,
+    "final": final,
+}
+WITH_MODEL = frozenset({"generate", "label", "train", "evaluate", "final"})
+
+
+def drawn(run: Run, number: int) -> list[str]:
+    """The keys of a round's prompts: a seeded order of the train split, taken in turn, begun again at its end."""
+    keys = [prompt.key for prompt in run.store.rows(Prompt, {"split": "train"})]
+    order = sorted(keys, key=lambda key: digest(run.recipe.seed, key))
+    size = min(run.recipe.prompts.per_round, len(order))
+    start = (number - 1) * size
+    return [order[i % len(order)] for i in range(start, start + size)]
+
+
+def _panel(run: Run, number: int, stack: ExitStack) -> list[PanelMember]:
+    """The panel with its engines; members that ask the same model share one."""
+    from factory.judges import judges
+    from factory.labelling import PanelMember
+
+    names = {"policy": run.policy(number - 1), "start": run.recipe.model}
+    shared: dict[str, Engine] = {}
+    members = []
+    for part in run.recipe.panel:
+        engine = None
+        if judges.facts(part.judge)["asks"]:
+            model, spec = names.get(part.model, part.model), part.engine or run.recipe.engine
+            key = digest(model, spec.model_dump())
+            engine = shared.get(key) or stack.enter_context(closing(run.engine(model, spec)))
+            shared[key] = engine
+        members.append(
+            PanelMember.of(part.judge, name=part.name, engine=engine, matchups=part.matchups, options=part.options)
+        )
+    return members
+
+
+def _measure(run: Run, number: int, split: str, baseline: int | None) -> PolicyReport:
+    from factory.evaluation import ModelScorer, evaluate as evaluate_policy
+
+    part, policy = run.recipe.evaluate, run.policy(number)
+    with ExitStack() as stack:
+        engine = stack.enter_context(closing(run.engine(policy)))
+        counter = stack.enter_context(console.progress(f"{split} answers of round {number}"))
+        return evaluate_policy(
+            run.store,
+            run=run.name,
+            round=number,
+            policy=policy,
+            split=split,
+            engine=engine,
+            start=run.recipe.model,
+            baseline_round=baseline,
+            n=part.n,
+            sampling=part.sampling(),
+            seed=run.recipe.seed,
+            limit=part.limit,
+            scorer=ModelScorer(run.store),
+            progress=counter,
+        )

@@ -1,0 +1,51 @@
+"""What a person sees: aligned tables, spans of time, progress lines."""
+
+from __future__ import annotations
+
+import pytest
+
+from factory import console
+from factory.schema import Estimate
+
+
+def test_table_aligns_numbers_right_and_text_left() -> None:
+    text = console.table([{"judge": "verifier", "n": 120}, {"judge": "pairwise", "n": 7}])
+    assert text.splitlines() == ["judge       n", "--------  ---", "verifier  120", "pairwise    7"]
+
+
+def test_no_rows_are_said_to_be_none() -> None:
+    assert console.table([]) == "(no rows)"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "-"),
+        (True, "yes"),
+        (0.123456, "0.1235"),
+        (Estimate(0.391, 0.312, 0.474), "0.391 [0.312, 0.474]"),
+        ({"a": 1}, '{"a": 1}'),
+        ("x", "x"),
+    ],
+)
+def test_show(value: object, text: str) -> None:
+    assert console.show(value) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(41.2, "41 s"), (200, "3 min 20 s"), (7500, "2 h 5 min")])
+def test_span(seconds: float, text: str) -> None:
+    assert console.span(seconds) == text
+
+
+def test_progress_ends_with_a_plain_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress("candidates", 3) as counter:
+        counter.advance(2, failed=1, tokens=10)
+        counter.advance(1, reused=1)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("candidates: 3/3, 1 failed, 1 reused, ")
+    assert captured.err.count("\n") == 1
+
+
+def test_facts_leave_out_what_is_not_known() -> None:
+    assert console.facts({"run": "x", "cost": None, "tokens": 12}) == "run     x\ntokens  12"
