@@ -1,0 +1,84 @@
+"""The verifier: a judge that is a program. It scores an answer by the share of its prompt's constraints that are met.
+
+An answer below the floor on substance (`factory/constraints/substance.py`) scores 0, whatever it meets; `detail` keeps
+both, so that a reading of the raw share stays possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+from factory import constraints
+from factory.faults import ConfigError
+from factory.schema import Candidate, Judgment, Matchup, Prompt, Reading, digest, now
+
+
+class VerifierJudge:
+    """Pointwise, instant and deterministic. `least` is the number of content words that the floor asks for."""
+
+    kind: Literal["pointwise", "pairwise"] = "pointwise"
+    reader = "1"
+
+    def __init__(self, name: str = "verifier", *, least: int = constraints.CONTENT_WORDS) -> None:
+        self.name = name
+        self.least = least
+
+    def vote(self, matchups: Iterable[Matchup]) -> Iterator[Judgment]:
+        """One judgment for each candidate of each matchup (of a pair: a, then b)."""
+        for matchup in matchups:
+            stand_in = matchup.b or matchup.a
+            for candidate in filter(None, (matchup.a, matchup.b)):
+                canary = matchup.canary if candidate is stand_in else None
+                yield self._judgment(matchup.prompt, candidate, canary)
+
+    def read(self, prompt: Prompt, candidate: Candidate) -> Reading:
+        """What the constraints say of the answer: a score on 0 to 1 with its detail, or why there is none."""
+        if candidate.failure:
+            return Reading(failure="candidate_failed")
+        if not prompt.constraints:
+            return Reading(failure="no_constraints")
+        try:
+            verdict = constraints.verify(prompt.constraints, candidate.text, prompt, least=self.least)
+        except ConfigError as error:
+            return Reading(failure="bad_constraints", detail={"faults": list(error.faults)})
+        score = verdict.share if verdict.substance.met else 0.0
+        return Reading(score=score, score_low=0.0, score_high=1.0, detail=_detail(prompt.constraints, verdict))
+
+    def _judgment(self, prompt: Prompt, candidate: Candidate, canary: str | None) -> Judgment:
+        reading = self.read(prompt, candidate)
+        run, round_, order, aspect = candidate.run, candidate.round, None, ""
+        return Judgment(
+            key=digest(run, round_, self.name, candidate.key, None, order, aspect, None, self.reader),
+            run=run,
+            round=round_,
+            judge=self.name,
+            kind=self.kind,
+            prompt_key=prompt.key,
+            candidate_a=candidate.key,
+            aspect=aspect,
+            score=reading.score,
+            score_low=reading.score_low,
+            score_high=reading.score_high,
+            detail=reading.detail,
+            canary=canary is not None,
+            canary_name=canary,
+            failure=reading.failure,
+            reader=self.reader,
+            at=now(),
+        )
+
+
+def _detail(wanted: Iterable[Mapping[str, Any]], verdict: constraints.Verdict) -> dict[str, Any]:
+    by_kind: dict[str, list[bool]] = {}
+    for constraint, check in zip(wanted, verdict.checks, strict=True):
+        by_kind.setdefault(constraint["kind"], []).append(check.met)
+    return {
+        "met": [c.met for c in verdict.checks],
+        "why": [c.why[:200] for c in verdict.checks],
+        "by_kind": {kind: sum(met) / len(met) for kind, met in by_kind.items()},
+        "share": verdict.share,
+        "all_met": verdict.all_met,
+        "substance": verdict.substance.met,
+        "substance_why": verdict.substance.why,
+    }
