@@ -1,0 +1,46 @@
+"""What a folder lies on: SQLite's write-ahead log needs a local file system, and a store needs room.
+
+Network file systems have no shared memory between hosts, which WAL relies on (sqlite.org/wal.html).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+NETWORK = frozenset({
+    "afs", "beegfs", "ceph", "cifs", "coda", "davfs", "fuse.ceph", "fuse.glusterfs", "fuse.juicefs", "fuse.rclone",
+    "fuse.s3fs", "fuse.sshfs", "fuse.gcsfuse", "fuse.goofys", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs3",
+    "nfs4", "ocfs2", "orangefs", "pvfs2", "smb2", "smb3", "smbfs", "wekafs",
+})  # fmt: skip
+MOUNTS = Path("/proc/mounts")
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or its nearest parent that exists."""
+    found = folder.expanduser().absolute()
+    while not found.exists() and found != found.parent:
+        found = found.parent
+    return found.resolve()
+
+
+def kind(folder: Path, mounts: Path = MOUNTS) -> str:
+    """Type of the file system that the folder lies on ("ext4", "nfs4" ...); empty where the system does not say."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    target, best, found = existing(folder), -1, ""
+    for line in lines:
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        point = Path(re.sub(r"\\([0-7]{3})", lambda m: chr(int(m.group(1), 8)), fields[1]))  # \040 is a blank
+        if target.is_relative_to(point) and len(point.parts) >= best:  # a later mount hides an earlier one
+            best, found = len(point.parts), fields[2]
+    return found
+
+
+def is_network(folder: Path, mounts: Path = MOUNTS) -> bool:
+    """Does the folder lie on a file system that is shared over a network?"""
+    return kind(folder, mounts) in NETWORK
