@@ -23,6 +23,10 @@ POINTS: tuple[str, ...] = (
     "store.seal.after_rename",
     "store.seal.before_commit",
     "store.seal.after_commit",
+    "round.before_mark",
+    "round.after_mark",
+    "round.before_report",
+    "round.after_report",
 )
 
 _passed: Counter[str] = Counter()

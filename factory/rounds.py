@@ -1,8 +1,8 @@
-"""Rounds: prompts to candidates to judgments to preferences to a policy to an evaluation to a decision, again and again.
+"""Rounds: prompts, candidates, judgments, preferences, a policy, its evaluation, a decision; again and again.
 
 `run` is the page to read first: one function, one line a stage. Every stage is idempotent and marked when done, so that a
-run that was killed anywhere goes on with the same command. A round's report.json is written last; a round without one is
-not done. What a run gives back is its champion, measured once on the `final` split.
+run that was killed anywhere goes on with the same command. A round's report.json is written last; a round without one
+is not done. What a run gives back is its champion, measured once on the `final` split.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def do(flow: Run, number: int, stage: str) -> Detail:
     except FactoryError as fault:
         flow.store.mark(flow.name, number, stage, "failed", {"reason": fault.text()})
         raise
-    crash.point(f"round.before_mark.{stage}")
+    crash.point("round.before_mark")
     flow.store.mark(flow.name, number, stage, "done", detail | {"seconds": round(time.monotonic() - began, 2)})
-    crash.point(f"round.after_mark.{stage}")
+    crash.point("round.after_mark")
     return detail
 
 

@@ -1,0 +1,123 @@
+"""Recipes: every fault at once, YAML's traps, overrides, and the bundled ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from factory import recipe as recipes
+from factory.faults import ConfigError, FactoryError
+
+LEAST = "name: least\npanel: [{judge: verifier}]\n"
+
+
+def parse(text: str, *overrides: str) -> recipes.Recipe:
+    return recipes.parse(text, where="test.yaml", overrides=overrides)
+
+
+def test_the_least_recipe_has_defaults() -> None:
+    least = parse(LEAST)
+    assert least.lead == "verifier"
+    assert least.generate.n == 4
+    assert least.train.config.method == "dpo"
+
+
+def test_every_fault_is_reported_at_once_with_its_key() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("name: x\npanel: []\nsped: 3\ngenerate: {n: 0, temperatur: 1}\npair: {combine: vote}\n")
+    faults = "\n".join(caught.value.faults)
+    for key in ("panel", "sped", "generate.n", "generate.temperatur", "pair.combine"):
+        assert key in faults
+    assert caught.value.where == "test.yaml"
+    assert len(caught.value.faults) == 5
+
+
+def test_scientific_notation_that_yaml_reads_as_text_is_a_number() -> None:
+    assert parse(LEAST + "train: {config: {learning_rate: 5e-7}}\n").train.config.learning_rate == 5e-7
+
+
+@pytest.mark.parametrize("word", ["no", "yes", "on", "off", "true"])
+def test_a_bare_yes_or_no_is_not_a_number(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"generate\.n"):
+        parse(LEAST + f"generate: {{n: {word}}}\n")
+    with pytest.raises(ConfigError, match="seed"):
+        parse(LEAST + f"seed: {word}\n")
+
+
+def test_a_key_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'name' is given twice"):
+        parse(LEAST + "name: again\n")
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "just words", "a: [1, 2", "!!python/object/apply:os.system ['true']"])
+def test_what_is_no_mapping_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse(text)
+
+
+def test_names_of_a_panel_are_unique_and_the_lead_is_among_them() -> None:
+    with pytest.raises(ConfigError, match="same name"):
+        parse("name: x\npanel: [{judge: verifier}, {judge: verifier}]\n")
+    with pytest.raises(ConfigError, match="not in the panel"):
+        parse(LEAST + "pair: {lead: rating}\n")
+    assert parse("name: x\npanel: [{judge: rating, name: r1}, {judge: rating, name: r2}]\n").lead == "r1"
+
+
+def test_overrides_reach_into_mappings_and_lists() -> None:
+    changed = parse(LEAST, "generate.n=8", "panel.0.matchups=random:2", "train.config.learning_rate=1e-5", "seed=3")
+    assert changed.generate.n == 8
+    assert changed.panel[0].matchups == "random:2"
+    assert changed.train.config.learning_rate == 1e-5
+    assert changed.seed == 3
+
+
+@pytest.mark.parametrize(
+    "override", ["generate.n", "=3", "panel.7.judge=x", "panel.a.judge=x", "name.x.y=1", "seed=[1"]
+)
+def test_a_bad_override_says_so(override: str) -> None:
+    with pytest.raises(FactoryError):
+        parse(LEAST, override)
+
+
+def test_a_recipe_survives_being_written_down() -> None:
+    first = parse(LEAST, "train.config.learning_rate=5e-7")
+    assert parse(recipes.dump(first)) == first
+
+
+def test_a_wrong_name_is_answered_with_the_nearest() -> None:
+    with pytest.raises(FactoryError, match="did you mean 'quickstart'"):
+        recipes.load("quickstrat")
+    with pytest.raises(FactoryError, match="no recipe file"):
+        recipes.load("nowhere.yaml")
+
+
+def test_a_path_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(LEAST)
+    assert recipes.load(str(path)).name == "least"
+
+
+@pytest.mark.parametrize("name", sorted(recipes.bundled_recipes()))
+def test_bundled_recipes_have_no_faults_and_say_what_they_are(name: str) -> None:
+    loaded = recipes.load(name)
+    assert loaded.name == name
+    assert loaded.about
+
+
+def test_the_plan_counts_calls_at_most() -> None:
+    text = (
+        "name: x\npanel: [{judge: verifier}, {judge: pairwise}, {judge: rating}]\nprompts: {per_round: 10}\n"
+        "generate: {n: 4, max_tokens: 50}\nevaluate: {limit: 20, max_tokens: 50}\nstop: {max_rounds: 3}\n"
+    )
+    plan = recipes.plan(parse(text), {"train": 100, "heldout": 30, "final": 5})
+    calls = {stage["stage"]: stage["calls"] for stage in plan["stages"]}
+    assert calls == {
+        "evaluate the start": 20,
+        "generate": 3 * 10 * 4,
+        "label: pairwise": 3 * 10 * 6 * 2,
+        "label: rating": 3 * 10 * 4,
+        "evaluate the policy": 3 * 20,
+        "evaluate start and champion on final": 2 * 5,
+    }
+    assert plan["calls_at_most"] == sum(calls.values())
