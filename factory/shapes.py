@@ -1,0 +1,347 @@
+"""The shapes that data comes in, read into one: a conversation that ends with the user, and the answers given with it.
+
+Known: plain prompts, TRL's prompt / completion / label and prompt / chosen / rejected (explicit and implicit prompts,
+texts or messages), HH-RLHF's texts, OpenAI messages, ShareGPT and Alpaca. Each shape is one function; a row that it
+cannot read raises `RowError`. Nothing is dropped: an answer that ends a conversation is kept as given, and what is not
+text (tool calls, images) is an error of its row.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from factory.constraints import faults as constraint_faults
+from factory.schema import Message, Messages
+
+Values = Mapping[str, Any]
+
+
+class RowError(Exception):
+    """A row that cannot be read: the column at fault and the reason."""
+
+    def __init__(self, column: str, reason: str) -> None:
+        super().__init__(f"{column}: {reason}")
+        self.column = column
+        self.reason = reason
+
+
+class Given(NamedTuple):
+    """A conversation that ends with the user's turn, and what was given with it."""
+
+    messages: Messages
+    answer: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    label: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row as the store will hold it. `answer` is one given without judgement, or (with `label`) a judged one."""
+
+    line: int
+    shape: str
+    given: Given
+    topic: str | None = None
+    task: str | None = None
+    group: str | None = None
+    constraints: list[dict[str, Any]] | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A known shape: the columns that make it, those that it may have, and its reader."""
+
+    name: str
+    needs: tuple[str, ...]
+    read: Callable[[Values], Given]
+    may: tuple[str, ...] = ()
+
+
+# ------------------------------------------------------------------------------------------------- conversations
+
+_ROLES: Final = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user", "prompter": "user",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
+}  # fmt: skip
+_TOOLS: Final = frozenset(
+    ("tool", "function", "observation", "function_call", "function_response", "tool_call", "ipython")
+)
+_HH: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+
+
+def conversation(value: Any, column: str) -> Messages:
+    """A value as turns: a list of messages (role/content or from/value), HH-RLHF's text, or one user turn's text."""
+    if isinstance(value, str):
+        if not value.strip():
+            raise RowError(column, "empty")
+        return _hh_turns(value) if is_hh(value) else [Message(role="user", content=value)]
+    return turns(value, column)
+
+
+def is_hh(text: str) -> bool:
+    """Is it a conversation in HH-RLHF's form, "\\n\\nHuman: ...\\n\\nAssistant: ..."?"""
+    return text.lstrip().startswith("Human:")
+
+
+def _hh_turns(text: str) -> Messages:
+    parts = _HH.split(text)[1:]
+    spoken = [(_ROLES[who.lower()], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)]
+    if spoken[-1] == ("assistant", ""):
+        spoken.pop()
+    if not all(said for _, said in spoken):
+        raise RowError("", "an empty turn in the conversation")
+    return [Message(role=role, content=said) for role, said in spoken]
+
+
+def turns(value: Any, column: str) -> Messages:
+    """A list of messages as turns of text. RowError where it is something else, or holds what is not text."""
+    if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
+        value = [dict(zip(value, row, strict=False)) for row in zip(*value.values(), strict=False)]
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+        raise RowError(column, f"must be a list of messages, not {type(value).__name__}")
+    read = [_turn(turn, column) for turn in value]
+    kept = [turn for turn in read if turn["role"] != "system" or turn["content"].strip()]
+    if not kept:
+        raise RowError(column, "no messages")
+    return kept
+
+
+def _turn(turn: Any, column: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise RowError(column, f"a message must be an object, not {type(turn).__name__}")
+    said_by = turn.get("role") or turn.get("from")
+    if said_by in _TOOLS or any(turn.get(name) for name in ("tool_calls", "function_call", "tool_call_id")):
+        raise RowError(column, "tool calls are not text; only text conversations are read")
+    if not isinstance(said_by, str) or said_by.lower() not in _ROLES:
+        raise RowError(column, f"a message by {said_by!r}; known: {', '.join(_ROLES)}")
+    role = _ROLES[said_by.lower()]
+    content = _text_of_content(turn["content"] if turn.get("content") is not None else turn.get("value"), column)
+    if not content.strip() and role != "system":
+        raise RowError(column, f"an empty turn of the {role}")
+    return Message(role=role, content=content)
+
+
+def _text_of_content(content: Any, column: str) -> str:
+    if isinstance(content, str):
+        return content
+    if content is None:
+        return ""
+    parts = content if isinstance(content, list) else [content]
+    others = sorted({str(p.get("type") if isinstance(p, Mapping) else type(p).__name__) for p in parts} - {"text"})
+    if others:
+        raise RowError(column, f"content of type {', '.join(others)} is not text; only text conversations are read")
+    return "\n".join(_text_of_content(p.get("text"), column) for p in parts)
+
+
+def ending_with_user(messages: Messages, column: str) -> Messages:
+    """The conversation, if its last turn is the user's."""
+    if not messages or messages[-1]["role"] != "user":
+        by = messages[-1]["role"] if messages else "nobody"
+        raise RowError(column, f"the prompt must end with the user's turn; its last is by {by}")
+    return messages
+
+
+def split_answer(messages: Messages, column: str) -> Given:
+    """The conversation without the assistant's turn that ends it, and that turn as the given answer."""
+    if messages[-1]["role"] == "assistant":
+        return Given(ending_with_user(messages[:-1], column), messages[-1]["content"])
+    return Given(ending_with_user(messages, column))
+
+
+# -------------------------------------------------------------------------------------------------------- shapes
+
+
+def _preference(row: Values) -> Given:
+    if row.get("prompt") is None:
+        messages, chosen, rejected = _implicit(row)
+    else:
+        messages = ending_with_user(_prompt_turns(row["prompt"]), "prompt")
+        chosen, rejected = (_answer(row[name], messages, name) for name in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise RowError("rejected", "chosen and rejected are the same")
+    return Given(messages, chosen=chosen, rejected=rejected)
+
+
+def _implicit(row: Values) -> tuple[Messages, str, str]:
+    """Two full conversations: the turns that they share are the prompt (TRL's implicit prompt, HH-RLHF)."""
+    for name in ("chosen", "rejected"):
+        if isinstance(row[name], str) and not is_hh(row[name]):
+            raise RowError(name, "a text without a prompt; without one it must be a full conversation")
+    first, second = (conversation(row[name], name) for name in ("chosen", "rejected"))
+    shared = 0
+    while shared < min(len(first), len(second)) and first[shared] == second[shared]:
+        shared += 1
+    if first == second:
+        raise RowError("rejected", "chosen and rejected are the same")
+    messages = ending_with_user(first[:shared], "chosen")
+    return messages, _only(first[shared:], "chosen"), _only(second[shared:], "rejected")
+
+
+def _answer(value: Any, messages: Messages, column: str) -> str:
+    """An answer to `messages`: a text, one assistant turn, or the conversation with the answer at its end."""
+    if isinstance(value, str) and not is_hh(value):
+        if not value.strip():
+            raise RowError(column, "empty")
+        return value
+    given = conversation(value, column)
+    spoken = [m for m in messages if m["role"] != "system"]
+    for prompt in (messages, spoken):
+        if given[: len(prompt)] == prompt:
+            return _only(given[len(prompt) :], column)
+    return _only(given, column)
+
+
+def _only(messages: Messages, column: str) -> str:
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        roles = ", ".join(m["role"] for m in messages) or "nothing"
+        raise RowError(column, f"after the prompt there must be one turn of the assistant; found: {roles}")
+    return messages[0]["content"]
+
+
+def _label(row: Values) -> Given:
+    messages = ending_with_user(_prompt_turns(row["prompt"]), "prompt")
+    return Given(messages, _answer(row["completion"], messages, "completion"), label=_truth(row["label"]))
+
+
+_TRUTHS: Final = {
+    "true": True,
+    "1": True,
+    "1.0": True,
+    "yes": True,
+    "false": False,
+    "0": False,
+    "0.0": False,
+    "no": False,
+}
+
+
+def _truth(value: Any) -> bool:
+    truth = _TRUTHS.get(str(value).strip().lower())
+    if truth is None:
+        raise RowError("label", f"must be true or false, not {value!r}")
+    return truth
+
+
+def _completion(row: Values) -> Given:
+    messages = ending_with_user(_prompt_turns(row["prompt"]), "prompt")
+    return Given(messages, _answer(row["completion"], messages, "completion"))
+
+
+def _messages(row: Values) -> Given:
+    return split_answer(turns(row["messages"], "messages"), "messages")
+
+
+def _sharegpt(row: Values) -> Given:
+    return split_answer(turns(row["conversations"], "conversations"), "conversations")
+
+
+def _alpaca(row: Values) -> Given:
+    parts = [_plain(row, name) for name in ("instruction", "input")]
+    if not parts[0]:
+        raise RowError("instruction", "empty")
+    asked = Message(role="user", content="\n\n".join(p for p in parts if p))
+    return Given([asked], _plain(row, "output") or None)
+
+
+def _plain(row: Values, column: str) -> str:
+    value = row.get(column)
+    if value is not None and not isinstance(value, str):
+        raise RowError(column, f"must be a text, not {type(value).__name__}")
+    return value if value and value.strip() else ""
+
+
+def _prompt(row: Values) -> Given:
+    return split_answer(_prompt_turns(row["prompt"]), "prompt")
+
+
+def _prompt_turns(value: Any) -> Messages:
+    return conversation(value, "prompt")
+
+
+SHAPES: Final = (
+    Shape("preference", ("chosen", "rejected"), _preference, ("prompt",)),
+    Shape("label", ("prompt", "completion", "label"), _label),
+    Shape("completion", ("prompt", "completion"), _completion),
+    Shape("messages", ("messages",), _messages),
+    Shape("sharegpt", ("conversations",), _sharegpt),
+    Shape("alpaca", ("instruction",), _alpaca, ("input", "output")),
+    Shape("prompt", ("prompt",), _prompt),
+)
+"""Tried in this order: the first whose needed columns a row has is the row's shape."""
+
+EXTRAS: Final = ("system", "topic", "task", "group", "constraints", "reference")
+"""Columns that any shape may have."""
+
+FIELDS: Final = tuple(dict.fromkeys([n for s in SHAPES for n in (*s.needs, *s.may)] + list(EXTRAS)))
+"""Every column with a meaning: what --map may name."""
+
+
+def shape_of(row: Values) -> Shape | None:
+    """The shape of a row by the columns that have a value."""
+    return next((s for s in SHAPES if all(row.get(name) is not None for name in s.needs)), None)
+
+
+def mapped(row: Values, mapping: Mapping[str, str]) -> dict[str, Any]:
+    """The row with columns renamed by {field: column}; "a.b" is the field b of an object in column a."""
+    values = {field: find(row, column) for field, column in mapping.items()}
+    taken = {column.split(".")[0] for column in mapping.values()}
+    return {**{name: v for name, v in row.items() if name not in taken}, **values}
+
+
+def find(row: Values, column: str) -> Any:
+    """The value of a column, or of a dotted path into it; None where there is none."""
+    if column in row:
+        return row[column]
+    head, _, rest = column.partition(".")
+    inner = row.get(head)
+    return find(inner, rest) if rest and isinstance(inner, Mapping) else None
+
+
+def read_row(line: int, row: Values, shape: Shape, group_column: str = "group") -> Example:
+    """The row as an Example. `group_column` is where the name of its group stands."""
+    given = shape.read(row)
+    system = _plain(row, "system")
+    if system and given.messages[0]["role"] != "system":
+        given = given._replace(messages=[Message(role="system", content=system), *given.messages])
+    return Example(
+        line=line,
+        shape=shape.name,
+        given=given,
+        topic=_name(row, "topic"),
+        task=_name(row, "task"),
+        group=_name(row, group_column),
+        constraints=_constraints(row.get("constraints")),
+        reference=_plain(row, "reference") or (given.answer if given.label is None else None),
+    )
+
+
+def _name(row: Values, column: str) -> str | None:
+    value = find(row, column)
+    if value is not None and not isinstance(value, str | int | float):
+        raise RowError(column, f"must be a text or a number, not {type(value).__name__}")
+    return None if value is None or not str(value).strip() else str(value).strip()
+
+
+def _constraints(value: Any) -> list[dict[str, Any]] | None:
+    if value is None or value == "" or value == []:
+        return None
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise RowError("constraints", "not JSON") from None
+    # A table gives every constraint every parameter of the column, null where it has none.
+    if isinstance(value, list):
+        value = [{k: v for k, v in c.items() if v is not None} if isinstance(c, Mapping) else c for c in value]
+    faults = constraint_faults(value)
+    if faults:
+        raise RowError("constraints", "; ".join(faults))
+    read: list[dict[str, Any]] = value
+    return read
