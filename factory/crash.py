@@ -23,6 +23,7 @@ POINTS: tuple[str, ...] = (
     "store.seal.after_rename",
     "store.seal.before_commit",
     "store.seal.after_commit",
+    "labelling.after_append",
     "round.before_mark",
     "round.after_mark",
     "round.before_report",
