@@ -1,0 +1,109 @@
+"""Charts: right places, nothing invented, well-formed."""
+
+from __future__ import annotations
+
+import math
+import re
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given, strategies as st
+
+from factory import charts
+from factory.charts import Point, Series
+from factory.schema import Estimate
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def parsed(chart: str) -> ElementTree.Element:
+    """The chart as XML (inline SVG in HTML needs no namespace; ElementTree does not mind)."""
+    return ElementTree.fromstring(chart)
+
+
+def test_nothing_to_draw_is_nothing() -> None:
+    assert charts.lines([], title="t", x_name="round") == ""
+    assert charts.lines([Series("s", [])], title="t", x_name="round") == ""
+    assert charts.rows([("kind", [None])], [("start", 1)], title="t", show=str) == ""
+
+
+def test_unmeasured_points_are_left_out() -> None:
+    nan = Estimate(math.nan, math.nan, math.nan)
+    found = charts.points([(0, Estimate(0.1, 0.0, 0.2)), (1, None), (2, nan), (3, 0.5)])
+    assert [p.x for p in found] == [0, 3]
+    assert math.isnan(found[1].low)
+
+
+def test_a_line_goes_through_its_points_and_bars_span_their_intervals() -> None:
+    chart = parsed(
+        charts.lines([Series("rate", [Point(0, 0.0, 0.0, 0.5), Point(1, 1.0, 0.5, 1.0)])], title="t", x_name="x")
+    )
+    line = chart.find("polyline")
+    assert line is not None
+    (x0, y0), (x1, y1) = (tuple(map(float, pair.split(","))) for pair in line.attrib["points"].split())
+    assert x0 < x1
+    assert y0 == charts.HEIGHT - charts.BOTTOM
+    assert y1 == charts.TOP
+    bars = [e for e in chart.iter("line") if e.attrib["class"].startswith("bar")]
+    middle = (charts.TOP + charts.HEIGHT - charts.BOTTOM) / 2
+    assert [sorted((float(b.attrib["y1"]), float(b.attrib["y2"]))) for b in bars] == [[middle, y0], [y1, middle]]
+    assert [title.text for title in chart.iter("title")] == ["rate, x 0: 0 (0 to 0.5)", "rate, x 1: 1 (0.5 to 1)"]
+
+
+def test_a_single_point_and_a_flat_line_can_be_drawn() -> None:
+    single = parsed(charts.lines([Series("s", [Point(0, 5.0)], marks=False)], title="t", x_name="step"))
+    assert len(list(single.iter("circle"))) == 1
+    flat = parsed(charts.lines([Series("s", [Point(0, 0.0), Point(1, 0.0)])], title="t", x_name="x", zero=True))
+    assert flat.find("polyline") is not None
+
+
+def test_whole_x_has_whole_labels_and_breaks_are_drawn() -> None:
+    series = [Series("s", [Point(float(i), float(i)) for i in range(3)])]
+    chart = parsed(charts.lines(series, title="t", x_name="round", whole_x=True, breaks=[0.5]))
+    labels = [e.text for e in chart.iter("text")]
+    assert {"0", "1", "2", "round"} <= set(labels)
+    assert "0.5" not in labels[-4:]
+    assert len([e for e in chart.iter("line") if e.attrib["class"] == "rule"]) == 1
+
+
+def test_rows_share_one_axis() -> None:
+    groups = [("bullets", [Point(0, 0.25, 0.1, 0.4), Point(0, 0.75, 0.6, 0.9)]), ("title", [None, Point(0, 1.0)])]
+    chart = parsed(charts.rows(groups, [("start", 3), ("round 2", 1)], title="by kind", show="{:.0%}".format))
+    titles = [title.text for title in chart.iter("title")]
+    assert titles == ["bullets, start: 25% (10% to 40%)", "bullets, round 2: 75% (60% to 90%)", "title, round 2: 100%"]
+    start, end, last = (float(dot.attrib["cx"]) for dot in chart.iter("circle"))
+    assert start < end < last == charts.WIDTH - charts.RIGHT
+
+
+def test_names_are_escaped() -> None:
+    series = [Series("<b>&\"'", [Point(0, 1.0)])]
+    chart = charts.lines(series, title='"><script>', x_name="<i>")
+    assert "<b>" not in chart
+    assert "<script>" not in chart
+    assert "<i>" not in chart
+    assert parsed(chart).attrib["aria-label"] == '"><script>'
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.0, 1.0, [0, 0.5, 1.0]), (0.0, 0.62, [0, 0.2, 0.4, 0.6, 0.8]), (-98.0, -61.0, [-100, -90, -80, -70, -60])],
+)
+def test_ticks_are_round_and_cover(low: float, high: float, expected: list[float]) -> None:
+    assert charts.ticks(low, high) == pytest.approx(expected)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
+def test_ticks_cover_any_range(low: float, width: float) -> None:
+    found = charts.ticks(low, low + width)
+    slack = 1e-6 * max(abs(low), width)
+    assert 2 <= len(found) <= 7
+    assert found[0] <= low + slack
+    assert found[-1] >= low + width - slack
+
+
+@given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=20), st.booleans())
+def test_every_chart_is_finite(values: list[float], zero: bool) -> None:
+    chart = charts.lines(
+        [Series("s", [Point(float(i), v) for i, v in enumerate(values)])], title="t", x_name="x", zero=zero
+    )
+    assert not re.search(r"\b(nan|inf)\b", str(parsed(chart).find("polyline").attrib["points"]))  # type: ignore[union-attr]
