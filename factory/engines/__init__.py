@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
 
-from factory.registry import Registry
+from factory.faults import FactoryError
+from factory.registry import Registry, unknown_name
 from factory.schema import Completion, Have, Identity, Request
 
 
@@ -17,7 +20,8 @@ class Engine(Protocol):
         """What makes its answers its own: enters every call key."""
 
     def render(self, request: Request) -> str:
-        """The request as the model will see it (chat template applied); enters the call key."""
+        """The request as the model will see it (chat template applied); enters the call key. Never raises for a request
+        that cannot be rendered: `generate` gives its failure."""
 
     def generate(self, requests: Iterable[Request], have: Have = ...) -> Iterator[Completion]:
         """Yield each (request, sample) that `have` does not hold, as it finishes, in any order.
@@ -31,6 +35,14 @@ class Engine(Protocol):
         """Free the model or the connections."""
 
 
+@runtime_checkable
+class BurstEngine(Protocol):
+    """An engine that can also say which completions finish at the same moment, so that they share one commit."""
+
+    def bursts(self, requests: Iterable[Request], have: Have = ...) -> Iterator[list[Completion]]:
+        """`generate` in lists, none empty. The next list is asked for only when this one is stored."""
+
+
 def nothing_held(request: Request, sample: int) -> bool:
     """The `Have` of a fresh start."""
     return False
@@ -40,3 +52,24 @@ engines: Registry[Callable[..., Engine]] = Registry("engine")
 engines.add("transformers", "factory.engines.transformers:TransformersEngine")
 engines.add("openai", "factory.engines.openai:OpenAIEngine")
 engines.add("scripted", "factory.engines.scripted:ScriptedEngine")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """An engine as a recipe or a command names it: its kind, its model, and the options of its constructor."""
+
+    kind: str
+    model: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build(spec: EngineSpec) -> Engine:
+    """Make the engine. FactoryError for a wrong kind or option names the nearest right one."""
+    make = engines.get(spec.kind)
+    known = [name for name in inspect.signature(make).parameters if name != "model"]
+    for name in spec.options:
+        if name not in known:
+            raise unknown_name(f"option of the {spec.kind} engine", name, known)
+    if not spec.model:
+        raise FactoryError(f"the {spec.kind} engine needs a model", todo="name one (model: ...)")
+    return make(spec.model, **spec.options)

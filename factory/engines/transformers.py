@@ -1,0 +1,368 @@
+"""The embedded engine: any causal language model of transformers on this machine, batched and seeded (see decoding.py).
+
+The work list is cut into batches of equal sampling and similar length. With `fixed_batches` the make-up of a batch is a
+function of the whole list alone, and a batch is answered whole unless all of it is held: a run that was killed and goes
+on gives the same answers, to the bit, as one that was not (same machine, dtype and threads). Without it only what is
+missing is batched; the answers are then the same up to the rounding of a differently shaped batch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from factory.engines import nothing_held
+from factory.engines.decoding import Decoder, Row
+from factory.faults import FactoryError
+from factory.resources import ModelFiles, content_hash, local_folder, model_files
+from factory.schema import Completion, Failure, Have, Identity, Request, Sampling, seed_of
+
+DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def default_dtype(device: str) -> str:
+    """bfloat16 where the device multiplies it in hardware, else float32. Capability flags, not timing, decide: a
+    resumed run must decide the same."""
+    if device == "cpu":
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        fast = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
+
+
+def default_threads() -> int:
+    """OMP_NUM_THREADS if set, else 1 or all cores, whichever multiplies faster now (on a busy machine often one)."""
+    if (given := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(given) > 0:
+        return int(given)
+    cores = torch.get_num_threads()
+    if cores == 1:
+        return 1
+    return min((1, cores), key=_seconds_with)
+
+
+def _seconds_with(threads: int) -> float:
+    """Best of ten matrix products of the size of a decoding step."""
+    torch.set_num_threads(threads)
+    left, right = torch.ones(64, 1024), torch.ones(1024, 1024)
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        left @ right
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One answer to be made: a sample of a request, whose prompt is tokenised."""
+
+    request: Request
+    sample: int
+    prompt: tuple[int, ...]
+    rendered: str
+
+    @property
+    def room(self) -> int:
+        """Positions that it may take in the cache."""
+        return len(self.prompt) + self.request.sampling.max_tokens
+
+
+class TransformersEngine:
+    """Answers requests with a model of transformers.
+
+    model: a name that `resources.model_files` knows. device: "auto" takes cuda where there is one. dtype: see
+    `default_dtype`; it is part of the identity. batch_size: rows in decoding (auto: 128 on a CPU, 256 else).
+    batch_tokens: cache positions of a batch. threads: see `default_threads`; it holds for the process. Their number may
+    change the last bits of an answer's numbers, so a run that is to be repeated exactly names it.
+    `json_schema` is not supported: such a request fails with kind "unsupported".
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str = "auto",
+        dtype: DTypeName = "auto",
+        batch_size: int | None = None,
+        batch_tokens: int = 32768,
+        prefill_tokens: int = 4096,
+        fixed_batches: bool = True,
+        threads: int | None = None,
+    ) -> None:
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.dtype = default_dtype(self.device) if dtype == "auto" else dtype
+        if self.dtype not in DTYPES:
+            raise FactoryError(f"no dtype named {dtype!r}. Known: auto, {', '.join(DTYPES)}")
+        self.threads = threads or default_threads()
+        torch.set_num_threads(self.threads)
+        self.batch_size = batch_size or (128 if self.device == "cpu" else 256)
+        self.batch_tokens = batch_tokens
+        self.fixed_batches = fixed_batches
+        files = model_files(model)
+        self._identity = Identity("transformers", model, content_hash(files, self.dtype))
+        self.tokenizer = load_tokenizer(files)
+        language_model = load_model(files, DTYPES[self.dtype], self.device)
+        self.context = int(getattr(language_model.config, "max_position_embeddings", 0) or 2**31)
+        ends = end_tokens(language_model, self.tokenizer)
+        self.decoder = Decoder(language_model, ends, min(ends), prefill_tokens)
+        self._variants = lru_cache(maxsize=256)(self._answer_tokens)
+
+    @property
+    def identity(self) -> Identity:
+        """Kind, name, and the content hash of the model with adapter, chat template and dtype."""
+        return self._identity
+
+    def close(self) -> None:
+        """Free the model."""
+        del self.decoder
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()
+
+    # ------------------------------------------------------------------------------------------- from text to tokens
+
+    def render(self, request: Request) -> str:
+        """The conversation under the chat template, the assistant's turn opened and `prefix` said. A request that the
+        template refuses renders as its canonical JSON; `generate` gives its failure."""
+        try:
+            return self._render(request)
+        except TemplateError:
+            return json.dumps(request.messages, ensure_ascii=False, sort_keys=True)
+
+    def _render(self, request: Request) -> str:
+        text: str = self.tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
+        return text + request.prefix
+
+    def _prepare(self, request: Request) -> tuple[str, tuple[int, ...]] | Failure:
+        """Rendered text and token ids, or why there is no answer to be had."""
+        if fault := _request_fault(request):
+            return fault
+        try:
+            rendered = self._render(request)
+        except TemplateError as error:
+            return Failure("template", str(error))
+        ids = self._encode(rendered)
+        if not ids:
+            return Failure("empty_prompt", "the rendered request has no tokens")
+        if len(ids) >= self.context:
+            return Failure("too_long", f"the prompt has {len(ids)} tokens, the model's context {self.context}")
+        if self._variants(request.answers) is None:
+            return Failure("ambiguous_answers", f"two of {list(request.answers)} begin with the same token")
+        return rendered, tuple(ids)
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _answer_tokens(self, answers: tuple[str, ...]) -> dict[str, list[int]] | None:
+        """The tokens that begin each answer: as it stands, after a space, and at the start of a line. A token that is
+        only white space begins none. None when two answers share a token, or one has none."""
+        found: dict[str, list[int]] = {}
+        line = self._encode("\n")
+        for answer in answers:
+            after_line = self._encode("\n" + answer)
+            ways = [self._encode(answer), self._encode(" " + answer)]
+            ways += [after_line[len(line) :]] if after_line[: len(line)] == line else []
+            firsts = {way[0] for way in ways if way}
+            found[answer] = sorted(token for token in firsts if self.tokenizer.decode([token]).strip())
+        tokens = [token for firsts in found.values() for token in firsts]
+        return found if len(tokens) == len(set(tokens)) and all(found.values()) else None
+
+    # -------------------------------------------------------------------------------------------------- the work list
+
+    def generate(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[Completion]:
+        """See `Engine.generate`."""
+        for burst in self.bursts(requests, have):
+            yield from burst
+
+    def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
+        """`generate`, with the completions that finish at the same moment together."""
+        work: list[_Work] = []
+        for request in requests:
+            prepared = self._prepare(request)
+            if isinstance(prepared, Failure):
+                missing = [sample for sample in range(request.n) if not have(request, sample)]
+                if missing:
+                    yield [Completion(request, sample, failure=prepared) for sample in missing]
+                continue
+            rendered, ids = prepared
+            work += [_Work(request, sample, ids, rendered) for sample in range(request.n)]
+        if not self.fixed_batches:
+            work = [item for item in work if not have(item.request, item.sample)]
+        for batch in self._batches(work):
+            if not all(have(item.request, item.sample) for item in batch):
+                yield from self._answer(batch)
+
+    def _batches(self, work: Sequence[_Work]) -> Iterator[list[_Work]]:
+        """Batches of equal sampling, longest prompts first, samples of a prompt together."""
+        groups: dict[Sampling, list[_Work]] = {}
+        for item in work:
+            groups.setdefault(item.request.sampling, []).append(item)
+        for group in groups.values():
+            group.sort(key=lambda item: (-len(item.prompt), item.prompt))
+            batch: list[_Work] = []
+            for item in group:
+                widest = batch[0].room if batch else item.room
+                if batch and (len(batch) == self.batch_size or (len(batch) + 1) * widest > self.batch_tokens):
+                    yield batch
+                    batch = []
+                batch.append(item)
+            yield batch
+
+    # ------------------------------------------------------------------------------------------------------ answering
+
+    def _answer(self, batch: Sequence[_Work]) -> Iterator[list[Completion]]:
+        """One burst for each step of decoding at which rows finish."""
+        began = time.perf_counter()
+        places: dict[tuple[int, ...], int] = {}
+        rows: dict[int, _Work] = {}
+        made: list[Row] = []
+        for item in batch:
+            place = places.setdefault(item.prompt, len(places))
+            limit = min(item.request.sampling.max_tokens, self.context - len(item.prompt))
+            made.append(Row(place, limit, seed_of(item.request.seed, item.sample, item.rendered)))
+            rows[id(made[-1])] = item
+        sampling = batch[0].request.sampling
+        start = self.decoder.prefill(list(map(list, places)), keep=any(row.limit > 1 for row in made))
+        seen = self._seen(batch, places, start.logits)
+        stopped = self._stopper(sampling.stop)
+        for finished in self.decoder.decode(start, made, sampling, stopped):
+            latency = time.perf_counter() - began
+            items = [rows[id(row)] for row in finished]
+            yield [
+                self._completion(item, row, latency, seen.get((item.prompt, item.request.answers)))
+                for item, row in zip(items, finished, strict=True)
+            ]
+
+    @torch.inference_mode()
+    def _seen(
+        self, batch: Sequence[_Work], places: Mapping[tuple[int, ...], int], logits: Tensor
+    ) -> dict[tuple[tuple[int, ...], tuple[str, ...]], dict[str, float]]:
+        """Log-probability that the first token begins each wanted answer, by prompt and answers; `logits` (prompts,
+        vocabulary)."""
+        wanted = {(item.prompt, item.request.answers) for item in batch if item.request.answers}
+        seen = {}
+        for prompt, answers in wanted:
+            logprobs = logits[places[prompt]].log_softmax(-1)
+            variants = self._variants(answers) or {}
+            seen[prompt, answers] = {
+                answer: min(0.0, float(logprobs[tokens].logsumexp(0))) for answer, tokens in variants.items()
+            }
+        return seen
+
+    def _completion(
+        self, item: _Work, row: Row, latency: float, answer_logprobs: Mapping[str, float] | None
+    ) -> Completion:
+        return Completion(
+            item.request,
+            item.sample,
+            text=self._text(row.ids, item.request.sampling.stop),
+            finish_reason=row.finish_reason,
+            prompt_tokens=len(item.prompt),
+            completion_tokens=len(row.ids),
+            logprob=row.logprob,
+            answer_logprobs=answer_logprobs,
+            cost=0.0,
+            latency=latency,
+        )
+
+    def _text(self, ids: Sequence[int], stops: Sequence[str]) -> str:
+        """The answer without its end token, cut before the first stop string."""
+        ended = bool(ids) and ids[-1] in self.decoder.ends
+        text: str = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
+        cuts = [at for stop in stops if (at := text.find(stop)) >= 0]
+        return text[: min(cuts)] if cuts else text
+
+    def _stopper(self, stops: tuple[str, ...]) -> Any:
+        """A function that tells whether a row's text holds a stop string by now; None without any."""
+        if not stops:
+            return None
+        tail = max(len(stop.encode()) for stop in stops) + 8  # a token is at least a byte
+
+        def stopped(row: Row) -> bool:
+            near = self.tokenizer.decode(row.ids[-tail:], skip_special_tokens=True)
+            if not any(stop in near for stop in stops):
+                return False
+            text = self.tokenizer.decode(row.ids, skip_special_tokens=True)
+            return any(stop in text for stop in stops)
+
+        return stopped
+
+
+def _request_fault(request: Request) -> Failure | None:
+    """What makes a request one that can never be answered."""
+    sampling = request.sampling
+    if request.json_schema is not None:
+        return Failure("unsupported", "the transformers engine does not support json_schema; use an openai engine")
+    if sampling.max_tokens < 1 or sampling.temperature < 0 or sampling.top_k < 0 or not 0 < sampling.top_p <= 1:
+        return Failure("bad_request", f"sampling out of range: {sampling}")
+    if not request.messages:
+        return Failure("bad_request", "no messages")
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------- loading
+
+
+def load_tokenizer(files: ModelFiles) -> Any:
+    """The base's tokenizer; it must have a chat template."""
+    from transformers import AutoTokenizer
+
+    folder = local_folder(files.base)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not tokenizer.chat_template:
+        raise FactoryError(
+            "the model has no chat template", where=str(folder),
+            todo="name an instruction-tuned model, or put a chat_template.jinja into its folder",
+        )  # fmt: skip
+    return tokenizer
+
+
+def load_model(files: ModelFiles, dtype: torch.dtype, device: str) -> Any:
+    """The model in evaluation mode, its adapter merged into the weights (in float32, then cast)."""
+    from transformers import AutoModelForCausalLM
+
+    folder = local_folder(files.base)
+    try:
+        if files.adapter is None:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        else:
+            from peft import PeftModel
+
+            base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            model = PeftModel.from_pretrained(base, files.adapter).merge_and_unload().to(dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise FactoryError(f"the model does not load: {error}", where=files.adapter or str(folder)) from error
+    return model.to(device).eval()
+
+
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Ids of every token that ends an answer: the generation config's, the tokenizer's, and the chat template's."""
+    listed = model.generation_config.eos_token_id
+    ends = set(listed if isinstance(listed, list) else [listed]) | {tokenizer.eos_token_id, _turn_end(tokenizer)}
+    ends.discard(None)
+    if not ends:
+        raise FactoryError("the model names no end token", todo="set eos_token_id in its generation_config.json")
+    return sorted(ends)
+
+
+def _turn_end(tokenizer: Any) -> int | None:
+    """The special token that the chat template puts after an assistant's answer, if it puts one."""
+    said = "answer"
+    turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": said}]
+    try:
+        after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(said)[2]
+    except TemplateError:
+        return None
+    ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return ids[0] if ids and ids[0] in special else None

@@ -1,0 +1,135 @@
+"""Generation: prompts in, n candidates each out. A second time with the same arguments asks for nothing new."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from factory import crash
+from factory.calls import answer
+from factory.faults import FactoryError
+from factory.schema import Call, Candidate, Prompt, Request, Sampling, digest, now, unique
+
+if TYPE_CHECKING:
+    from factory.console import Progress
+    from factory.engines import Engine
+    from factory.store import Store
+
+READER = "1"  # raise it when `candidate_of` reads calls differently
+COMMIT = 64  # candidates in one commit; until then they can be read from their calls again
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateReport:
+    """What one generation did. `candidates` and `failures` count all answers, held ones included; `tokens` new ones."""
+
+    prompts: int
+    candidates: int
+    failures: int
+    reused: int
+    tokens: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"seconds": round(self.seconds, 3)}
+
+
+def chosen_prompts(
+    store: Store, *, split: str | None = None, keys: Iterable[str] | None = None, limit: int | None = None
+) -> list[Prompt]:
+    """The prompts of a split, or those of the keys, in the order of their keys; the first `limit` of them."""
+    where: dict[str, Any] = {} if split is None else {"split": split}
+    wanted = None if keys is None else unique(keys)
+    if wanted is not None:
+        where["key"] = wanted
+    found = sorted(store.rows(Prompt, where), key=lambda prompt: prompt.key)
+    if wanted is not None and split is None and len(found) < len(wanted):
+        lost = sorted(set(wanted) - {prompt.key for prompt in found})
+        raise FactoryError(f"the store has no prompt {lost[0]!r} ({len(lost)} in all)", where=str(store.folder))
+    return found[:limit]
+
+
+def generate(
+    store: Store,
+    engine: Engine,
+    *,
+    run: str,
+    round: int,
+    n: int,
+    sampling: Sampling,
+    seed: int,
+    split: str | None = None,
+    keys: Iterable[str] | None = None,
+    limit: int | None = None,
+    purpose: str = "generate",
+    kind: str = "sample",
+    retry_failed: bool = False,
+    progress: Progress | None = None,
+) -> GenerateReport:
+    """Sample `n` answers to each chosen prompt and keep them as candidates of this run and round.
+
+    An answer that failed becomes a candidate with `failure` set. What the store holds is not asked for again.
+    """
+    prompts = {prompt.key: prompt for prompt in chosen_prompts(store, split=split, keys=keys, limit=limit)}
+    requests = [Request(prompt.messages, sampling, n=n, seed=seed, tag=key) for key, prompt in prompts.items()]
+    began, clock = now(), time.monotonic()
+    count = failures = reused = tokens = 0
+    waiting: list[Candidate] = []
+    for request, call in answer(
+        store,
+        engine,
+        requests,
+        run=run,
+        round=round,
+        purpose=purpose,
+        retry_failed=retry_failed,
+        progress=progress,
+    ):
+        count += 1
+        failures += call.failure is not None
+        if call.at < began:
+            reused += 1
+        else:
+            tokens += call.completion_tokens
+        waiting.append(candidate_of(call, prompts[request.tag], run=run, round=round, kind=kind))
+        if len(waiting) >= COMMIT:
+            _keep(store, waiting)
+    _keep(store, waiting)
+    return GenerateReport(len(prompts), count, failures, reused, tokens, time.monotonic() - clock)
+
+
+def candidate_of(
+    call: Call, prompt: Prompt, *, run: str, round: int, kind: str = "sample", parent: str | None = None
+) -> Candidate:
+    """Read a call as a candidate. A later attempt of a call is another candidate: the failed first one stays a row."""
+    attempt = [] if call.attempt == 1 else [call.attempt]
+    return Candidate(
+        key=digest(run, round, call.key, kind, READER, *attempt),
+        run=run,
+        round=round,
+        prompt_key=prompt.key,
+        split=prompt.split,
+        kind=kind,
+        parent=parent,
+        call_key=call.key,
+        model=call.model,
+        model_hash=call.model_hash,
+        sample=call.sample,
+        text=call.text,
+        finish_reason=call.finish_reason,
+        tokens=call.completion_tokens,
+        logprob=call.logprob,
+        failure=call.failure,
+        reader=READER,
+        at=now(),
+    )
+
+
+def _keep(store: Store, waiting: list[Candidate]) -> None:
+    """Commit the candidates and empty the list."""
+    crash.point("generation.before_candidates")
+    store.append(Candidate.TABLE, waiting)
+    waiting.clear()
