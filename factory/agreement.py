@@ -1,0 +1,340 @@
+"""Agreement: how far judges agree with each other, and how far each can be trusted at all.
+
+`measure` gives the coefficients of `factory.coefficients` for any table of votes; `aggregate` makes one value of many
+votes. `report` reads a round's judgments: for every judge its failures, ties, flips under a swap of the order,
+preference for what it saw first and for what is longer, and the canaries that fooled it; for every two judges how far
+they agree on the pairs that both judged. All intervals are 95%.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from factory import coefficients, verdicts
+from factory.aggregation import Votes, aggregate, count, encode
+from factory.coefficients import Level
+from factory.faults import FactoryError
+from factory.intervals import mean, wilson
+from factory.schema import Candidate, Estimate, Judgment
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from factory.store import Store
+
+__all__ = ["AgreementReport", "JudgesReport", "aggregate", "between", "measure", "report"]
+
+MOST_CATEGORIES = 100
+"""Votes on an interval level with more distinct values than this are measurements: coefficients that ask whether votes
+are equal (kappa, AC1) are NaN for them."""
+
+
+@dataclass(frozen=True)
+class AgreementReport:
+    """How far judges agree. NaN where a coefficient has no meaning: no item with two votes, one category, one judge."""
+
+    percent: Estimate
+    fleiss_kappa: Estimate
+    krippendorff_alpha: Estimate
+    gwet_ac1: Estimate
+    cohen_kappa: dict[tuple[str, str], Estimate]  # judges in order of name
+    items: int  # with at least one vote
+    judges: int
+    votes: int
+    draws: int  # bootstrap resamples behind the intervals
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; an estimate is [value, low, high] with null for NaN, a pair of judges is "one / other"."""
+        kappas = {" / ".join(pair): plain(value) for pair, value in self.cohen_kappa.items()}
+        return {f.name: plain(getattr(self, f.name)) for f in fields(self)} | {"cohen_kappa": kappas}
+
+
+def plain(value: Any) -> Any:
+    """An estimate or a number for JSON: NaN becomes null."""
+    if isinstance(value, Estimate):
+        return [plain(number) for number in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def measure(
+    ratings: pa.Table, level: Level = "nominal", categories: Sequence[Any] | None = None, *, seed: int = 0
+) -> AgreementReport:
+    """Agreement over votes in a table with columns item, judge, value; missing votes are no rows, null or NaN.
+
+    `categories` declares the scale in its order: needed at ordinal level when values are no numbers, and for
+    categories that nobody used (AC1 counts them). Percent, Fleiss' kappa and AC1 ask whether votes are equal at every
+    level; alpha and Cohen's kappa know distances: Cohen's is plain at nominal level, has quadratic weights by place on
+    the scale at ordinal level and by value at interval level. Intervals resample items. FactoryError when votes do not
+    fit the level.
+    """
+    import numpy as np
+
+    if level not in ("nominal", "ordinal", "interval"):
+        raise FactoryError(f"no level named {level!r}", todo="nominal, ordinal or interval")
+    votes = encode(ratings, None if level == "interval" else categories)
+    _check_level(votes, level, categories)
+    scale = (
+        np.asarray(votes.categories, dtype=np.float64)
+        if level == "interval"
+        else np.arange(len(votes.categories)) * 1.0
+    )
+    scale = np.asarray(scale - scale.mean() if len(scale) else scale, dtype=np.float64)
+    counted = _counted(votes, level)
+    spread = coefficients.patterns(_moments(votes, scale)) if level == "interval" else counted
+    of_level = {
+        "nominal": coefficients.nominal_alpha,
+        "ordinal": coefficients.ordinal_alpha,
+        "interval": coefficients.interval_alpha,
+    }
+    return AgreementReport(
+        percent=coefficients.estimate(counted, coefficients.percent, seed),
+        fleiss_kappa=coefficients.estimate(counted, coefficients.fleiss_kappa, seed),
+        krippendorff_alpha=coefficients.estimate(spread, of_level[level], seed),
+        gwet_ac1=coefficients.estimate(counted, coefficients.gwet_ac1, seed),
+        cohen_kappa=_cohen(votes, scale, level, seed),
+        items=len(np.unique(votes.item)),
+        judges=len(votes.judges),
+        votes=len(votes.item),
+        draws=coefficients.draws_for(max(len(counted.times), len(spread.times))),
+    )
+
+
+def _check_level(votes: Votes, level: Level, categories: Sequence[Any] | None) -> None:
+    numeric = all(isinstance(c, int | float) for c in votes.categories)
+    if level == "interval" and not numeric:
+        raise FactoryError("interval level needs votes that are numbers", todo="use nominal or ordinal")
+    if level == "ordinal" and categories is None and not numeric:
+        raise FactoryError("ordinal level needs the order of the categories", todo="declare categories, lowest first")
+
+
+def _counted(votes: Votes, level: Level) -> coefficients.Patterns:
+    """Patterns of votes by category; of nothing when the votes are measurements."""
+    import numpy as np
+
+    measured = level == "interval" and len(votes.categories) > MOST_CATEGORIES
+    return coefficients.patterns(np.zeros((0, 1)) if measured else count(votes))
+
+
+def _moments(votes: Votes, scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Number, sum and sum of squares of each item's votes, `(items, 3)`."""
+    import numpy as np
+
+    value = scale[votes.value]
+    size = len(votes.items)
+    sums = [np.bincount(votes.item, weights, size) for weights in (np.ones_like(value), value, value**2)]
+    return np.stack(sums, axis=1)
+
+
+def _cohen(votes: Votes, scale: NDArray[np.float64], level: Level, seed: int) -> dict[tuple[str, str], Estimate]:
+    """Kappa of every two judges over the items that both voted on; NaN where there are none."""
+    import numpy as np
+
+    said = np.full((len(votes.judges), len(votes.items)), -1, dtype=np.int64)
+    said[votes.judge, votes.item] = votes.value
+    named = sorted((str(name), place) for place, name in enumerate(votes.judges))
+    found = {}
+    for (one, i), (other, j) in itertools.combinations(named, 2):
+        shared = (said[i] >= 0) & (said[j] >= 0)
+        cells = coefficients.patterns(np.stack([said[i, shared], said[j, shared]], axis=1).astype(np.float64))
+        if level == "nominal":
+            found[one, other] = coefficients.estimate(cells, coefficients.cohen_kappa, seed)
+        else:
+            values = coefficients.Patterns(scale[cells.rows.astype(np.int64)], cells.times)
+            found[one, other] = coefficients.estimate(values, coefficients.quadratic_kappa, seed)
+    return found
+
+
+# --------------------------------------------------------------------------------------------- the judges of a round
+
+
+@dataclass(frozen=True)
+class JudgeStats:
+    """What one judge is worth. Shares carry Wilson intervals; NaN where there is nothing to count."""
+
+    judge: str
+    kind: str
+    judgments: int  # rows, canaries left out
+    failures: int
+    failure_rate: Estimate
+    verdicts: int  # pairs decided or tied: both orders together, or from two scores
+    tie_rate: Estimate
+    flip_rate: Estimate  # pairs whose verdict changed with the order of showing
+    first_position: Estimate  # decided single answers that went to what was shown first; sound is 1/2
+    longer_wins: Estimate  # decided pairs of unequal length that went to the longer answer
+    mean_score: Estimate  # of pointwise judges, on the judge's scale
+    mean_mass: Estimate  # probability that was on valid answers
+    canaries: int  # with a verdict
+    fooled_rate: Estimate  # canaries preferred to a real answer
+
+    def row(self) -> dict[str, Any]:
+        """One line of a table."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class PairStats:
+    """How far two judges agree on the pairs that both judged: verdicts a, b, tie."""
+
+    judge: str
+    other: str
+    pairs: int
+    percent: Estimate
+    cohen_kappa: Estimate
+    krippendorff_alpha: Estimate
+
+    def row(self) -> dict[str, Any]:
+        """One line of a table."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class JudgesReport:
+    """Judges alone, and two by two."""
+
+    judges: list[JudgeStats] = field(default_factory=list)
+    pairs: list[PairStats] = field(default_factory=list)
+
+    def judge_rows(self) -> list[dict[str, Any]]:
+        """One line for each judge, for a table."""
+        return [stats.row() for stats in self.judges]
+
+    def pair_rows(self) -> list[dict[str, Any]]:
+        """One line for every two judges, for a table."""
+        return [stats.row() for stats in self.pairs]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; an estimate is [value, low, high] with null for NaN."""
+        return {
+            "judges": [{name: plain(value) for name, value in stats.row().items()} for stats in self.judges],
+            "pairs": [{name: plain(value) for name, value in stats.row().items()} for stats in self.pairs],
+        }
+
+
+def report(
+    store: Store,
+    *,
+    run: str,
+    round: int | None = None,
+    split: str | None = None,
+    tie_margin: float = verdicts.TIE_MARGIN,
+    seed: int = 0,
+) -> JudgesReport:
+    """The judges of a run (of one round, of one split), from the judgments kept. FactoryError when there are none."""
+    where: dict[str, Any] = {"run": run} | ({} if round is None else {"round": round})
+    candidates = store.rows(Candidate, where | ({} if split is None else {"split": split}))
+    prompts = {c.prompt_key for c in candidates}
+    judgments = [row for row in store.rows(Judgment, where) if split is None or row.prompt_key in prompts]
+    if not judgments:
+        raise FactoryError(
+            f"run {run!r} has no judgments" + ("" if round is None else f" in round {round}"),
+            where=str(store.folder),
+            todo="factory label makes them",
+        )
+    return between(judgments, candidates, tie_margin, seed)
+
+
+def between(
+    judgments: Iterable[Judgment],
+    candidates: Iterable[Candidate],
+    tie_margin: float = verdicts.TIE_MARGIN,
+    seed: int = 0,
+) -> JudgesReport:
+    """The same from rows. Pointwise judges are compared on pairs of answers to one prompt, by the sign of the
+    difference of their scores, equal scores being a tie."""
+    rows = verdicts.latest(judgments)
+    panel = verdicts.read(rows, tie_margin)
+    pairs = _pairs(candidates)
+    said = {judge: _said(panel, judge, pairs) for judge in panel.judges()}
+    lengths = {key: length for pair in pairs for key, length in pair.items()}
+    seen = verdicts.canaries(rows, tie_margin)
+    judges = [_stats(judge, rows, said[judge], lengths, seen.get(judge, [])) for judge in panel.judges()]
+    return JudgesReport(judges, [_agree(a, b, said[a], said[b], seed) for a, b in itertools.combinations(said, 2)])
+
+
+Said = Mapping[verdicts.Pair, verdicts.Verdict]
+
+
+def _pairs(candidates: Iterable[Candidate]) -> list[dict[str, int]]:
+    """Every pair of answers to one prompt, in canonical order, with their lengths in characters."""
+    groups: defaultdict[tuple[str, str, int, str], list[Candidate]] = defaultdict(list)
+    for candidate in candidates:
+        if candidate.failure is None:
+            groups[candidate.prompt_key, candidate.run, candidate.round, candidate.kind].append(candidate)
+    ordered = (sorted(group, key=lambda c: c.key) for _, group in sorted(groups.items()))
+    return [{a.key: len(a.text), b.key: len(b.text)} for group in ordered for a, b in itertools.combinations(group, 2)]
+
+
+def _said(panel: verdicts.Panel, judge: str, pairs: Sequence[Mapping[str, int]]) -> Said:
+    """A judge's verdicts on pairs: those it was asked about, or all that its scores order."""
+    if judge in panel.pairs:
+        return {pair: verdict for pair, verdict in panel.pairs[judge].items() if verdict is not None}
+    keys = [(a, b) for a, b in map(tuple, pairs)]
+    found = ((pair, panel.verdict(judge, pair)) for pair in keys)
+    return {pair: verdict for pair, verdict in found if verdict is not None}
+
+
+def _stats(
+    judge: str,
+    rows: Sequence[Judgment],
+    said: Said,
+    lengths: Mapping[str, int],
+    seen: Sequence[verdicts.Seen],
+) -> JudgeStats:
+    real = [row for row in rows if row.judge == judge and not row.canary]
+    failures = sum(row.failure is not None for row in real)
+    decided = {pair: verdict for pair, verdict in said.items() if verdict.verdict != "tie"}
+    swapped = [verdict.flipped for verdict in said.values() if verdict.flipped is not None]
+    first = [row.verdict == row.shown_first for row in real if row.shown_first and row.verdict in ("a", "b")]
+    longer = [won for pair, verdict in decided.items() if (won := _longer_won(pair, verdict, lengths)) is not None]
+    fooled = [canary.fooled for canary in seen if canary.fooled is not None]
+    mass = [float(row.detail["mass"]) for row in real if row.detail and "mass" in row.detail]
+    return JudgeStats(
+        judge=judge,
+        kind=real[0].kind if real else "",
+        judgments=len(real),
+        failures=failures,
+        failure_rate=wilson(failures, len(real)),
+        verdicts=len(said),
+        tie_rate=wilson(len(said) - len(decided), len(said)),
+        flip_rate=wilson(sum(swapped), len(swapped)),
+        first_position=wilson(sum(first), len(first)),
+        longer_wins=wilson(sum(longer), len(longer)),
+        mean_score=mean([row.score for row in real if row.score is not None]),
+        mean_mass=mean(mass),
+        canaries=len(fooled),
+        fooled_rate=wilson(sum(fooled), len(fooled)),
+    )
+
+
+def _longer_won(pair: verdicts.Pair, verdict: verdicts.Verdict, lengths: Mapping[str, int]) -> bool | None:
+    """Did the longer answer win? None where both are as long, or unknown."""
+    a, b = lengths.get(pair[0]), lengths.get(pair[1])
+    if a is None or b is None or a == b:
+        return None
+    return (a > b) == (verdict.verdict == "a")
+
+
+def _agree(judge: str, other: str, said: Said, also: Said, seed: int) -> PairStats:
+    """Agreement of two judges on the pairs that both gave a verdict on."""
+    import pyarrow as pa
+
+    shared = sorted(said.keys() & also.keys())
+    votes = [said[pair].verdict for pair in shared] + [also[pair].verdict for pair in shared]
+    table = pa.table(
+        {
+            "item": pa.array(["/".join(pair) for pair in shared] * 2, pa.string()),
+            "judge": pa.array([judge] * len(shared) + [other] * len(shared), pa.string()),
+            "value": pa.array(votes, pa.string()),
+        }
+    )
+    measured = measure(table, seed=seed)
+    unknown = Estimate(math.nan, math.nan, math.nan)
+    kappa = next(iter(measured.cohen_kappa.values()), unknown)
+    return PairStats(judge, other, len(shared), measured.percent, kappa, measured.krippendorff_alpha)

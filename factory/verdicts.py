@@ -1,0 +1,196 @@
+"""From judgments to verdicts: what each judge says of a candidate, and of a pair with both orders taken together.
+
+Pure. The one place that knows how readings combine; labelling, agreement, pairing and evaluation all ask it. Canaries
+are left out, a failed reading is never averaged in, and half of a question (one order, some of the aspects) is no
+answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from factory.judges.canaries import CANARIES, stand_in_key
+from factory.schema import Judgment
+
+TIE_MARGIN = 0.05
+"""A pairwise verdict is a tie when |p_a - 1/2| is below this."""
+SAME = 1e-9
+"""Scores closer than this are equal: the rest is rounding."""
+
+
+class Verdict(NamedTuple):
+    """What one judge says of a pair: probability that a is better (canonical order), and whether the two orders of
+    showing gave different verdicts (None when the judge has no orders)."""
+
+    p_a: float
+    verdict: Literal["a", "b", "tie"]
+    flipped: bool | None = None
+
+    def turned(self) -> Verdict:
+        """The same verdict with a and b exchanged."""
+        other: Mapping[str, Literal["a", "b", "tie"]] = {"a": "b", "b": "a", "tie": "tie"}
+        return Verdict(1 - self.p_a, other[self.verdict], self.flipped)
+
+
+class Score(NamedTuple):
+    """What one pointwise judge says of a candidate: `value` on its own scale, `share` of the scale (0 to 1), and
+    whether all that was asked for is met (None when the judge does not say)."""
+
+    value: float
+    share: float
+    all_met: bool | None = None
+
+
+Pair = tuple[str, str]  # candidate keys, canonical (a < b)
+
+
+def latest(judgments: Iterable[Judgment]) -> list[Judgment]:
+    """One judgment for each question put to a judge: the last read (a changed parser, a retry), canaries included.
+
+    The order of what comes in does not matter; what goes out is ordered by judge, candidates, aspect and order of
+    showing.
+    """
+    newest: dict[tuple[str, ...], Judgment] = {}
+    for row in judgments:
+        question = (row.judge, row.candidate_a, row.candidate_b or "", row.aspect, row.shown_first or "")
+        held = newest.get(question)
+        if held is None or (held.at, held.key) < (row.at, row.key):
+            newest[question] = row
+    return [newest[question] for question in sorted(newest)]
+
+
+def decide(p_a: float, tie_margin: float) -> Literal["a", "b", "tie"]:
+    """The verdict that a probability stands for."""
+    if abs(p_a - 0.5) < max(tie_margin, SAME):
+        return "tie"
+    return "a" if p_a > 0.5 else "b"
+
+
+def combine_orders(rows: Sequence[Judgment], tie_margin: float = TIE_MARGIN) -> Verdict | None:
+    """Both orders (of every aspect) of one judge on one pair: the mean of p_a; None when one is missing or failed.
+
+    Text verdicts carry p_a of 0, 1/2 or 1: when they disagree, the pair is a tie.
+    """
+    if any(row.failure is not None or row.p_a is None for row in rows) or not _both_orders(rows):
+        return None
+    chances = [row.p_a for row in rows if row.p_a is not None]
+    flipped = len({row.verdict for row in rows}) > 1 if _has_orders(rows) else None
+    if flipped and set(chances) <= {0.0, 0.5, 1.0}:
+        return Verdict(0.5, "tie", True)
+    p_a = math.fsum(chances) / len(chances)
+    return Verdict(p_a, decide(p_a, tie_margin), flipped)
+
+
+def _has_orders(rows: Sequence[Judgment]) -> bool:
+    return any(row.shown_first is not None for row in rows)
+
+
+def _both_orders(rows: Sequence[Judgment]) -> bool:
+    """Was every aspect asked in both orders (or has the judge no orders: a person, a program)?"""
+    shown: defaultdict[str, set[str | None]] = defaultdict(set)
+    for row in rows:
+        shown[row.aspect].add(row.shown_first)
+    return bool(shown) and all(orders in ({"a", "b"}, {None}) for orders in shown.values())
+
+
+def combine_aspects(rows: Sequence[Judgment]) -> Score | None:
+    """All aspects of one pointwise judge on one candidate: the mean; None when one failed."""
+    if not rows or any(row.failure is not None or row.score is None for row in rows):
+        return None
+    values = [row.score for row in rows if row.score is not None]
+    shares = [_share(row) for row in rows]
+    met = [row.detail["all_met"] for row in rows if row.detail and isinstance(row.detail.get("all_met"), bool)]
+    return Score(
+        math.fsum(values) / len(values), math.fsum(shares) / len(shares), all(met) if len(met) == len(rows) else None
+    )
+
+
+def _share(row: Judgment) -> float:
+    """The score as a share of its scale; a scale that is not given runs from 0 to 1."""
+    low = 0.0 if row.score_low is None else row.score_low
+    high = 1.0 if row.score_high is None else row.score_high
+    return min(max(((row.score or 0.0) - low) / (high - low), 0.0), 1.0) if high > low else 0.0
+
+
+def from_scores(a: Score, b: Score) -> Verdict:
+    """A pair by two scores of one judge: p_a = 1/2 + half the difference as a share of the scale; equal scores are a
+    tie."""
+    p_a = 0.5 + (a.share - b.share) / 2
+    return Verdict(p_a, decide(p_a, 0.0))
+
+
+class Panel(NamedTuple):
+    """All that the judges said, by judge: `scores` of candidates and `pairs` judged as pairs; None marks a failure."""
+
+    scores: dict[str, dict[str, Score | None]]
+    pairs: dict[str, dict[Pair, Verdict | None]]
+
+    def judges(self) -> list[str]:
+        """Names, sorted."""
+        return sorted({*self.scores, *self.pairs})
+
+    def verdict(self, judge: str, pair: Pair) -> Verdict | None:
+        """What a judge says of a pair, from its pairwise judgment, else from its two scores; None: nothing usable."""
+        if judge in self.pairs:
+            return self.pairs[judge].get(pair)
+        scores = self.scores.get(judge, {})
+        a, b = scores.get(pair[0]), scores.get(pair[1])
+        return None if a is None or b is None else from_scores(a, b)
+
+
+def read(judgments: Iterable[Judgment], tie_margin: float = TIE_MARGIN) -> Panel:
+    """The panel's verdicts, canaries left out."""
+    single: defaultdict[str, defaultdict[str, list[Judgment]]] = defaultdict(lambda: defaultdict(list))
+    double: defaultdict[str, defaultdict[Pair, list[Judgment]]] = defaultdict(lambda: defaultdict(list))
+    for row in latest(judgments):
+        if row.canary:
+            continue
+        if row.candidate_b is None:
+            single[row.judge][row.candidate_a].append(row)
+        else:
+            double[row.judge][row.candidate_a, row.candidate_b].append(row)
+    return Panel(
+        {judge: {key: combine_aspects(rows) for key, rows in found.items()} for judge, found in single.items()},
+        {judge: {p: combine_orders(rows, tie_margin) for p, rows in found.items()} for judge, found in double.items()},
+    )
+
+
+def canaries(judgments: Iterable[Judgment], tie_margin: float = TIE_MARGIN) -> dict[str, list[Seen]]:
+    """Per judge: each canary that it was shown, and whether it preferred it to a real answer.
+
+    In a pair the real answer is `a`; a pointwise judge is fooled when the canary scores above the answer it stood in
+    for.
+    """
+    rows = latest(judgments)
+    real = read(rows, tie_margin)
+    shown: defaultdict[tuple[str, str, str], list[Judgment]] = defaultdict(list)
+    for row in rows:
+        if row.canary:
+            shown[row.judge, row.candidate_a, row.candidate_b or ""].append(row)
+    replaced = {
+        judge: {stand_in_key(name, key): score for key, score in scores.items() for name in CANARIES}
+        for judge, scores in real.scores.items()
+    }
+    found: defaultdict[str, list[Seen]] = defaultdict(list)
+    for (judge, a, _), group in shown.items():
+        beaten = _fooled(group, replaced.get(judge, {}).get(a), tie_margin)
+        found[judge].append(Seen(group[0].canary_name or "", beaten))
+    return dict(found)
+
+
+class Seen(NamedTuple):
+    """One canary before one judge. `fooled` is None where there is no verdict to go by."""
+
+    name: str
+    fooled: bool | None
+
+
+def _fooled(group: Sequence[Judgment], real: Score | None, tie_margin: float) -> bool | None:
+    if group[0].candidate_b is not None:
+        verdict = combine_orders(group, tie_margin)
+        return None if verdict is None else verdict.verdict == "b"
+    score = combine_aspects(group)
+    return None if score is None or real is None else score.share > real.share + SAME
