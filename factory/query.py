@@ -36,6 +36,12 @@ MAX_BYTES = 256 << 20
 QUOTED = frozenset({"at", "group"})
 """Columns whose names are words of SQL: they are written in double quotes."""
 _SANDBOX = Path(__file__).with_name("sandbox.py")
+_FRUGAL = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # the others set a gigabyte aside, which counts against the limit
+    "MALLOC_ARENA_MAX": "2",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
 _PASSED_ON = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "SYSTEMROOT", "TZ", "VIRTUAL_ENV")
 _NO_FAULT_OF_PARTS = frozenset({"refused", "memory", "ParserException", "BinderException", "CatalogException"})
 _TYPES = {
@@ -194,7 +200,7 @@ def _start() -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment | {"OMP_NUM_THREADS": "1"},
+        env=environment | _FRUGAL,
         cwd="/",
         start_new_session=True,
     )

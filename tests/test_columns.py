@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from store_rows import any_row, call, judgment, prompt
 
 from factory import columns
@@ -98,7 +97,7 @@ def test_a_value_that_does_not_fit_names_table_column_and_value(change: dict[str
     ],
 )
 def test_messages_are_never_bent_to_fit(messages: Any) -> None:
-    with pytest.raises(FactoryError, match="prompts.messages: expected a list of"):
+    with pytest.raises(FactoryError, match=r"prompts\.messages: expected a list of"):
         columns.encode("prompts", as_row(prompt(1)) | {"messages": messages})
 
 
