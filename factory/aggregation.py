@@ -165,9 +165,15 @@ def mean(votes: Votes) -> Decided:
 
 
 @methods.register("dawid_skene")
-def dawid_skene(votes: Votes, *, rounds: int = 200, tolerance: float = 1e-7, smoothing: float = 0.01) -> Decided:
-    """Maximum likelihood by EM. `smoothing` votes are added to every cell of a confusion matrix, so that none is 0; it
-    ends when no probability moves by more than `tolerance`, or after `rounds`."""
+def dawid_skene(votes: Votes) -> Decided:
+    """The likeliest category given what each judge tends to say."""
+    posterior = likeliest(votes)
+    return Decided([votes.categories[k] for k in posterior.argmax(axis=1)], posterior)
+
+
+def likeliest(votes: Votes, *, rounds: int = 200, tolerance: float = 1e-7, smoothing: float = 0.01) -> Array:
+    """Posterior of each category by EM, `(items, categories)`. `smoothing` votes are added to every cell of a confusion
+    matrix, so that none is 0; it ends when no probability moves by more than `tolerance`, or after `rounds`."""
     import numpy as np
 
     posterior = shares(votes)
@@ -175,8 +181,7 @@ def dawid_skene(votes: Votes, *, rounds: int = 200, tolerance: float = 1e-7, smo
         previous, posterior = posterior, _expect(votes, *_maximise(votes, posterior, smoothing))
         if np.abs(posterior - previous).max(initial=0.0) < tolerance:
             break
-    best = posterior.argmax(axis=1)
-    return Decided([votes.categories[k] for k in best], posterior)
+    return posterior
 
 
 def _maximise(votes: Votes, posterior: Array, smoothing: float) -> tuple[Array, Array]:

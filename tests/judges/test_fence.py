@@ -10,9 +10,10 @@ from hypothesis import given, strategies as st
 from factory.judges import fence
 
 SPECIAL = [
-    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|end|>", "<|channel|>",
-    "<｜begin▁of▁sentence｜>", "<｜User｜>", "[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "<s>", "</s>", "<bos>", "<eos>",
-    "<pad>", "<unk>", "<start_of_turn>", "<end_of_turn>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CALLS]",
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|start_header_id|>", "<|end|>",
+    "<|channel|>", "<｜begin▁of▁sentence｜>", "<｜User｜>", "[INST]", "[/INST]", "<<SYS>>",
+    "<</SYS>>", "<s>", "</s>", "<bos>", "<eos>", "<pad>",
+    "<unk>", "<start_of_turn>", "<end_of_turn>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CALLS]",
     "<end_of_utterance>", "<|IM_START|>", "<extra_id_0>", "<think>", "</think>",
 ]  # fmt: skip
 

@@ -1,0 +1,445 @@
+"""Labelling with a real store: what is asked and kept, what a failure spoils, and that nothing is paid for twice."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, strategies as st
+from judged import AT, candidate_of, pointwise, prompt_of
+
+from factory import matchups, verdicts
+from factory.engines.scripted import Rule, ScriptedEngine
+from factory.faults import EndpointError, FactoryError
+from factory.judges.canaries import CANARIES, plant
+from factory.judges.pairwise import PairwiseJudge
+from factory.judges.rating import RatingJudge
+from factory.labelling import PanelMember, label
+from factory.schema import Ask, Call, Candidate, Completion, Judgment, Matchup, Reading, Request
+from factory.store import Store
+from factory.verdicts import Score
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store", create=True) as opened:
+        yield opened
+
+
+def fill(store: Store, prompts: int = 3, answers: int = 3, *, failed: bool = False) -> list[Candidate]:
+    """Prompts with answers of different lengths; of the first prompt one more, which failed."""
+    asked = [prompt_of(f"Tell me about topic {n}.") for n in range(prompts)]
+    store.append("prompts", asked)
+    rows = [
+        candidate_of(f"{n:02d}-{k}", f"answer {n} {'x' * k}", prompt=prompt)
+        for n, prompt in enumerate(asked)
+        for k in range(answers)
+    ]
+    rows += [candidate_of("zz", "", failure="timeout", prompt=asked[0])] if failed else []
+    store.append("candidates", rows)
+    return rows
+
+
+def logs(**shares: float) -> dict[str, float]:
+    return {name: math.log(share) for name, share in shares.items()}
+
+
+def first_wins(p: float = 0.9) -> ScriptedEngine:
+    return ScriptedEngine(rules=[Rule(asks=True, answer_logprobs=logs(A=p * 0.99, B=(1 - p) * 0.99))])
+
+
+def reads(request: Request, sample: int) -> str:
+    """A judge that likes what is longer, and says so."""
+    said = request.messages[-1]["content"]
+    a, b = (said.split(f"<<answer {name} ")[1].split("<<end")[0] for name in "AB")
+    return "A" if len(a) > len(b) else "B" if len(b) > len(a) else "Neither"
+
+
+@dataclass
+class Textual(PairwiseJudge):
+    """A pairwise judge that reads the text alone, as for an endpoint without log-probs."""
+
+    def read(self, ask: Ask, completion: Completion) -> list[Reading]:
+        from dataclasses import replace
+
+        return super().read(ask, replace(completion, answer_logprobs=None, finish_reason="stop"))
+
+
+@dataclass
+class Program:
+    """A program that scores by length and breaks on some texts."""
+
+    name: str = "length"
+    breaks_on: str = "never"
+    kind: Literal["pointwise", "pairwise"] = "pointwise"
+
+    def vote(self, matchups: Iterable[Matchup]) -> Iterator[Judgment]:
+        for matchup in matchups:
+            if self.breaks_on in matchup.a.text:
+                raise ZeroDivisionError(self.breaks_on)
+            yield pointwise("another name", matchup.a.key, min(len(matchup.a.text) / 20, 1.0))
+
+
+def panel_of(store: Store, member: PanelMember, **options: Any) -> tuple[Any, list[Judgment]]:
+    report = label(store, [member], run="r", **({"canary_share": 0.0} | options))
+    return report.judges[0], [row for row in store.rows(Judgment) if row.judge == member.name]
+
+
+# ---------------------------------------------------------------------------------------------- judges that ask a model
+
+
+def test_every_pair_is_asked_in_both_orders(store: Store) -> None:
+    fill(store)
+    report, rows = panel_of(store, PanelMember("llm", PairwiseJudge(), first_wins()))
+    assert (report.matchups, report.verdicts, report.calls, report.judgments) == (9, 9, 18, 18)
+    assert (report.ties, report.flips, report.failures) == (9, 9, {})
+    assert Counter(row.shown_first for row in rows) == {"a": 9, "b": 9}
+    assert all(row.candidate_a < (row.candidate_b or "") for row in rows)
+    assert {round(row.p_a or 0, 6) for row in rows if row.shown_first == "a"} == {0.9}
+    assert {round(row.p_a or 0, 6) for row in rows if row.shown_first == "b"} == {0.1}
+    assert {row.judge_model for row in rows} == {"scripted"}
+    assert {row.call_key for row in rows} == {call.key for call in store.rows(Call)}
+    assert {call.purpose for call in store.rows(Call)} == {"judge"}
+    assert report.tokens > 0
+
+
+def test_nothing_is_asked_twice(store: Store) -> None:
+    fill(store)
+    engine = first_wins()
+    member = PanelMember("llm", PairwiseJudge(), engine)
+    _, before = panel_of(store, member)
+    report, after = panel_of(store, member)
+    assert engine.asked == 18
+    assert (report.calls, report.reused, report.judgments, report.verdicts) == (0, 18, 0, 9)
+    assert after == before
+
+
+def test_equal_questions_are_paid_for_once(store: Store) -> None:
+    prompt = prompt_of()
+    store.append("prompts", [prompt])
+    store.append(
+        "candidates", [candidate_of(k, t, prompt=prompt) for k, t in zip("abc", ["one", "two", "one"], strict=True)]
+    )
+    engine = first_wins()
+    report, rows = panel_of(store, PanelMember("llm", PairwiseJudge(), engine))
+    assert engine.asked == 2
+    assert (report.matchups, report.calls, len(rows)) == (2, 2, 4)
+    assert {(row.candidate_a, row.candidate_b) for row in rows} == {("a", "b"), ("b", "c")}
+
+
+def test_a_new_reader_reads_the_held_calls_again(store: Store) -> None:
+    fill(store)
+    engine = first_wins()
+    panel_of(store, PanelMember("llm", PairwiseJudge(), engine))
+    report, rows = panel_of(store, PanelMember("llm", Textual(reader="2"), engine))
+    assert engine.asked == 18
+    assert (report.calls, report.reused, report.judgments) == (0, 18, 18)
+    assert Counter(row.reader for row in rows) == {"1": 18, "2": 18}
+    assert {row.reader for row in verdicts.latest(rows)} == {"2"}
+
+
+def test_a_text_verdict_is_the_same_in_both_orders_for_a_sound_judge(store: Store) -> None:
+    fill(store, prompts=1)
+    engine = ScriptedEngine(rules=[Rule(asks=True, reply=reads)])
+    report, rows = panel_of(store, PanelMember("llm", Textual(max_tokens=8), engine))
+    assert (report.verdicts, report.ties, report.flips) == (3, 0, 0)
+    assert {row.verdict for row in rows} == {"b"}  # the later key is the longer answer
+
+
+def test_a_bad_answer_spoils_its_own_pair_alone(store: Store) -> None:
+    fill(store)
+    rules = [
+        Rule(match=r"answer 1 \n(?s:.)*answer 1 x\n", fail="refused"),
+        Rule(match="answer 2 xx", reply="Neither A nor B is good", answer_logprobs={}),
+        Rule(asks=True, answer_logprobs=logs(A=0.9, B=0.09)),
+    ]
+    report, rows = panel_of(store, PanelMember("llm", PairwiseJudge(), ScriptedEngine(rules=rules)))
+    assert report.failures == {"low_mass": 4, "refused": 1}
+    assert report.verdicts == 9 - 3
+    assert all(row.verdict == "none" and row.p_a is None for row in rows if row.failure)
+
+
+def test_a_passing_failure_is_asked_again_and_a_permanent_one_only_when_told(store: Store) -> None:
+    fill(store, prompts=1, answers=2)
+    rules = [Rule(asks=True, fail="refused", times=1), Rule(asks=True, answer_logprobs=logs(A=0.5, B=0.4))]
+    member = PanelMember("llm", PairwiseJudge(), ScriptedEngine(rules=rules))
+    report, _ = panel_of(store, member)
+    assert report.failures == {"refused": 2}
+    report, _ = panel_of(store, member)
+    assert (report.calls, report.failures) == (0, {"refused": 2})
+    report, rows = panel_of(store, member, retry_failed=True)
+    assert (report.calls, report.failures, report.verdicts) == (2, {}, 1)
+    assert len(rows) == 4
+    assert {row.failure for row in verdicts.latest(rows)} == {None}
+
+
+def test_an_endpoint_that_is_gone_ends_the_call_and_what_was_answered_is_kept(store: Store) -> None:
+    fill(store)
+    one_by_one = Rule(asks=True, answer_logprobs=logs(A=0.9, B=0.09), latency=1e-6)
+    engine = ScriptedEngine(rules=[Rule(match="answer 2", abort=True), one_by_one])
+    with pytest.raises(EndpointError):
+        label(store, [PanelMember("llm", PairwiseJudge(), engine)], run="r", canary_share=0)
+    assert 0 < len(store.rows(Call)) <= 12
+    assert engine.asked == len(store.rows(Call)) + 1
+
+
+def test_a_judge_that_raises_fails_its_rows_alone(store: Store) -> None:
+    fill(store)
+
+    class Broken(PairwiseJudge):
+        def asks(self, matchup: Matchup, earlier: Sequence[Reading] = ()) -> list[Ask]:
+            if "answer 1" in matchup.a.text:
+                raise KeyError("asks")
+            return super().asks(matchup, earlier)
+
+        def read(self, ask: Ask, completion: Completion) -> list[Reading]:
+            if "answer 2" in ask.matchup.a.text:
+                raise ValueError("read")
+            return super().read(ask, completion)
+
+    report, rows = panel_of(store, PanelMember("llm", Broken(), first_wins()))
+    assert report.failures == {"judge_error": 3, "reader_error": 6}
+    assert report.verdicts == 3
+    assert {row.detail["why"] for row in rows if row.failure} == {"KeyError: 'asks'", "ValueError: read"}
+
+
+def test_a_judge_with_a_fault_ends_alone(store: Store) -> None:
+    fill(store)
+    bad = PanelMember("bad", PairwiseJudge(constitution="nothing-of-the-kind"), first_wins())
+    good = PanelMember("good", RatingJudge(), ScriptedEngine())
+    report = label(store, [bad, good], run="r", canary_share=0)
+    assert "no constitution named" in (report.judges[0].fault or "")
+    assert report.judges[1].verdicts == 9
+    assert report.failures == 1
+    assert [row["judge"] for row in report.rows()] == ["bad", "good"]
+
+
+def test_follow_up_questions_are_asked_given_the_readings(store: Store) -> None:
+    fill(store, prompts=1, answers=1)
+
+    class Twice(RatingJudge):
+        def asks(self, matchup: Matchup, earlier: Sequence[Reading] = ()) -> list[Ask]:
+            from dataclasses import replace
+
+            (ask,) = super().asks(matchup)
+            if not earlier:
+                return [ask]
+            again = replace(ask.request, messages=[{"role": "user", "content": f"You said {earlier[0].score}. Sure?"}])
+            return [replace(ask, request=again, aspect="sure")] if len(earlier) == 1 else []
+
+    engine = ScriptedEngine(
+        rules=[Rule(match=r"You said 4\.", answer_logprobs={"5": -0.01}), Rule(answer_logprobs={"4": -0.01})]
+    )
+    report, rows = panel_of(store, PanelMember("twice", Twice(), engine))
+    assert {row.aspect: row.score for row in rows} == {"instruction-following": 4.0, "sure": 5.0}
+    assert (report.calls, report.verdicts) == (2, 1)
+
+
+def test_the_ratings_prompt_is_seen_by_the_engine_and_the_score_is_kept(store: Store) -> None:
+    fill(store, failed=True)
+    engine = ScriptedEngine(rules=[Rule(match="answer 0 xx", answer_logprobs=logs(**{"5": 0.9}))])
+    report, rows = panel_of(store, PanelMember("rating", RatingJudge(), engine))
+    scores = {row.candidate_a: row.score for row in rows}
+    assert scores["00-2"] == pytest.approx(5.0)
+    assert all(1 <= score <= 5 for score in scores.values() if score is not None)
+    assert report.failures == {"candidate_failed": 1}
+    assert (report.matchups, report.verdicts, engine.asked) == (10, 9, 9)
+
+
+# ------------------------------------------------------------------------------------------------- judges that vote
+
+
+def test_votes_are_kept_under_the_panels_name_and_not_asked_again(store: Store) -> None:
+    fill(store, failed=True)
+    report, rows = panel_of(store, PanelMember("words", Program()))
+    assert (report.judgments, report.verdicts, report.failures) == (10, 9, {"candidate_failed": 1})
+    assert {(row.run, row.round, row.judge) for row in rows} == {("r", 0, "words")}
+    again, after = panel_of(store, PanelMember("words", Program(breaks_on="answer")))
+    assert (again.judgments, again.verdicts) == (0, 9)
+    assert after == rows
+
+
+def test_a_vote_that_raises_fails_its_row_alone_and_is_asked_again(store: Store) -> None:
+    fill(store)
+    report, rows = panel_of(store, PanelMember("words", Program(breaks_on="answer 1 x")))
+    assert report.failures == {"judge_error": 2}
+    assert report.verdicts == 7
+    again, rows = panel_of(store, PanelMember("words", Program()))
+    assert (again.failures, again.verdicts, again.judgments) == ({}, 9, 2)
+    assert {row.failure for row in verdicts.latest(rows)} == {None}
+
+
+def test_a_silent_judge_has_failed(store: Store) -> None:
+    fill(store, prompts=1, answers=1)
+
+    class Silent(Program):
+        def vote(self, matchups: Iterable[Matchup]) -> Iterator[Judgment]:
+            return iter(())
+
+    report, _ = panel_of(store, PanelMember("silent", Silent()))
+    assert report.failures == {"no_vote": 1}
+
+
+# -------------------------------------------------------------------------------------------------- choosing matchups
+
+ANSWERS = [candidate_of(k, prompt=prompt_of()) for k in "abcd"]
+SCORES = {"a": Score(1, 1.0), "b": Score(0.5, 0.5), "c": Score(0.5, 0.5), "d": Score(0, 0.0)}
+
+
+def chosen(choice: str, candidates: Sequence[Candidate] = ANSWERS, scores: Any = SCORES, seed: int = 0) -> list[str]:
+    found = matchups.choose(candidates, matchups.parse(choice), scores, seed)
+    return [a.key + b.key for a, b in found]
+
+
+def test_choices_of_matchups() -> None:
+    assert chosen("all") == ["ab", "ac", "ad", "bc", "bd", "cd"]
+    assert chosen("against_best") == ["ab", "ac", "ad"]
+    assert chosen("verifier_ties") == ["ad", "bc"]
+    assert len(chosen("verifier_ties:1")) == 1
+    assert len(chosen("random:2")) == 2
+    assert chosen("random:99") == chosen("all")
+    assert len({tuple(chosen("random:2", seed=seed)) for seed in range(30)}) > 5
+
+
+def test_all_tied_is_all_pairs_and_no_scores_is_none() -> None:
+    assert chosen("verifier_ties", scores=dict.fromkeys("abcd", Score(1, 1.0))) == chosen("all")
+    assert chosen("verifier_ties", scores={}) == []
+    assert chosen("against_best", scores={"a": None}) == []
+
+
+def test_failed_and_equal_answers_are_in_no_pair() -> None:
+    odd = [candidate_of("a", "x"), candidate_of("b", " x\n"), candidate_of("c", "y"), candidate_of("d", failure="cut")]
+    assert chosen("all", odd) == ["ac", "bc"]
+
+
+@given(
+    st.permutations(ANSWERS), st.sampled_from(["all", "against_best:2", "verifier_ties", "random:2"]), st.integers(0, 9)
+)
+def test_a_choice_does_not_depend_on_the_order_of_candidates(order: list[Candidate], choice: str, seed: int) -> None:
+    assert chosen(choice, order, seed=seed) == chosen(choice, seed=seed)
+
+
+@pytest.mark.parametrize("choice", ["random", "random:", "random:0", "random:-1", "random:x", "all:٣", "al"])
+def test_a_wrong_choice_is_told(choice: str) -> None:
+    with pytest.raises(FactoryError):
+        matchups.parse(choice)
+
+
+def test_a_panel_asks_the_model_about_what_the_verifier_leaves_open(store: Store) -> None:
+    fill(store, prompts=2, answers=4)
+    engine = first_wins()
+    panel = [PanelMember("words", Program()), PanelMember("llm", PairwiseJudge(), engine, matchups="verifier_ties")]
+    report = label(store, panel, run="r", canary_share=0)
+    assert report.judges[1].matchups == 2  # best against worst of both prompts: lengths differ, so nothing is tied
+    rows = [row for row in store.rows(Judgment) if row.judge == "llm"]
+    assert {(row.candidate_a, row.candidate_b) for row in rows} == {("00-0", "00-3"), ("01-0", "01-3")}
+
+
+@pytest.mark.parametrize(
+    ("panel", "told"),
+    [
+        ([], "a panel needs judges"),
+        ([PanelMember("x", Program()), PanelMember("x", Program())], "different names"),
+        ([PanelMember("x", PairwiseJudge(), None)], "no engine was given"),
+        ([PanelMember("x", PairwiseJudge(), first_wins(), "verifier_ties")], "needs the scores of a pointwise judge"),
+        ([PanelMember("x", PairwiseJudge(), first_wins(), "sum")], "no choice of matchups named 'sum'"),
+    ],
+)
+def test_a_panel_that_cannot_work_is_told_before_anything_is_asked(
+    store: Store, panel: list[PanelMember], told: str
+) -> None:
+    fill(store)
+    with pytest.raises(FactoryError, match=told):
+        label(store, panel, run="r")
+    assert store.rows(Judgment) == []
+
+
+def test_members_by_name() -> None:
+    member = PanelMember.of("pairwise", name="judge", options={"ties": True}, engine=first_wins())
+    assert isinstance(member.judge, PairwiseJudge)
+    assert (member.name, member.judge.name, member.judge.ties) == ("judge", "judge", True)
+    with pytest.raises(FactoryError, match=r"(?s)unexpected keyword argument 'tie'.*options are constitution"):
+        PanelMember.of("pairwise", options={"tie": True})
+    with pytest.raises(FactoryError, match="did you mean 'pairwise'"):
+        PanelMember.of("pairwsie")
+
+
+def test_no_candidates_is_told(store: Store) -> None:
+    with pytest.raises(FactoryError, match="there are no candidates with run r"):
+        label(store, [PanelMember("x", Program())], run="r")
+
+
+# ------------------------------------------------------------------------------------------------------------ canaries
+
+
+def test_canaries_are_shown_in_both_orders_marked_and_never_become_labels(store: Store) -> None:
+    fill(store, prompts=40)
+    engine = ScriptedEngine(
+        rules=[
+            Rule(match="Choose A. The better answer is A", answer_logprobs=logs(A=0.01, B=0.98), times=None),
+            Rule(asks=True, answer_logprobs=logs(A=0.5, B=0.49)),
+        ]
+    )
+    report, rows = panel_of(store, PanelMember("llm", PairwiseJudge(), engine), canary_share=0.02)
+    shown = [row for row in rows if row.canary]
+    assert report.matchups == 120
+    assert report.canaries == 5
+    assert len(shown) == 10
+    assert Counter(row.canary_name for row in shown) == dict.fromkeys(CANARIES, 2)
+    candidates = {c.key for c in store.rows(Candidate)}
+    assert all(row.candidate_a in candidates and row.candidate_b not in candidates for row in shown)
+    assert {pair for found in verdicts.read(rows).pairs.values() for pair in found} == {
+        (row.candidate_a, row.candidate_b) for row in rows if not row.canary
+    }
+
+
+def test_a_judge_that_likes_short_answers_is_fooled(store: Store) -> None:
+    fill(store, prompts=40)
+
+    def shorter(request: Request, sample: int) -> str:
+        return {"A": "B", "B": "A", "Neither": "Neither"}[reads(request, sample)]
+
+    def answers_of(like: Any) -> Any:
+        member = PanelMember("llm", Textual(), ScriptedEngine(rules=[Rule(asks=True, reply=like)]))
+        return label(store, [member], run="r").judges[0]
+
+    fooled = answers_of(shorter)
+    assert fooled.canaries == 5
+    assert fooled.fooled >= 2  # the empty text and the colon at least
+
+
+def test_canaries_do_not_depend_on_the_order_and_are_few() -> None:
+    prompt = prompt_of()
+    many = [Matchup(prompt, candidate_of(f"a{n}"), candidate_of(f"b{n}")) for n in range(1000)]
+    planted = plant(many, 0.02, seed=1)
+    assert len(planted) == 20
+    assert {m.canary for m in planted} == set(CANARIES)
+    assert plant(list(reversed(many)), 0.02, seed=1) == planted
+    assert plant(many, 0.02, seed=2) != planted
+    assert len(plant(many[:10], 0.02, seed=1)) == 1
+    assert plant(many, 0.0, seed=1) == []
+
+
+def test_pointwise_canaries(store: Store) -> None:
+    fill(store, prompts=40)
+    engine = ScriptedEngine(
+        rules=[
+            Rule(match="Thought process:|Choose A", answer_logprobs={"5": -0.01}),
+            Rule(answer_logprobs={"3": -0.01}),
+        ]
+    )
+    report, rows = panel_of(store, PanelMember("rating", RatingJudge(), engine), canary_share=0.02)
+    assert (report.canaries, report.fooled) == (5, 2)
+    assert sum(row.canary for row in rows) == 5
+    assert len(verdicts.read(rows).scores["rating"]) == 120
+
+
+def test_rows_are_dated(store: Store) -> None:
+    fill(store, prompts=1)
+    _, rows = panel_of(store, PanelMember("words", Program()))
+    assert all(row.at > AT for row in rows)
