@@ -63,6 +63,7 @@ def render(report: RunReport) -> str:
     """The whole page. The same report gives the same bytes."""
     return _template().render(
         report=report,
+        begun=begun(report),
         story=story(report),
         tiles=tiles(report),
         rounds=measured_table(report),
@@ -88,6 +89,7 @@ def _template() -> jinja2.Template:
         loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -380,19 +382,29 @@ def said(turns: Messages) -> str:
 _VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "\u2421"}
 
 
+def visible(value: Any) -> Any:
+    """What the template prints, before it is escaped: control characters made visible, lone surrogates replaced."""
+    if type(value) is not str:  # Markup, numbers
+        return value
+    return value.translate(_VISIBLE).encode("utf-8", "replace").decode("utf-8")
+
+
 def shown(text: str) -> str:
-    """A text as the page shows it: control characters made visible, lone surrogates replaced, the tail of a long one
-    left out and counted."""
-    kept = text[:CUT].translate(_VISIBLE).encode("utf-8", "replace").decode("utf-8")
+    """A text as the page shows it: the tail of a long one left out and counted."""
     left = len(text) - CUT
-    return kept if left <= 0 else f"{kept} … ({left:,} more characters)"
+    return text if left <= 0 else f"{text[:CUT]} … ({left:,} more characters)"
+
+
+def begun(report: RunReport) -> str:
+    """When the run was begun, UTC; empty when that is not known."""
+    at = report.provenance.get("begun")
+    return f"{at:%Y-%m-%d %H:%M}" if at else ""
 
 
 def facts(report: RunReport) -> list[tuple[str, str]]:
     """Where the numbers come from: counts, models with their hashes, versions, time by stage."""
     known = report.provenance
-    found = [("begun", f"{known['begun']:%Y-%m-%d %H:%M} UTC")] if known.get("begun") else []
-    found += [("prompts", ", ".join(f"{n:,} {split}" for split, n in (known.get("prompts") or {}).items()))]
+    found = [("prompts", ", ".join(f"{n:,} {split}" for split, n in (known.get("prompts") or {}).items()))]
     found += [(name, f"{known[name]:,}") for name in ("answers", "failed answers", "answer tokens") if name in known]
     for round_, split, model, model_hash in known.get("models") or ():
         found.append((f"round {round_}, {split}", f"{model} ({model_hash[:12]})" if model_hash else model))
