@@ -1,0 +1,434 @@
+"""Training: a run's preferences or labels become a policy. The store's side of it; the loop is `train/trainer.py`.
+
+    rows of the store -> token ids -> reference log-probs (kept in `logps`) -> train.Trainer -> <out>/policy
+
+`out` gets metrics.jsonl, checkpoints/ while it lasts, and policy/, which appears whole and last. The same call after a
+kill goes on from what was done, and after the end hands back what came out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from factory import crash
+from factory.faults import ConfigError, FactoryError
+from factory.resources import ModelFiles, content_hash, model_files
+from factory.schema import Label, Logp, Messages, Preference, digest, now, unique
+from train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from factory.console import Progress
+    from factory.store import Store
+    from train.data import Answer, Encoded
+    from train.policy import Policy
+    from train.trainer import Trained
+
+log = logging.getLogger(__name__)
+
+TABLE_OF = {"pairs": "preferences", "labels": "labels"}
+DONE = "training.json"  # in the policy's folder: what the training was, and what it gave
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What a training gave. `first`, `last`: means of the metrics over the first and the last quarter of the steps."""
+
+    policy: str
+    method: str
+    start: str
+    reference: str
+    rows: int
+    steps: int
+    truncated: int
+    skipped: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
+    first: Mapping[str, float] = field(default_factory=dict)
+    last: Mapping[str, float] = field(default_factory=dict)
+    changed: Mapping[str, float] = field(default_factory=dict)  # logps/* and logratios/*: last - first, nats
+    warnings: Sequence[str] = ()
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"warnings": list(self.warnings)}
+
+
+# ------------------------------------------------------------------------------------------------------- settings
+
+
+def config_of(*, method: str, settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> TrainConfig:
+    """A checked TrainConfig from loose settings. ConfigError with every fault at once."""
+    from pydantic import ValidationError
+
+    faults: list[str] = []
+    try:
+        config = TrainConfig(**{**settings, "method": method, "parameters": dict(parameters)})
+    except ValidationError as error:
+        for fault in error.errors():
+            faults.append(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}")
+        config = TrainConfig(method=method)
+    try:
+        (config if not faults else TrainConfig.model_construct(method=method, parameters=dict(parameters))).check()
+    except ConfigError as error:
+        faults.extend(error.faults)
+    if faults:
+        raise ConfigError(faults, where="settings of the training")
+    return config
+
+
+def needs(method: str) -> str:
+    """The table that a method trains on: preferences or labels."""
+    from train import losses
+
+    return TABLE_OF[losses.get(method).data]
+
+
+# ------------------------------------------------------------------------------------------------------- the stage
+
+
+def train_policy(
+    store: Store,
+    *,
+    run: str,
+    rounds: Iterable[int],
+    start: str,
+    reference: str = "start",
+    out: Path,
+    config: TrainConfig,
+    where: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> TrainResult:
+    """Train a policy on the preferences or labels of a run's rounds, held to `reference`, into `out`/policy.
+
+    start, reference: names of policies; reference "start" is the start itself. where: further conditions on the rows.
+    Rows that cannot be trained on are skipped and counted. FactoryError: no rows, a model that does not load, a loss
+    that is not finite, or an `out` that holds another training.
+    """
+    from train import losses
+    from train.trainer import threads
+
+    began = time.monotonic()
+    objective = losses.get(config.method)
+    objective.check(config.parameters)
+    files = model_files(start)
+    held_to = files if reference in ("start", start) else model_files(reference)
+    picked = {"run": run, "round": list(rounds), **(where or {})}
+    data = _read(store, objective.data, picked, files.base, config)
+    job = _Job(store, files, held_to, data, config, out, _dtype(config))
+    if done := job.finished():
+        return done
+    with threads(_threads(out, config)):
+        trained = job.train(job.with_reference(), progress)
+    result = _result(job, trained, start, reference, time.monotonic() - began)
+    job.publish(result)
+    return result
+
+
+class _Data(NamedTuple):
+    """Rows as tokens; how many were cut; why others were left out."""
+
+    rows: list[Any]
+    truncated: int
+    skipped: dict[str, int]
+
+
+class _Job:
+    """One training: what it is of, the policy in memory, and the folder it writes."""
+
+    def __init__(
+        self, store: Store, start: ModelFiles, reference: ModelFiles, data: _Data, config: TrainConfig, out: Path,
+        dtype: str,
+    ) -> None:  # fmt: skip
+        from train import losses
+
+        self.store, self.start, self.reference, self.data = store, start, reference, data
+        self.config, self.out, self.dtype = config, out, dtype
+        self.objective = losses.get(config.method)
+        self.model_hash = content_hash(start, dtype)
+        self._policy: Policy | None = None
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What the training is of; kept with the policy."""
+        config = self.config.model_dump(mode="json", exclude={"save_every", "threads"})
+        return {
+            "data": digest([list(row) for row in self.data.rows]),
+            "config": digest(config),
+            "model": self.model_hash,
+            "reference": content_hash(self.reference, self.dtype),
+        }
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that is trained, loaded when it is first asked for."""
+        if self._policy is None:
+            from train.policy import load_policy
+
+            self._policy = load_policy(
+                self.start.base,
+                self.start.adapter,
+                lora=self.config.lora,
+                dtype=self.config.dtype,
+                trainable=True,
+                seed=self.config.seed,
+                base_name=_base_name(self.start),
+            )
+        return self._policy
+
+    def finished(self) -> TrainResult | None:
+        """What came out, when this training is done. FactoryError when the folder holds another one's policy."""
+        mark = self.out / "policy" / DONE
+        if not mark.exists():
+            return None
+        kept = json.loads(mark.read_text(encoding="utf-8"))
+        if kept["identity"] != self.identity:
+            raise FactoryError(
+                "the folder holds the policy of another training (data, settings or models differ)",
+                where=str(self.out / "policy"),
+                todo="train into another folder, or delete this one",
+            )
+        shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+        return TrainResult(**{**kept["result"], "policy": str(self.out / "policy")})
+
+    def with_reference(self) -> list[Any]:
+        """The rows with the reference's log-probs, where the objective needs one."""
+        from train.shapes import SHAPES
+
+        if not self.objective.reference:
+            return self.data.rows
+        shape = SHAPES[self.objective.data]
+        scored = [encoded for row in self.data.rows for encoded in shape.scored(row)]
+        model_hash = content_hash(self.reference, self.dtype)
+        kept = iter(reference_logps(self.store, scored, model_hash, self.dtype, self._scorer))
+        return [shape.with_reference(row, [next(kept) for _ in shape.scored(row)]) for row in self.data.rows]
+
+    @contextmanager
+    def _scorer(self) -> Iterator[Any]:
+        """The reference's model: the policy as it starts, the policy without its adapter, or another that is then
+        freed."""
+        from train.policy import load_policy
+
+        if self.reference == self.start:
+            with self.policy.precision():
+                yield self.policy.model
+        elif self.reference.adapter is None and self.reference.base == self.start.base and self.policy.has_adapter:
+            with self.policy.without_adapter(), self.policy.precision():
+                yield self.policy.model
+        else:
+            other = load_policy(self.reference.base, self.reference.adapter, dtype=self.dtype)  # type: ignore[arg-type]
+            with other.precision():
+                yield other.model
+
+    def train(self, rows: Sequence[Any], progress: Progress | None) -> Trained:
+        """The loop."""
+        from train.batches import FixedRows
+        from train.trainer import Trainer
+
+        source = FixedRows(rows, self.config.batch_size, self.config.epochs, self.config.seed)
+        return Trainer(self.policy, source, self.config, self.out, self.model_hash, progress).run()
+
+    def publish(self, result: TrainResult) -> None:
+        """Write the policy's folder whole, then let go of the checkpoints."""
+        from train.policy import save_policy
+
+        draft = self.out / "policy.writing"
+        shutil.rmtree(draft, ignore_errors=True)
+        save_policy(self.policy, draft)
+        said = {"identity": self.identity, "config": self.config.model_dump(mode="json"), "result": result.to_json()}
+        (draft / DONE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+        for path in (*sorted(draft.iterdir()), draft):
+            _sync(path)
+        crash.point("train.before_policy")
+        draft.rename(self.out / "policy")
+        _sync(self.out)
+        crash.point("train.after_policy")
+        shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+
+
+# ------------------------------------------------------------------------------------------------ rows of the store
+
+
+def _read(store: Store, shape: str, where: Mapping[str, Any], base: str, config: TrainConfig) -> _Data:
+    """The rows as tokens. FactoryError when none is left."""
+    from train.data import Limits, RowError
+    from train.policy import load_tokenizer
+    from train.shapes import SHAPES
+
+    texts, encode = _pairs(store, where) if shape == "pairs" else _labels(store, where)
+    tokenizer, limits = load_tokenizer(base), Limits(config.max_length, config.max_completion_length)
+    rows: list[Any] = []
+    truncated = 0
+    skipped: Counter[str] = Counter()
+    for text in texts:
+        try:
+            row, cut = encode(tokenizer, text, limits)
+        except RowError as fault:
+            skipped[str(fault)] += 1
+        else:
+            rows.append(row)
+            truncated += cut
+    if not rows:
+        raise _nothing(TABLE_OF[shape], where, skipped)
+    if skipped:
+        log.warning("%d %s are left out: %s", skipped.total(), TABLE_OF[shape], dict(skipped))
+    return _Data(list(SHAPES[shape].completed(rows, config.seed)), truncated, dict(skipped))
+
+
+def _nothing(table: str, where: Mapping[str, Any], skipped: Counter[str]) -> FactoryError:
+    reasons = "".join(f"; {count} left out: {reason}" for reason, count in skipped.items())
+    return FactoryError(
+        f"there are no {table} to train on{reasons}",
+        where=", ".join(f"{key} {value}" for key, value in where.items()),
+        todo="make some with `factory label` and `factory pair`, or name another --run or --round",
+    )
+
+
+def _pairs(store: Store, where: Mapping[str, Any]) -> tuple[list[Any], Callable[..., tuple[Any, bool]]]:
+    """The preferences as text, and how one becomes tokens."""
+    from train.data import Answer, Pair, pair_row
+
+    found = store.rows(Preference, where)
+    cut = _cut(store, [key for row in found for key in (row.chosen_key, row.rejected_key)])
+
+    def answer(messages: Messages, key: str) -> Answer:
+        return Answer(_answer(messages), key not in cut)
+
+    return [Pair(r.prompt, answer(r.chosen, r.chosen_key), answer(r.rejected, r.rejected_key)) for r in found], pair_row
+
+
+def _labels(store: Store, where: Mapping[str, Any]) -> tuple[list[Any], Callable[..., tuple[Any, bool]]]:
+    """The labels as text, and how one becomes tokens."""
+    from train.data import Answer, Labelled, label_row
+
+    found = store.rows(Label, where)
+    cut = _cut(store, [row.candidate_key for row in found])
+    texts = [
+        Labelled(r.prompt, Answer(_answer(r.completion), r.candidate_key not in cut), r.label, r.weight) for r in found
+    ]
+    return texts, label_row
+
+
+def _answer(messages: Messages) -> str:
+    return messages[-1]["content"] if messages else ""
+
+
+def _cut(store: Store, candidates: Iterable[str]) -> set[str]:
+    """The candidates that ran into their limit: they have no end token to learn from."""
+    rows = store.read("candidates", columns=["key", "finish_reason"], where={"key": unique(k for k in candidates if k)})
+    return {row["key"] for row in rows if row["finish_reason"] == "length"}
+
+
+# ------------------------------------------------------------------------------------------------------- reference
+
+
+def reference_logps(
+    store: Store,
+    rows: Sequence[Encoded],
+    model_hash: str,
+    dtype: str,
+    scorer: Callable[[], AbstractContextManager[Any]],
+) -> list[float]:
+    """The log-probability of every row, nats: from the store where it is kept, else computed once and kept.
+
+    `scorer` opens the model, and is not called when nothing is missing. What a killed pass left is computed in the
+    same batches as it would have been, so to the same bits.
+    """
+    keys = [digest(model_hash, dtype, row.prompt_ids, row.completion_ids) for row in rows]
+    wanted = set(store.missing("logps", keys))
+    if wanted:
+        from train.logps import score
+
+        with scorer() as model:
+            for batch in score(model, rows, needed=lambda i: keys[i] in wanted):
+                store.append("logps", [
+                    Logp(key=keys[i], model_hash=model_hash, dtype=dtype, logprob=s.logp, tokens=s.tokens, at=now())
+                    for i, s in zip(batch.rows, batch.logps, strict=True)
+                ])  # fmt: skip
+                crash.point("train.after_score")
+    held = store.read("logps", columns=["key", "logprob"], where={"key": unique(keys)})
+    by_key = {row["key"]: row["logprob"] for row in held}
+    return [by_key[key] for key in keys]
+
+
+# -------------------------------------------------------------------------------------------------------- small parts
+
+
+def _base_name(files: ModelFiles) -> str:
+    """What an adapter calls its base: the name that the user gave; a folder by its whole path."""
+    name = files.name
+    if files.adapter is not None:
+        name = json.loads((Path(files.adapter) / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
+    return str(Path(files.base).resolve()) if name != files.base and Path(name).exists() else name
+
+
+def _dtype(config: TrainConfig) -> str:
+    from train.policy import resolve_device, resolve_dtype
+
+    return resolve_dtype(config.dtype, resolve_device("auto"), whole=config.lora is None)
+
+
+def _threads(out: Path, config: TrainConfig) -> int:
+    """CPU threads: as set, else as this training began with, else whichever number multiplies faster now."""
+    if config.threads is not None:
+        return config.threads
+    kept = out / "threads"
+    if kept.exists():
+        return int(kept.read_text(encoding="utf-8"))
+    from factory.engines.transformers import default_threads
+
+    count = default_threads()
+    out.mkdir(parents=True, exist_ok=True)
+    draft = out / "threads.writing"
+    draft.write_text(str(count), encoding="utf-8")
+    draft.replace(kept)
+    return count
+
+
+def _result(job: _Job, trained: Trained, start: str, reference: str, seconds: float) -> TrainResult:
+    lines = trained.lines
+    quarter = max(1, len(lines) // 4)
+    first, last = _means(lines[:quarter]), _means(lines[-quarter:])
+    changed = {name: last[name] - first[name] for name in first if name.startswith(("logps/", "logratios/")) and name in last}
+    return TrainResult(
+        policy=str(job.out / "policy"),
+        method=job.config.method,
+        start=start,
+        reference=reference,
+        rows=len(job.data.rows),
+        steps=len(lines),
+        truncated=job.data.truncated,
+        skipped=job.data.skipped,
+        first=first,
+        last=last,
+        changed=changed,
+        warnings=trained.warnings,
+        seconds=round(seconds, 2),
+    )
+
+
+def _means(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Every metric's mean over the lines that have it."""
+    from train.metrics import TIMES
+
+    names = unique(name for line in lines for name in line if name not in (*TIMES, "step", "epoch", "tokens"))
+    values = {name: [line[name] for line in lines if name in line] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

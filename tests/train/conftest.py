@@ -1,0 +1,48 @@
+"""Rows and policies of the tiny model for the trainer's tests."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train.config import LoraSpec
+from train.data import LabelRow, PairRow, with_others
+from train.policy import Policy, load_policy
+
+
+def ids(draw: random.Random, least: int, most: int) -> tuple[int, ...]:
+    return tuple(draw.randrange(3, 390) for _ in range(draw.randint(least, most)))
+
+
+def pair_rows(count: int, seed: int = 0) -> list[PairRow]:
+    """Random pairs with made-up reference log-probs near those of the tiny model."""
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        good, bad = ids(draw, 1, 12), ids(draw, 1, 12)
+        refs = (-6 * len(good) + draw.uniform(-2, 2), -6 * len(bad) + draw.uniform(-2, 2))
+        rows.append(PairRow(ids(draw, 2, 20), good, bad, *refs, weight=draw.choice([0.5, 1.0, 2.0])))
+    return rows
+
+
+def label_rows(count: int, seed: int = 0) -> list[LabelRow]:
+    """Random labelled answers, both kinds, each with another prompt's answer."""
+    draw = random.Random(seed)
+    rows = [LabelRow(ids(draw, 2, 20), ids(draw, 1, 12), i % 3 != 0) for i in range(count)]
+    return [
+        row._replace(ref=-6.0 * len(row.completion), ref_other=-6.0 * len(row.other) - 1) for row in with_others(rows, seed)
+    ]
+
+
+@pytest.fixture
+def policy(tiny_model: Path) -> Callable[..., Policy]:
+    """Load the tiny model to be trained: a LoRA adapter by default, all of it with lora=None."""
+
+    def load(lora: LoraSpec | None = LoraSpec(r=4), dtype: Any = "float32", seed: int = 0, **more: Any) -> Policy:
+        return load_policy(str(tiny_model), lora=lora, dtype=dtype, seed=seed, trainable=True, device="cpu", **more)
+
+    return load

@@ -1,0 +1,95 @@
+"""Which rows each step reads: a function of the seed and the step alone, so that a resumed training reads the same.
+
+`Source` is what the loop asks; `FixedRows` serves a list of rows, shuffled anew for every epoch. A method that samples
+its own data is another source.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+from factory.schema import digest
+from train.data import LabelRow, PairRow
+
+Row = PairRow | LabelRow
+R = TypeVar("R", bound=Row)
+
+
+class Batch(NamedTuple):
+    """The rows of one step, and how many epochs will be done after it (a fraction)."""
+
+    rows: Sequence[Row]
+    epoch: float
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+
+    @property
+    def hash(self) -> str:
+        """Of the data and its order: a checkpoint of other data is refused."""
+
+    def batch(self, step: int) -> Batch:
+        """The rows of a step, counted from 0."""
+
+
+@dataclass(frozen=True)
+class FixedRows:
+    """Rows that are there before training begins. The last batch of an epoch may be smaller; none is left out."""
+
+    rows: Sequence[Row]
+    batch_size: int
+    epochs: int
+    seed: int
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of one epoch."""
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Steps in all."""
+        return self.per_epoch * self.epochs
+
+    @property
+    def hash(self) -> str:
+        """Of rows, batch size, epochs and seed."""
+        return digest([list(row) for row in self.rows], self.batch_size, self.epochs, self.seed)
+
+    def batch(self, step: int) -> Batch:
+        """The rows of a step."""
+        epoch, place = divmod(step, self.per_epoch)
+        order = list(range(len(self.rows)))
+        random.Random(f"{self.seed}/{epoch}").shuffle(order)  # noqa: S311 - not a secret
+        picked = order[place * self.batch_size : (place + 1) * self.batch_size]
+        return Batch([self.rows[i] for i in picked], (step + 1) / self.per_epoch)
+
+
+def tokens_of(row: Row) -> int:
+    """Tokens of a row that go through the model, about."""
+    if isinstance(row, PairRow):
+        return len(row.prompt) + len(row.chosen) + len(row.rejected)
+    return len(row.prompt) + len(row.completion)
+
+
+def micro_batches(rows: Sequence[R], limit: int) -> Iterator[list[R]]:
+    """The rows of a step by length, in parts of at most `limit` tokens (a longer row is a part by itself)."""
+    part: list[R] = []
+    size = 0
+    for row in sorted(rows, key=tokens_of, reverse=True):
+        if part and size + tokens_of(row) > limit:
+            yield part
+            part, size = [], 0
+        part.append(row)
+        size += tokens_of(row)
+    if part:
+        yield part

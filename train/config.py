@@ -1,0 +1,100 @@
+"""What a training is told. Light: pydantic only, so that a recipe can hold one without loading torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Strict(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LoraSpec(Strict):
+    """A low-rank adapter (arXiv 2106.09685)."""
+
+    r: int = Field(default=16, ge=1)
+    """Rank."""
+    alpha: float = Field(default=32, gt=0)
+    """The adapter's output is scaled by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the adapter's inputs that is dropped in training."""
+    target: str | tuple[str, ...] = "all-linear"
+    """Layers that get one: all-linear (all but the head), or names as peft takes them."""
+
+
+class TrainConfig(Strict):
+    """One training: the objective, its parameters, and how the loop runs."""
+
+    method: str = "dpo"
+    """Name of the objective: dpo, cdpo, ipo, kto ..."""
+    parameters: dict[str, bool | float] = Field(default_factory=dict)
+    """Of the objective: beta, label_smoothing ..."""
+    add: dict[str, float] = Field(default_factory=dict)
+    """Further terms and their weights. sft: negative log-likelihood of the chosen answer, mean per token."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """At the end of the warm-up. 2e-4 suits a LoRA adapter; a whole model wants about 1e-6."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the data."""
+    batch_size: int = Field(default=8, ge=1)
+    """Rows a step, whatever fits the memory at once."""
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens that go through the model at once; the gradient does not depend on it. Unset: by device."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises from 0."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls after the warm-up, to 0."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's."""
+    clip: float | None = Field(default=1.0, gt=0)
+    """Largest norm of the gradient; null: none."""
+    lora: LoraSpec | None = LoraSpec()
+    """The adapter; null trains the whole model."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the forward pass. auto: bfloat16 where the device is faster with it, else float32. What learns is float32."""
+    max_length: int | None = Field(default=1024, ge=2)
+    """Most tokens of prompt and completion together: more is cut from the prompt's start."""
+    max_completion_length: int | None = Field(default=None, ge=1)
+    """Most tokens of a completion: more is cut from its end."""
+    seed: int = Field(default=0, ge=0)
+    """Of the order of the rows, of dropout and of a new adapter."""
+    save_every: int = Field(default=20, ge=1)
+    """Steps between checkpoints."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; unset: as torch has it. A resumed training gives the same bits with the same number only."""
+
+    @field_validator("parameters", "add", mode="before")
+    @classmethod
+    def _numbers(cls, value: Any) -> Any:
+        """YAML 1.1 reads 5e-7 as a string."""
+        if isinstance(value, dict):
+            return {k: _number(v) for k, v in value.items()}
+        return value
+
+    @field_validator("add")
+    @classmethod
+    def _known_terms(cls, value: dict[str, float]) -> dict[str, float]:
+        for name, weight in value.items():
+            if name != "sft":
+                raise ValueError(f"no further term named {name!r}. Known: sft")
+            if weight <= 0:
+                raise ValueError(f"the weight of {name} must be above 0")
+        return value
+
+    def check(self) -> None:
+        """ConfigError when the method is unknown or its parameters are not right. Loads torch."""
+        from train import losses
+
+        losses.get(self.method).check(self.parameters)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,323 @@
+"""Log-probabilities of completions: the one place where sequences are scored, with gradients or without.
+
+Fast path: rows packed without padding (`train/packing.py`), only the places that predict a completion's token go
+through the LM head, and the head's logits are held a chunk at a time, forward and backward. It reproduces what the
+model itself says, or it is not used: `forward_for` compares both on rows of the user's own data and falls back to the
+plain forward.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.data import Encoded
+from train.packing import Group, Layout, UnpackableError, pack, packed_attention_on
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 64 << 20  # float32 logits held at a time
+DEFAULT_BATCH_TOKENS = {"cpu": 2048}
+ACCELERATOR_BATCH_TOKENS = 32768
+
+
+class LogpSum(NamedTuple):
+    """`logp`: sum over the completion's tokens, end token included, nats. `tokens`: how many they are."""
+
+    logp: float
+    tokens: int
+
+
+# ------------------------------------------------------------------------------------------------ the head, in chunks
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    """Of the head's products: float32 on a CPU, whatever the model's; autocast's or the model's own on an
+    accelerator."""
+    kind = hidden.device.type
+    if kind == "cpu":
+        return torch.float32
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+class _ChunkedLogps(torch.autograd.Function):
+    """log softmax(hidden @ weight.T + bias)[target], a chunk of rows at a time.
+
+    d logp / d hidden = weight[target] - softmax @ weight. It does not depend on the gradient that comes in but by a
+    factor a token, so where the head is frozen it is formed in the forward pass, while the chunk's logits are
+    there. Where the head learns, the backward pass makes the chunk's logits again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int) -> Tensor:
+        ctx.dtype, ctx.rows = _compute_dtype(hidden), rows
+        ctx.head_learns = weight.requires_grad or (bias is not None and bias.requires_grad)
+        unit = torch.empty_like(hidden) if hidden.requires_grad and not ctx.head_learns else None
+        out = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for at, logits, w in _chunks(hidden, weight, bias, rows, ctx.dtype):
+                target = targets[at, None]
+                total = logits.logsumexp(-1, keepdim=True)
+                out[at] = (logits.gather(-1, target) - total)[:, 0]
+                if unit is not None:
+                    slope = (logits - total).exp_().neg_().scatter_add_(1, target, torch.ones_like(total))
+                    unit[at] = (slope.to(w.dtype) @ w).to(unit.dtype)
+        ctx.save_for_backward(*((unit,) if unit is not None else (hidden, weight, bias, targets)))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        if not ctx.head_learns:
+            (unit,) = ctx.saved_tensors
+            return (unit * grad[:, None]).to(unit.dtype), None, None, None, None
+        hidden, weight, bias, targets = ctx.saved_tensors
+        into_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        into_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        into_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        for at, logits, w in _chunks(hidden, weight, bias, ctx.rows, ctx.dtype):
+            part = grad[at, None]
+            slope = logits.softmax(-1).mul_(-part).scatter_add_(1, targets[at, None], part).to(w.dtype)
+            if into_hidden is not None:
+                into_hidden[at] = (slope @ w).to(hidden.dtype)
+            if into_weight is not None:
+                into_weight += slope.T @ hidden[at].to(w.dtype)
+            if into_bias is not None:
+                into_bias += slope.sum(0)
+        return into_hidden, into_weight, into_bias, None, None
+
+
+def _chunks(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(which rows, their float32 logits, the weight in the dtype of the products) for one chunk after another."""
+    w = weight.to(dtype)
+    b = None if bias is None else bias.to(dtype)
+    for start in range(0, len(hidden), rows):
+        at = slice(start, start + rows)
+        yield at, F.linear(hidden[at].to(dtype), w, b).float(), w
+
+
+def chunked_logps(hidden: Tensor, head: nn.Linear, targets: Tensor, rows: int | None = None) -> Tensor:
+    """Log-probability of each target: hidden (tokens, width), targets (tokens,) -> (tokens,) float32, nats.
+
+    `rows` tokens' logits are held at a time (default: as many as CHUNK_BYTES holds).
+    """
+    rows = rows or max(16, CHUNK_BYTES // (4 * head.weight.shape[0]))
+    out: Tensor = _ChunkedLogps.apply(hidden, head.weight, head.bias, targets, rows)  # type: ignore[no-untyped-call]
+    return out
+
+
+# ----------------------------------------------------------------------------------------- two ways through the model
+
+
+class Forward(Protocol):
+    """A way to score groups of completions."""
+
+    name: str
+
+    def token_logps(self, groups: Sequence[Group]) -> Tensor:
+        """(completion tokens of all groups,) float32, nats, in order."""
+
+
+def causal_model(model: nn.Module) -> Any:
+    """The transformers model under a peft wrapper, or the model itself; adapters stay in its layers."""
+    unwrap = getattr(model, "get_base_model", None)
+    return unwrap() if unwrap is not None else model
+
+
+class PackedForward:
+    """Packed rows, shared prompts, the head on completions only."""
+
+    name = "packed"
+
+    def __init__(self, model: nn.Module) -> None:
+        self._causal = causal_model(model)
+        head = self._causal.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise UnpackableError(f"the head is a {type(head).__name__}")
+        config = self._causal.config.get_text_config()
+        if getattr(config, "attention_chunk_size", None):
+            raise UnpackableError("attention in chunks")
+        self._head = head
+
+    def token_logps(self, groups: Sequence[Group]) -> Tensor:
+        """(completion tokens of all groups,)."""
+        row = pack(groups, self._head.weight.device)
+        with packed_attention_on(self._causal):
+            out = self._causal.base_model(
+                input_ids=row.ids,
+                position_ids=row.positions,
+                packed_layout=Layout(row.stretches),
+                use_cache=False,
+            )
+        return chunked_logps(out.last_hidden_state[0, row.predicts], self._head, row.targets)
+
+
+class PlainForward:
+    """Every completion in a row of its own, padded on the right, through the model's own forward."""
+
+    name = "plain"
+
+    def __init__(self, model: nn.Module) -> None:
+        self._causal = causal_model(model)
+
+    def token_logps(self, groups: Sequence[Group]) -> Tensor:
+        """(completion tokens of all groups,)."""
+        rows = [(group.prompt, completion) for group in groups for completion in group.completions]
+        width = max(len(p) + len(c) for p, c in rows)
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        seen = torch.zeros_like(ids)
+        for i, (prompt, completion) in enumerate(rows):
+            size = len(prompt) + len(completion)
+            ids[i, :size] = torch.tensor([*prompt, *completion])
+            seen[i, :size] = 1
+        device = next(self._causal.parameters()).device
+        ids, seen = ids.to(device), seen.to(device)
+        logits = self._causal(input_ids=ids, attention_mask=seen, use_cache=False).logits
+        parts = []
+        for i, (prompt, completion) in enumerate(rows):
+            at = slice(len(prompt) - 1, len(prompt) + len(completion) - 1)
+            logp = logits[i, at].float().log_softmax(-1)
+            parts.append(logp.gather(-1, ids[i, at.start + 1 : at.stop + 1, None])[:, 0])
+        return torch.cat(parts)
+
+
+_chosen: WeakKeyDictionary[nn.Module, Forward] = WeakKeyDictionary()
+
+
+def forward_for(model: nn.Module, sample: Sequence[Group]) -> Forward:
+    """The packed forward when it says what the model's own forward says on `sample` rows, else the plain one.
+
+    Decided once for each model. A fall-back is logged with its reason. Give rows of the user's data, the longest among
+    them.
+    """
+    base = causal_model(model)
+    if base not in _chosen:
+        fault = _difference(base, sample)
+        if fault:
+            log.warning("packed rows are not used with %s: %s; training is slower", type(base).__name__, fault)
+        _chosen[base] = PlainForward(base) if fault else PackedForward(base)
+    return _chosen[base]
+
+
+def _difference(model: nn.Module, sample: Sequence[Group]) -> str:
+    """Why the packed forward cannot be used; empty when it can."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            plain = torch.cat([PlainForward(model).token_logps([group]) for group in sample])
+            packed = PackedForward(model).token_logps(sample)
+    except (UnpackableError, TypeError) as fault:
+        return str(fault)
+    finally:
+        model.train(was_training)
+    worst = float((plain - packed).square().mean().sqrt())
+    exact = next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(plain.device.type)
+    allowed = 1e-3 if exact else 0.1  # nats a token, root mean square; bf16 logits are rounded by up to 0.06
+    return "" if worst <= allowed else f"they differ from the model's own forward by {worst:.3g} nats a token"
+
+
+def completion_logps(forward: Forward, groups: Sequence[Group]) -> Tensor:
+    """Summed log-probability of every completion of every group, in order: (completions,) float32, nats."""
+    values = forward.token_logps(groups)
+    lengths = torch.tensor([len(c) for group in groups for c in group.completions], device=values.device)
+    owner = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
+    return torch.zeros(len(lengths), device=values.device).index_add(0, owner, values)
+
+
+# --------------------------------------------------------------------------------------------------- scoring, no grad
+
+
+class Scored(NamedTuple):
+    """One batch of scored rows: `rows` are their indices in the list that was given."""
+
+    rows: list[int]
+    logps: list[LogpSum]
+
+
+def score(
+    model: nn.Module,
+    rows: Sequence[Encoded],
+    *,
+    batch_tokens: int | None = None,
+    needed: Callable[[int], bool] = lambda row: True,
+) -> Iterator[Scored]:
+    """Score the rows in batches of about `batch_tokens` tokens; rows with the same prompt share it.
+
+    The make-up of a batch depends on `rows` alone; a batch with a row that is `needed` is scored whole. So what a
+    killed pass left is scored to the last bit as an uninterrupted pass would have.
+    """
+    device = next(model.parameters()).device
+    limit = batch_tokens or DEFAULT_BATCH_TOKENS.get(device.type, ACCELERATOR_BATCH_TOKENS)
+    batches = [b for b in _batches(rows, limit) if any(needed(i) for _, members in b for i in members)]
+    if not batches:
+        return
+    forward = forward_for(model, sample_groups(rows))
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            groups = [Group(prompt, [rows[i].completion_ids for i in members]) for prompt, members in batch]
+            with torch.inference_mode():
+                sums = completion_logps(forward, groups).tolist()
+            order = [i for _, members in batch for i in members]
+            yield Scored(order, [LogpSum(s, len(rows[i].completion_ids)) for i, s in zip(order, sums, strict=True)])
+    finally:
+        model.train(was_training)
+
+
+def sequence_logps(model: nn.Module, rows: Sequence[Encoded], *, batch_tokens: int | None = None) -> list[LogpSum]:
+    """The log-probability of every row's completion given its prompt, in order, without gradients."""
+    out: dict[int, LogpSum] = {}
+    for batch in score(model, rows, batch_tokens=batch_tokens):
+        out.update(zip(batch.rows, batch.logps, strict=True))
+    return [out[i] for i in range(len(rows))]
+
+
+def sample_groups(rows: Sequence[Encoded], count: int = 4) -> list[Group]:
+    """Rows to compare the two forwards on: the longest, and some spread over the data, two to a prompt where they
+    share it."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt_ids) + len(rows[i].completion_ids))
+    picks = {order[-1], *(order[len(order) * k // count] for k in range(count))}
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        by_prompt.setdefault(tuple(row.prompt_ids), []).append(i)
+    groups = []
+    for i in sorted(picks):
+        mates = [m for m in by_prompt[tuple(rows[i].prompt_ids)] if m != i][:1]
+        groups.append(Group(rows[i].prompt_ids, [rows[m].completion_ids for m in (i, *mates)]))
+    return groups
+
+
+_Batch = list[tuple[tuple[int, ...], list[int]]]  # (prompt, rows that share it) ...
+
+
+def _batches(rows: Sequence[Encoded], limit: int) -> list[_Batch]:
+    """Rows grouped by prompt and cut into batches of at most `limit` tokens (one longer row is a batch by itself)."""
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        by_prompt.setdefault(tuple(row.prompt_ids), []).append(i)
+    batches: list[_Batch] = []
+    left = 0
+    for prompt, members in sorted(by_prompt.items(), key=lambda item: (len(item[0]), item[1])):
+        for i in members:
+            own = len(rows[i].completion_ids)
+            joins = bool(batches) and bool(batches[-1]) and batches[-1][-1][0] == prompt
+            cost = own if joins else own + len(prompt)
+            if not batches or cost > left:
+                batches.append([])
+                left, joins, cost = limit, False, own + len(prompt)
+            if joins:
+                batches[-1][-1][1].append(i)
+            else:
+                batches[-1].append((prompt, [i]))
+            left -= cost
+    return batches

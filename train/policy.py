@@ -1,0 +1,176 @@
+"""A policy in memory: a causal language model, perhaps with a LoRA adapter, and its tokenizer; loaded, trained, saved.
+
+What learns is always float32. In bfloat16 a frozen base is held in bfloat16 under a float32 adapter; a whole model
+that learns is held in float32 and multiplied in bfloat16 by autocast, which needs an accelerator.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from factory.faults import FactoryError
+from train.config import LoraSpec
+
+DTypeName = Literal["auto", "float32", "bfloat16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model on its device. `dtype` is the name of the forward pass's; `base_name` is what the user calls the base."""
+
+    model: nn.Module
+    tokenizer: Any
+    device: str
+    dtype: str
+    base_name: str
+    has_adapter: bool
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """To be open around forward passes: autocast where weights are wider than the products wanted."""
+        if self.dtype == "bfloat16" and self.device != "cpu":
+            return torch.autocast(self.device, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def without_adapter(self) -> AbstractContextManager[Any]:
+        """While it is open, the model is its base."""
+        switch: Any = self.model
+        off: AbstractContextManager[Any] = switch.disable_adapter() if self.has_adapter else nullcontext()
+        return off
+
+
+def resolve_device(device: str) -> str:
+    """`auto`: cuda where there is one, else cpu."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def resolve_dtype(dtype: DTypeName, device: str, *, whole: bool) -> str:
+    """`auto`: bfloat16 where the device multiplies it in hardware, else float32. By flags, not by timing: a resumed
+    training must decide the same. A `whole` model learns in float32 on a CPU.
+
+    FactoryError: a whole model in bfloat16 on a CPU, which would lose the small steps that it learns by.
+    """
+    if device == "cpu":
+        if whole and dtype == "bfloat16":
+            raise FactoryError(
+                "a whole model does not learn in bfloat16 on a CPU", todo="set dtype: float32, or train a lora adapter"
+            )
+        fast = not whole and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    else:
+        fast = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    if dtype == "auto":
+        return "bfloat16" if fast else "float32"
+    return dtype
+
+
+def load_policy(
+    base: str,
+    adapter: str | None = None,
+    *,
+    lora: LoraSpec | None = None,
+    dtype: DTypeName = "auto",
+    device: str = "auto",
+    trainable: bool = False,
+    seed: int = 0,
+    base_name: str | None = None,
+) -> Policy:
+    """Load a policy: folder or hub name `base`, and the peft folder `adapter` on it if there is one.
+
+    To be trained (`trainable`): with `lora` the given adapter learns on, or a new one whose first values `seed`
+    decides; without `lora` the whole model learns, a given adapter merged into it first. FactoryError: it does not
+    load.
+    """
+    whole = trainable and lora is None
+    where = resolve_device(device)
+    kind = resolve_dtype(dtype, where, whole=whole)
+    tokenizer = load_tokenizer(base)
+    model: Any = _load(base, torch.float32 if whole else DTYPES[kind])
+    if adapter is not None:
+        model = _with_adapter(model, adapter, learns=trainable and not whole)
+        if whole:
+            model = model.merge_and_unload()
+    elif trainable and lora is not None:
+        model = _new_adapter(model, lora, seed)
+    has_adapter = (adapter is not None and not whole) or (trainable and lora is not None)
+    if not has_adapter:
+        model.requires_grad_(whole)
+    model.to(where).train(trainable)
+    return Policy(model, tokenizer, where, kind, base_name or base, has_adapter)
+
+
+def load_tokenizer(base: str) -> Any:
+    """The tokenizer of a model folder or hub name."""
+    from transformers import AutoTokenizer
+
+    with _mapped(base):
+        return AutoTokenizer.from_pretrained(base)
+
+
+def save_policy(policy: Policy, folder: Path) -> None:
+    """Write what is needed to load it again, in safetensors: the adapter, or the whole model with its tokenizer.
+
+    An adapter names its base as the user does, so that an embedded or hub name stays one.
+    """
+    model: Any = policy.model
+    model.save_pretrained(folder)
+    if not policy.has_adapter:
+        policy.tokenizer.save_pretrained(folder)
+        return
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = policy.base_name
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _load(base: str, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    with _mapped(base):
+        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+
+
+def _with_adapter(model: Any, adapter: str, *, learns: bool) -> Any:
+    from peft import PeftModel
+
+    with _mapped(adapter):
+        return PeftModel.from_pretrained(model, adapter, is_trainable=learns)
+
+
+def _new_adapter(model: Any, lora: LoraSpec, seed: int) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    target = lora.target if isinstance(lora.target, str) else list(lora.target)
+    config = LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=target, task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+@contextmanager
+def _mapped(name: str) -> Iterator[None]:
+    """Loading faults of transformers and peft as ours."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise FactoryError(
+            f"the model does not load: {error}",
+            where=name,
+            todo="name a transformers folder, a hub name that is in reach, or a peft adapter's folder",
+        ) from error

@@ -1,0 +1,222 @@
+"""The loop: rows in, gradients, steps, checkpoints, a policy that has learnt.
+
+A step takes one effective batch. Its gradient is that of sum(loss * weight) / sum(weight) over the whole of it: each
+part that fits the memory adds its sum, and the division comes at the end, so that how the batch is cut does not matter.
+A run that was killed goes on from its last checkpoint to the same bits (same machine, same number of threads).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from factory import crash
+from factory.faults import FactoryError
+from factory.schema import digest
+from train import checkpoint, losses
+from train.batches import Source, micro_batches, tokens_of
+from train.checkpoint import Stamp
+from train.config import TrainConfig
+from train.data import LabelRow
+from train.logps import Forward, completion_logps, forward_for
+from train.metrics import FallWatch, Line, Metrics
+from train.packing import Group
+from train.policy import Policy
+from train.shapes import SHAPES, joined
+
+log = logging.getLogger(__name__)
+
+MICRO_TOKENS = {"cpu": 512}  # small enough for caches and memory; more is not faster there
+ACCELERATOR_MICRO_TOKENS = 8192
+
+
+class Observer(Protocol):
+    """Told of the training as it goes."""
+
+    def advance(self, n: int = 1, *, failed: int = 0, reused: int = 0, tokens: int = 0) -> None:
+        """`n` more steps are done."""
+
+
+class Trained(NamedTuple):
+    """What a training leaves besides the policy: its metrics a step, and its warnings."""
+
+    lines: list[Line]
+    warnings: list[str]
+
+
+class Part(NamedTuple):
+    """What the loop keeps of a micro-batch for the metrics; no gradients."""
+
+    logps: Any
+    outcome: Any
+    loss: Tensor  # (rows,), further terms included
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """Of a step counted from 0: a linear rise over the warm-up, then constant, linear or half a cosine down to 0."""
+    warm = math.ceil(config.warmup * steps)
+    if step < warm:
+        return config.learning_rate * (step + 1) / warm
+    done = (step - warm) / max(1, steps - warm)
+    factor = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[config.schedule]
+    return config.learning_rate * factor
+
+
+@dataclass
+class Trainer:
+    """A training: `run` it. `folder` gets metrics.jsonl and checkpoints/."""
+
+    policy: Policy
+    source: Source
+    config: TrainConfig
+    folder: Path
+    model_hash: str = ""
+    observer: Observer | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.objective = losses.get(self.config.method)
+        self.objective.check(self.config.parameters)
+        self.shape = SHAPES[self.objective.data]
+        self.weights = self.policy.trainable()
+        self.optimiser = torch.optim.AdamW(
+            self.weights.values(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
+        )
+        self.limit = self.config.micro_batch_tokens or MICRO_TOKENS.get(self.policy.device, ACCELERATOR_MICRO_TOKENS)
+        self.watch = FallWatch()
+
+    @property
+    def stamp(self) -> Stamp:
+        """What this training is of: a checkpoint of another one is refused."""
+        config = self.config.model_dump(mode="json", exclude={"save_every", "threads"})
+        return Stamp(self.source.hash, digest(config), self.model_hash)
+
+    def run(self) -> Trained:
+        """Train to the end, from the last whole checkpoint if there is one."""
+        home = self.folder / "checkpoints"
+        with threads(self.config.threads):
+            torch.manual_seed(self.config.seed)
+            found = checkpoint.newest(home, self.stamp)
+            begin = found.step if found else 0
+            if found:
+                checkpoint.load(found, self.weights, self.optimiser)
+                log.info("going on from step %d of %d", begin, self.source.steps)
+            metrics = Metrics(self.folder / "metrics.jsonl", begin)
+            self.warnings = [text for line in metrics.lines if (text := self.watch.see(line))]
+            self._tell(begin)
+            self.forward = self._forward()
+            for step in range(begin, self.source.steps):
+                line = self.step(step)
+                metrics.add(line)
+                self._warn(self.watch.see(line))
+                self._tell(1)
+                if (step + 1) % self.config.save_every == 0 or step + 1 == self.source.steps:
+                    checkpoint.save(home, step + 1, self.stamp, self.weights, self.optimiser)
+                crash.point("train.after_step")
+        return Trained(metrics.lines, self.warnings)
+
+    def step(self, step: int) -> Line:
+        """One optimiser step; its line of metrics. FactoryError when the loss or the gradient is not finite."""
+        began = time.monotonic()
+        batch = self.source.batch(step)
+        parameters = {**self.config.parameters, **self._supplied(batch.rows)}
+        self.policy.model.train()
+        parts = [self._part(rows, parameters) for rows in micro_batches(batch.rows, self.limit)]
+        logps, outcome = joined([p.logps for p in parts]), joined([p.outcome for p in parts])
+        total = outcome.weight.sum()
+        loss = float((torch.cat([p.loss for p in parts]) * outcome.weight).sum() / total)
+        norm = self._gradient_norm(float(total))
+        self._stop_unless_finite(step, loss, norm)
+        rate = learning_rate(self.config, step, self.source.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        line: Line = {"step": step + 1, "epoch": batch.epoch, "loss": loss, "grad_norm": norm, "learning_rate": rate}
+        line |= self.shape.metrics(logps, outcome) | {name: float(parameters[name]) for name in self.objective.supplied}
+        seconds = time.monotonic() - began
+        tokens = sum(tokens_of(row) for row in batch.rows)
+        return line | {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
+
+    def _part(self, rows: Sequence[Any], parameters: dict[str, Any]) -> Part:
+        """Forward and backward of one micro-batch: adds the gradient of its sum(loss * weight)."""
+        with self.policy.precision():
+            sums = completion_logps(self.forward, self.shape.groups(rows))
+        logps = self.shape.logps(rows, sums)
+        outcome = self.objective(logps, **parameters)
+        own = torch.tensor([row.weight for row in rows], dtype=sums.dtype, device=sums.device)
+        outcome = outcome._replace(weight=outcome.weight.detach() * own)
+        loss = outcome.loss
+        if "sft" in self.config.add:
+            loss = loss + self.config.add["sft"] * self.shape.sft(logps)
+        (loss * outcome.weight).sum().backward()
+        return Part(joined([logps]), joined([outcome]), loss.detach())
+
+    def _supplied(self, rows: Sequence[Any]) -> dict[str, Tensor]:
+        """Parameters that the objective wants from the loop. kl: over the mismatched pairs of the whole batch."""
+        if "kl" not in self.objective.supplied:
+            return {}
+        other = [row for row in rows if isinstance(row, LabelRow) and row.other]
+        self.policy.model.eval()
+        sums = []
+        with torch.no_grad(), self.policy.precision():
+            for part in micro_batches(other, self.limit):
+                groups = [Group(row.prompt, (row.other,)) for row in part]
+                refs = torch.tensor([row.ref_other for row in part], device=self.policy.device)
+                sums.append(torch.stack([completion_logps(self.forward, groups), refs]))
+        policy, ref = torch.cat(sums, dim=1) if sums else torch.zeros(2, 0)
+        return {"kl": losses.kto_baseline(policy, ref)}
+
+    def _gradient_norm(self, total: float) -> float:
+        """Divide the gradients by the batch's weight, clip them, and say what their norm was before."""
+        for parameter in self.weights.values():
+            if parameter.grad is not None:
+                parameter.grad.div_(total)
+        limit = math.inf if self.config.clip is None else self.config.clip
+        return float(torch.nn.utils.clip_grad_norm_(self.weights.values(), limit))
+
+    def _forward(self) -> Forward:
+        """How this model is gone through, settled on rows of its own data."""
+        rows = sorted(self.source.batch(0).rows, key=tokens_of)
+        with self.policy.precision():
+            return forward_for(self.policy.model, self.shape.groups([rows[-1], *rows[:3]]))
+
+    def _stop_unless_finite(self, step: int, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        raise FactoryError(
+            f"the {'gradient' if math.isfinite(loss) else 'loss'} is not finite at step {step + 1} "
+            f"(loss {loss:g}, gradient norm {norm:g})",
+            where=str(self.folder / "metrics.jsonl"),
+            todo="lower learning_rate, clip more, or train in float32; the last checkpoint is kept",
+        )
+
+    def _warn(self, text: str) -> None:
+        if text:
+            self.warnings.append(text)
+            log.warning(text)
+
+    def _tell(self, steps: int) -> None:
+        if self.observer is not None and steps:
+            self.observer.advance(steps)
+
+
+@contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Torch with so many CPU threads for a while; None: as it is."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
