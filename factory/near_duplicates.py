@@ -112,7 +112,7 @@ def _bucket_pairs(band: NDArray[np.uint32]) -> Indices:
 
 def _components(count: int, first: Indices, second: Indices) -> Indices:
     """The smallest index that is connected to each: labels sink along the pairs until none changes."""
-    labels = np.arange(count)
+    labels: Indices = np.arange(count)
     while True:
         before = labels.copy()
         lowest = np.minimum(labels[first], labels[second])

@@ -146,6 +146,12 @@ class Answer:
         self.prompt = prompt
 
     @cached_property
+    def asked(self) -> str:
+        """The user's last turn, cleaned; empty without a prompt."""
+        turns = [m["content"] for m in self.prompt.messages if m["role"] == "user"] if self.prompt else []
+        return clean(turns[-1]) if turns else ""
+
+    @cached_property
     def folded(self) -> str:
         """The text as phrases are compared."""
         return fold(self.text)

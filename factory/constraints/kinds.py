@@ -130,8 +130,7 @@ def numbers(answer: Answer, count: int, relation: str) -> Check:
 def language(answer: Answer, language: str) -> Check:
     """The answer is in the language of that code; "prompt" is the language of the last user turn."""
     if language == "prompt":
-        turns = [m["content"] for m in answer.prompt.messages if m["role"] == "user"] if answer.prompt else []
-        language = guess(turns[-1]) if turns else "unknown"
+        language = guess(answer.asked)
         if language == "unknown":
             return Check(False, "the prompt's own language is not known")
     found = guess(answer.text)
@@ -205,8 +204,10 @@ def json_object(answer: Answer, keys: Sequence[str]) -> Check:
 
 @kind("title")
 def title(answer: Answer) -> Check:
-    """A title in double angle brackets, <<like this>>."""
-    return Check(bool(answer.titles), "a title in << >>" if answer.titles else "no title in << >>")
+    """A title in double angle brackets, <<like this>>; an example that the prompt gives is none."""
+    asked = answer.asked
+    own = [t for t in answer.titles if f"<<{t}>>" not in asked]
+    return Check(bool(own), "a title in << >>" if own else "no title of its own in << >>")
 
 
 _PAIRS: Final = (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"))
@@ -236,9 +237,11 @@ def placeholders(answer: Answer, count: int, relation: str) -> Check:
 
 @kind("highlights", count=whole(1), relation=relation("at_least"))
 def highlights(answer: Answer, count: int, relation: str) -> Check:
-    """So many parts in *asterisks* or **double ones**."""
+    """So many parts in *asterisks* or **double ones**; an example that the prompt gives is none."""
     found = re.findall(r"(?<![\w*])\*{1,2}(?=[^\s*])([^*\n]{1,200})(?<!\s)\*{1,2}(?![\w*])", answer.text)
-    return compare(sum(bool(find_words(f)) for f in found), count, relation, "highlighted parts")
+    asked = answer.asked
+    own = [f for f in found if find_words(f) and f"*{f}*" not in asked]
+    return compare(len(own), count, relation, "highlighted parts")
 
 
 @kind("questions", count=whole(1), relation=relation("at_least"))

@@ -37,7 +37,7 @@ def substance(answer: Answer, constraints: Sequence[Mapping[str, Any]] = (), lea
     wanted = _wanted(constraints, least)
     if len(content) < wanted:
         return Check(False, f"{len(content)} content words beyond the constraints' own, wanted {wanted}")
-    prompt = _prompt_words(answer)
+    prompt = find_words(answer.asked.casefold())
     own = content - set(prompt)
     if len(prompt) <= LONG_PROMPT and len(own) < (wanted + 1) // 2:
         return Check(False, f"{len(own)} content words that are not the prompt's, wanted {(wanted + 1) // 2}")
@@ -98,13 +98,6 @@ def _material(constraints: Sequence[Mapping[str, Any]]) -> Iterable[str]:
         for name in KINDS.get(constraint["kind"]).material:
             value = constraint.get(name, ())
             yield from [value] if isinstance(value, str) else value
-
-
-def _prompt_words(answer: Answer) -> list[str]:
-    if answer.prompt is None:
-        return []
-    turns = [m["content"] for m in answer.prompt.messages if m["role"] == "user"]
-    return find_words(clean(turns[-1] if turns else "").casefold())
 
 
 def _share_copied(words: Sequence[str], prompt: Sequence[str]) -> float:
