@@ -162,33 +162,33 @@ def choose(logits: Tensor, points: Tensor, sampling: Sampling) -> Choice:
 
 
 def _draw(weights: Tensor, points: Tensor, sampling: Sampling) -> Tensor:
-    """weights (rows, vocabulary): probabilities up to a factor for each row."""
+    """weights (rows, vocabulary): probabilities up to a factor for each row. What is kept is drawn from in the order of
+    the vocabulary: in the order of the weights, rounding that swaps two near-equal tokens would change the draw."""
+    least = _least_kept(weights, sampling)
+    return _invert(weights if least is None else weights.masked_fill(weights < least, 0), points)
+
+
+def _least_kept(weights: Tensor, sampling: Sampling) -> Tensor | None:
+    """The smallest weight (rows, 1) that top_k and top_p keep; None when they keep all. Ties with it are kept too."""
     if sampling.top_k and sampling.top_k < weights.shape[1]:
-        kept, tokens = weights.topk(sampling.top_k)
-        return _from_sorted(kept, tokens, kept.sum(-1, keepdim=True) * sampling.top_p, points)
-    if sampling.top_p < 1:
-        return _from_nucleus(weights, points, sampling.top_p)
-    return _invert(weights, points)
-
-
-def _from_nucleus(weights: Tensor, points: Tensor, top_p: float) -> Tensor:
-    """The smallest set of most likely tokens that holds `top_p` of the mass; a full sort only where 256 are too few."""
-    mass = weights.sum(-1, keepdim=True) * top_p
-    kept, tokens = weights.topk(min(NUCLEUS_CANDIDATES, weights.shape[1]))
-    drawn = _from_sorted(kept, tokens, mass, points)
+        kept = weights.topk(sampling.top_k).values
+        return _nucleus_edge(kept, kept.sum(-1, keepdim=True) * sampling.top_p)
+    if sampling.top_p == 1:
+        return None
+    mass = weights.sum(-1, keepdim=True) * sampling.top_p
+    kept = weights.topk(min(NUCLEUS_CANDIDATES, weights.shape[1])).values
+    edge = _nucleus_edge(kept, mass)
     wide = (kept.sum(-1, keepdim=True) < mass)[:, 0].nonzero()[:, 0]
     if len(wide):
-        kept, tokens = weights[wide].sort(descending=True)
-        drawn[wide] = _from_sorted(kept, tokens, mass[wide], points[wide])
-    return drawn
+        edge[wide] = _nucleus_edge(weights[wide].sort(descending=True).values, mass[wide])
+    return edge
 
 
-def _from_sorted(kept: Tensor, tokens: Tensor, mass: Tensor, points: Tensor) -> Tensor:
-    """kept (rows, k) descending; a token counts while those before it hold less than `mass` (rows, 1)."""
+def _nucleus_edge(kept: Tensor, mass: Tensor) -> Tensor:
+    """The weight (rows, 1) of the last token of the smallest set with `mass` (rows, 1); kept (rows, k) descending."""
     before = kept.cumsum(-1) - kept
-    inside = kept.masked_fill(before >= mass, 0)
-    inside[:, 0] = kept[:, 0]
-    return tokens.gather(-1, _invert(inside, points)[:, None])[:, 0]
+    size = (before < mass).sum(-1, keepdim=True).clamp(min=1)
+    return kept.gather(-1, size - 1)
 
 
 def _invert(weights: Tensor, points: Tensor) -> Tensor:
