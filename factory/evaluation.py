@@ -84,14 +84,16 @@ def evaluate(
     seed: int = 0,
     limit: int | None = None,
     scorer: Scorer | None = None,
+    score_limit: int | None = None,
     progress: Progress | None = None,
 ) -> PolicyReport:
     """Answer the prompts of a split (the first `limit` of them by key) with `policy` through `engine`, `n` times each,
     and measure the answers.
 
     `baseline_round`: the round of this run whose answers to the same prompts are the ones to beat. `start`: the model
-    that KL and relevance are measured from. Without a scorer these two stay unmeasured. FactoryError: the split has no
-    prompts, or the baseline has no answers.
+    that KL and relevance are measured from; without a scorer these two stay unmeasured. Scoring reads every answer
+    three times, which on a CPU takes longer than writing it: `score_limit` is for that, the prompts (the first by key)
+    whose answers are scored. FactoryError: the split has no prompts, or the baseline has no answers.
     """
     from factory.generation import generate
 
@@ -115,7 +117,9 @@ def evaluate(
     graded = grade(store, slots)
     crash.point("evaluate.after_verdicts")
     baseline = None if baseline_round is None else _baseline(store, run, baseline_round, split, prompts)
-    likelihoods = None if scorer is None else _likelihoods(scorer, policy, start, slots)
+    scored = {prompt.key for prompt in prompts[:score_limit]}
+    to_score = [slot for slot in slots if slot.prompt.key in scored]
+    likelihoods = None if scorer is None else _likelihoods(scorer, policy, start, to_score)
     name = _name(store, policy)
     return report_of(Evidence(name, split, len(prompts), graded, baseline, likelihoods, seed))
 

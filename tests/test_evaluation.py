@@ -113,6 +113,14 @@ def test_the_start_policy_is_not_scored_against_itself(store: Store) -> None:
     assert scorer.asked[1:] == [("p1", PROMPTS), ("start", 2 * PROMPTS)]
 
 
+def test_only_the_first_prompts_are_scored_when_asked_so(store: Store) -> None:
+    scorer = FakeScorer()
+    report = measure(store, policy("start", 2), 0, scorer=scorer, score_limit=3)
+    assert scorer.asked == [("start", 6)]
+    assert report.answers == PROMPTS
+    assert report.relevance is not None
+
+
 def test_without_a_scorer_likelihoods_stay_unmeasured(store: Store) -> None:
     report = measure(store, policy("start", 2), 0)
     assert (report.kl_sequence, report.kl_token, report.relevance) == (None, None, None)
