@@ -147,13 +147,11 @@ def _breadth(text: str) -> int:
 
 
 def _narrowed(widths: Sequence[int], room: int) -> list[int]:
-    """Take from the broadest columns until the line fits, or all are at their least."""
-    found = list(widths)
-    while sum(found) > room and max(found) > MIN_COLUMN:
-        broadest = found.index(max(found))
-        runner_up = max([w for w in found if w < found[broadest]], default=MIN_COLUMN)
-        found[broadest] = max(MIN_COLUMN, min(found[broadest] - 1, max(runner_up, found[broadest] - sum(found) + room)))
-    return found
+    """The same cap on all columns, the greatest with which the line fits (or the least that can be read)."""
+    cap = max(MIN_COLUMN, room)
+    while cap > MIN_COLUMN and sum(min(w, cap) for w in widths) > room:
+        cap -= 1
+    return [min(w, cap) for w in widths]
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:

@@ -254,8 +254,9 @@ def test_hostile_and_wrong_statements_are_refused(store: Store) -> None:
     header |= {"query": texts, "parameters": [], "limit": None, "max_bytes": 1 << 20, "memory": 1 << 30}
     done = subprocess.run(
         [sys.executable, "-c", THROUGH_ONE_CHILD, str(Path(query.__file__).parents[1])],
-        input=json.dumps(header).encode() + b"\n" + payload, capture_output=True, check=True, env=query._FRUGAL,
+        input=json.dumps(header).encode() + b"\n" + payload, capture_output=True, check=False, env=query._FRUGAL,
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()[-600:]
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [text for text, _ in answers] == texts
     assert [(text, said) for text, said in answers if not said.startswith("refused: ")] == []
