@@ -74,7 +74,7 @@ def render(report: RunReport) -> str:
         judges=judge_table(report),
         agreement=agreement_table(report),
         pairs=[pair_view(pair) for pair in report.pairs],
-        decisions=[(view.round, view.decision, span(view.seconds), view.note) for view in report.rounds],
+        decisions=[(view.round, view.decision, span(view.seconds), view.notes) for view in report.rounds],
         facts=facts(report),
         queries=[(what, command_line(sql)) for what, sql in queries(report.run)],
     )
@@ -184,7 +184,7 @@ _MADE = [
     ("judges agree", "pairs of which the first two judges said the same"),
     ("margin", "rewards/margins: implicit reward of chosen minus rejected, mean of the last quarter of the steps"),
     ("accuracy", "rewards/accuracies: pairs with a margin above zero, same steps"),
-    ("Δ log p chosen", "logps/chosen in the last quarter of the steps minus the first, nats an answer"),
+    ("Δ log p chosen", "change of the log-probability of chosen answers over the training, nats an answer"),
     ("Δ log p rejected", "the same for rejected answers; both falling is a warning"),
     ("time", "wall clock of the round"),
 ]
@@ -327,6 +327,13 @@ def training_figures(report: RunReport) -> list[Figure]:
             "Nats an answer. When both fall, the margin hides that good answers become rarer too.",
             ("chosen", "logps/chosen", 1),
             ("rejected", "logps/rejected", 2),
+        ),
+        of(
+            "Against the reference",
+            "The same as log-ratios to the reference, nats an answer: what the training itself changed.",
+            ("chosen", "logratios/chosen", 1),
+            ("rejected", "logratios/rejected", 2),
+            zero=True,
         ),
     ]
     return [figure for figure in figures if figure.chart]

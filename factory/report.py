@@ -29,8 +29,8 @@ Row = dict[str, Any]
 
 
 class Training(NamedTuple):
-    """A round's training in five numbers: means over the last quarter of its steps, and the changes of the mean
-    log-probabilities from the first quarter to the last, nats an answer. None: not logged."""
+    """A round's training in five numbers: margin and accuracy as means over the last quarter of its steps, and the
+    changes of the log-probabilities of chosen and rejected answers, nats an answer. None: not logged."""
 
     steps: int
     margin: float | None
@@ -53,7 +53,8 @@ class RoundView:
     tokens: int = 0
     stages: Mapping[str, float] = field(default_factory=dict)
     metrics: Sequence[Mapping[str, Any]] = ()
-    note: str = ""
+    notes: Sequence[str] = ()
+    """What the training says of itself: that it was left out, or warnings."""
 
     @property
     def training(self) -> Training | None:
@@ -138,8 +139,13 @@ def _view(number: int, row: Round | None, said: Mapping[str, Row], metrics: Path
         tokens=int(kept.get("tokens") or 0),
         stages=kept.get("stages") or {stage: detail.get("seconds") or 0.0 for stage, detail in said.items()},
         metrics=read_metrics(metrics),
-        note=said.get("train", {}).get("skipped") or "",
+        notes=_notes(kept.get("training") or said.get("train", {}).get("training"), said.get("train", {})),
     )
+
+
+def _notes(training: Mapping[str, Any] | None, stage: Mapping[str, Any]) -> list[str]:
+    left_out = [f"no training: {stage['skipped']}"] if stage.get("skipped") else []
+    return left_out + [str(warning) for warning in (training or {}).get("warnings") or ()]
 
 
 def _report(data: Mapping[str, Any] | None) -> PolicyReport | None:
@@ -193,13 +199,13 @@ def training_of(metrics: Sequence[Mapping[str, Any]]) -> Training | None:
     def end(name: str) -> float | None:
         return _mean_of(steps[-quarter:], name)
 
-    def change(name: str) -> float | None:
-        before, after = _mean_of(steps[:quarter], name), end(name)
+    def change(side: str) -> float | None:
+        ratio = f"logratios/{side}"  # to the reference, of the same answers: batches that differ do not blur it
+        before = _mean_of(steps[:1], ratio) if ratio in steps[0] else _mean_of(steps[:quarter], f"logps/{side}")
+        after = end(ratio if ratio in steps[0] else f"logps/{side}")
         return None if before is None or after is None or len(steps) < 2 else after - before
 
-    return Training(
-        len(steps), end("rewards/margins"), end("rewards/accuracies"), change("logps/chosen"), change("logps/rejected")
-    )
+    return Training(len(steps), end("rewards/margins"), end("rewards/accuracies"), change("chosen"), change("rejected"))
 
 
 def _mean_of(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:

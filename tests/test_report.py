@@ -252,6 +252,16 @@ def test_training_takes_quarters() -> None:
     assert found.rejected == pytest.approx(-9.0 * 6 / 7)
 
 
+def test_training_goes_by_log_ratios_where_they_are_logged() -> None:
+    """The last two of eight steps against the first: -3.25 and -1.625, whatever batch the log-probs are of."""
+    steps = [
+        row | {"logratios/chosen": -0.5 * i, "logratios/rejected": -0.25 * i} for i, row in enumerate(metrics(9, 9))
+    ]
+    found = training_of(steps)
+    assert found is not None
+    assert (found.chosen, found.rejected) == (pytest.approx(-3.25), pytest.approx(-1.625))
+
+
 def test_training_without_metrics_or_with_odd_ones() -> None:
     assert training_of([]) is None
     assert training_of([{"step": 1, "eval": 3}]) is None
@@ -312,7 +322,7 @@ def test_texts_are_shown_as_texts(text: str) -> None:
     pair = preference(1, chosen=text, rejected=text, asked=text)
     hostile = run_report(run=text, recipe="", pairs=[pair])
     stop = Decision(True, text, text)
-    hostile = replace(hostile, rounds=[*hostile.rounds[:1], replace(hostile.rounds[1], decision=stop, note=text)])
+    hostile = replace(hostile, rounds=[*hostile.rounds[:1], replace(hostile.rounds[1], decision=stop, notes=[text])])
     html = page.render(replace(hostile, provenance={"versions": {text: text}, "models": [(1, text, text, text)]}))
     plain, clean = Page(html), Page(page.render(run_report(recipe="", pairs=[preference(1)])))
     assert plain.open == []
@@ -386,7 +396,7 @@ def close_round(store: Store, number: int, passes: int) -> None:
         "report": measures.to_json(),
         "pairs": {"preferences": 30} if number else None,
         "agreement": AGREEMENT if number else None,
-        "training": None,
+        "training": {"warnings": ["both fall"]} if number else None,
         "decision": decision,
         "seconds": 60.0,
         "stages": {"evaluate": 60.0},
@@ -416,6 +426,7 @@ def test_collect_reads_a_run(store: Store) -> None:
     assert (second.preferences, second.seconds, len(second.metrics)) == (30, 60.0, 8)
     assert second.decision == Decision(True, "max_rounds", "1 of 1", {})
     assert second.training is not None
+    assert second.notes == ["both fall"]
     assert len(found.pairs) == 20
     assert found.provenance["answers"] == 4
     assert found.provenance["failed answers"] == 1
@@ -443,7 +454,7 @@ def test_a_round_at_work_is_seen_from_its_marks(store: Store) -> None:
     assert found.state == "failed"
     assert (view.preferences, view.report, view.decision, view.seconds) == (3, None, None, 1.5)
     html = page.render(found)
-    assert "No training: 3 preferences are fewer than 8." in html
+    assert "no training: 3 preferences are fewer than 8" in html
     assert "Not decided yet." in html
 
 
