@@ -19,6 +19,7 @@ WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 42
 ROW = 30  # height of one row of an interval plot
 Show = Callable[[float], str]
+_NOTHING = 1e-100  # a spread below it cannot be cut into steps
 
 
 class Point(NamedTuple):
@@ -96,8 +97,9 @@ def _y_scale(everything: Sequence[Point], zero: bool) -> Scale:
     low, high = min(values), max(values)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
-    if high - low <= 1e-12 * max(abs(high), 1e-300):
-        low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+    if high - low <= max(1e-12 * max(abs(low), abs(high)), _NOTHING):
+        room = abs(high) / 2 if abs(high) > _NOTHING else 0.5
+        low, high = low - room, high + room
     steps = ticks(low, high)
     return Scale(min(low, steps[0]), max(high, steps[-1]), HEIGHT - BOTTOM, TOP)
 

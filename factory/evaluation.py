@@ -277,9 +277,10 @@ def _likelihoods(scorer: Scorer, policy: str, start: str, slots: Sequence[Slot])
 class ModelScorer:
     """Scores with the models themselves; log-probabilities are kept in the store by model, dtype and token ids.
 
-    The text is tokenised anew, so that answers of any engine can be scored. A model is loaded only where something is
-    missing, and a batch that was cut off is scored whole again, so that the numbers come out the same. dtype `auto`
-    takes bfloat16 where the device multiplies it.
+    The text is tokenised anew, so that answers of any engine can be scored; where it does not spell the tokens that
+    were sampled (a character cut in two, an odd split), KL is off by that answer's difference. A model is loaded only
+    where something is missing, and a batch that was cut off is scored whole again, so that the numbers come out the
+    same. dtype `auto` takes bfloat16 where the device multiplies it.
     """
 
     def __init__(

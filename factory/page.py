@@ -134,10 +134,12 @@ def tiles(report: RunReport) -> list[tuple[str, str, str]]:
     if final and final.gain:
         shown = cell(final.gain, in_points)
         found.append(("gain on final prompts", shown.main, f"{shown.sub}; {final.prompts:,} prompts"))
-    if best and best.pass_rate and start and start.pass_rate:
+    if report.champion and best and best.pass_rate:
         shown = cell(best.pass_rate, percent)
         found.append(("champion, held out", shown.main, f"{shown.sub}; {best.prompts:,} prompts"))
-        found.append(("start, held out", *cell(start.pass_rate, percent)))
+    if start and start.pass_rate:
+        shown = cell(start.pass_rate, percent)
+        found.append(("start, held out", shown.main, f"{shown.sub}; {start.prompts:,} prompts"))
     if best and best.kl_sequence and report.champion:
         shown = cell(best.kl_sequence)
         found.append(("KL from the start", f"{shown.main} nats", f"{shown.sub} a sequence"))

@@ -55,6 +55,8 @@ def test_a_single_point_and_a_flat_line_can_be_drawn() -> None:
     assert len(list(single.iter("circle"))) == 1
     flat = parsed(charts.lines([Series("s", [Point(0, 0.0), Point(1, 0.0)])], title="t", x_name="x", zero=True))
     assert flat.find("polyline") is not None
+    tiny = parsed(charts.lines([Series("s", [Point(0, 0.0), Point(1, 5e-324)])], title="t", x_name="x"))
+    assert tiny.find("polyline") is not None
 
 
 def test_whole_x_has_whole_labels_and_breaks_are_drawn() -> None:

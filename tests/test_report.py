@@ -346,6 +346,17 @@ def test_long_texts_are_cut_and_say_so() -> None:
     assert page.visible("\x00\x7f\ud800") == "\u2400\u2421?"
 
 
+def test_tiles_show_the_champion_once() -> None:
+    assert [name for name, _, _ in page.tiles(run_report())] == [
+        "gain on final prompts",
+        "champion, held out",
+        "start, held out",
+        "KL from the start",
+        "rounds",
+    ]
+    assert [name for name, _, _ in page.tiles(run_report(champion=0, final=None))] == ["start, held out", "rounds"]
+
+
 def test_cells() -> None:
     assert page.cell(None).main == "–"
     assert page.cell(math.nan).main == "–"
