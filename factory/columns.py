@@ -311,8 +311,8 @@ def fill(table: str, data: pa.Table) -> pa.Table:
 def decode(table: str, data: pa.Table) -> list[dict[str, Any]]:
     """Arrow rows as dicts of Python values, JSON columns decoded."""
     lists = {name: data.column(name).to_pylist() for name in data.column_names}
-    for name in lists:
-        if columns_of(table)[name].kind == "json":
+    for column in columns_of(table).values():
+        if column.kind == "json" and (name := column.name) in lists:
             lists[name] = [None if text is None else json.loads(text) for text in lists[name]]
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
 

@@ -220,7 +220,7 @@ def _request(store: Store, snapshot: Mapping[str, Snapshot]) -> tuple[dict[str, 
                      if c.name in absent and c.filler is not None},
             "size": len(streams[-1]),
         })  # fmt: skip
-    for name, data in (("runs", _runs(store)), ("marks", _marks(store))):
+    for name, data in extra_tables(store).items():
         streams.append(_stream(data))
         tables.append({"name": name, "paths": [], "fill": {}, "size": len(streams[-1])})
     header = {
@@ -245,12 +245,11 @@ def _stream(data: pa.Table) -> bytes:
     return content
 
 
-def _runs(store: Store) -> pa.Table:
-    return _records(RUNS, [run | {"info": json.dumps(run["info"])} for run in store.runs()])
-
-
-def _marks(store: Store) -> pa.Table:
-    return _records(MARKS, [mark | {"detail": json.dumps(mark["detail"])} for mark in store.marks()])
+def extra_tables(store: Store) -> dict[str, pa.Table]:
+    """What the journal alone holds, as tables: runs and marks."""
+    runs = [run | {"info": json.dumps(run["info"])} for run in store.runs()]
+    marks = [mark | {"detail": json.dumps(mark["detail"])} for mark in store.marks()]
+    return {"runs": _records(RUNS, runs), "marks": _records(MARKS, marks)}
 
 
 def _records(columns: Mapping[str, tuple[str, str]], rows: list[dict[str, Any]]) -> pa.Table:
