@@ -172,6 +172,8 @@ class _Reader:
                 yield self._read(record)
             except RowError as error:
                 self.failures.append(RowFault(record.line, error.column, error.reason))
+            except RecursionError:
+                self.failures.append(RowFault(record.line, "", "nested too deep"))
 
     def unused(self) -> tuple[str, ...]:
         """The columns that nothing was made of."""

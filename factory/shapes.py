@@ -117,9 +117,11 @@ def _turn(turn: Any, column: str) -> Message:
     if not isinstance(turn, Mapping):
         raise RowError(column, f"a message must be an object, not {type(turn).__name__}")
     said_by = turn.get("role") or turn.get("from")
-    if said_by in _TOOLS or any(turn.get(name) for name in ("tool_calls", "function_call", "tool_call_id")):
+    if not isinstance(said_by, str):
+        raise RowError(column, "a message has no role")
+    if said_by.lower() in _TOOLS or any(turn.get(name) for name in ("tool_calls", "function_call", "tool_call_id")):
         raise RowError(column, "tool calls are not text; only text conversations are read")
-    if not isinstance(said_by, str) or said_by.lower() not in _ROLES:
+    if said_by.lower() not in _ROLES:
         raise RowError(column, f"a message by {said_by!r}; known: {', '.join(_ROLES)}")
     role = _ROLES[said_by.lower()]
     content = _text_of_content(turn["content"] if turn.get("content") is not None else turn.get("value"), column)

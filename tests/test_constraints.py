@@ -231,7 +231,7 @@ def test_a_long_prompt_may_be_worked_on_but_not_copied() -> None:
 
 
 def test_share_and_all_met() -> None:
-    wanted = [{"kind": "lower_case"}, {"kind": "sentences", "count": 3}]
+    wanted: list[dict[str, Any]] = [{"kind": "lower_case"}, {"kind": "sentences", "count": 3}]
     verdict = constraints.verify(wanted, TALK)
     assert [c.met for c in verdict.checks] == [False, True]
     assert verdict.share == 0.5
@@ -243,7 +243,7 @@ def test_share_and_all_met() -> None:
 
 
 def test_all_faults_at_once() -> None:
-    wrong = [
+    wrong: list[Any] = [
         {"kind": "max_word", "count": 3},
         {"kind": "max_words", "count": 0, "colour": "red"},
         {"kind": "required_words"},
@@ -253,7 +253,7 @@ def test_all_faults_at_once() -> None:
         "lower_case",
     ]
     with pytest.raises(ConfigError) as caught:
-        constraints.verify(wrong, "text")  # type: ignore[arg-type]
+        constraints.verify(wrong, "text")
     faults = caught.value.faults
     assert len(faults) == 9
     assert "did you mean 'max_words'" in faults[0]

@@ -1,0 +1,175 @@
+"""Every shape of data, as it is written in the wild, and every way in which a row can be wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from factory.shapes import FIELDS, Example, RowError, mapped, read_row, shape_of
+
+U, A = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
+S = {"role": "system", "content": "Be brief."}
+NO = {"role": "assistant", "content": "No."}
+HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
+HH_TURNS = [
+    {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Why?"},
+]  # fmt: skip
+
+
+def read(row: dict[str, Any]) -> Example:
+    shape = shape_of(row)
+    assert shape is not None
+    return read_row(1, row, shape)
+
+
+@pytest.mark.parametrize(
+    ("row", "shape", "messages", "answer"),
+    [
+        ({"prompt": "Why?"}, "prompt", [U], None),
+        ({"prompt": [S, U]}, "prompt", [S, U], None),
+        ({"prompt": [U, A]}, "prompt", [U], "Because."),
+        ({"prompt": HH}, "prompt", HH_TURNS, None),
+        ({"prompt": "Why?", "system": "Be brief."}, "prompt", [S, U], None),
+        ({"prompt": "Why?", "completion": "Because."}, "completion", [U], "Because."),
+        ({"prompt": [U], "completion": [A]}, "completion", [U], "Because."),
+        ({"messages": [S, U, A, U]}, "messages", [S, U, A, U], None),
+        ({"messages": [S, U, A]}, "messages", [S, U], "Because."),
+        ({"messages": [{"role": "developer", "content": "Be brief."}, U]}, "messages", [S, U], None),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}]}, "messages", [U], None),
+        ({"messages": {"role": ["user", "assistant"], "content": ["Why?", "Because."]}}, "messages", [U], "Because."),
+        ({"messages": [{**U, "tool_calls": None}, {**A, "tool_calls": []}]}, "messages", [U], "Because."),
+        (
+            {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "Because."}]},
+            "sharegpt", [U], "Because.",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Why?"}], "system": "Be brief."},
+            "sharegpt", [S, U], None,
+        ),
+        ({"instruction": "Why?", "input": "", "output": "Because."}, "alpaca", [U], "Because."),
+        (
+            {"instruction": "Add up.", "input": "1 2", "output": "3"},
+            "alpaca", [{"role": "user", "content": "Add up.\n\n1 2"}], "3",
+        ),
+    ],
+)  # fmt: skip
+def test_prompts_and_answers(row: dict[str, Any], shape: str, messages: list[Any], answer: str | None) -> None:
+    example = read(row)
+    assert (example.shape, example.given.messages, example.given.answer) == (shape, messages, answer)
+    assert example.reference == answer
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"prompt": "Why?", "chosen": "Because.", "rejected": "No."}, [U]),
+        ({"prompt": [S, U], "chosen": [A], "rejected": [NO]}, [S, U]),
+        ({"prompt": "Why?", "chosen": [U, A], "rejected": [U, NO]}, [U]),
+        ({"prompt": [S, U], "chosen": [U, A], "rejected": [U, NO]}, [S, U]),
+        ({"prompt": None, "chosen": [S, U, A], "rejected": [S, U, NO]}, [S, U]),
+        ({"chosen": HH + " Because.", "rejected": HH + " No."}, HH_TURNS),
+        ({"prompt": HH, "chosen": " Because.".strip(), "rejected": "No."}, HH_TURNS),
+        ({"chosen": [U, A], "rejected": [U, NO], "system": "Be brief."}, [S, U]),
+    ],
+)
+def test_preferences(row: dict[str, Any], messages: list[Any]) -> None:
+    example = read(row)
+    assert example.shape == "preference"
+    assert example.given.messages == messages
+    assert (example.given.chosen, example.given.rejected) == ("Because.", "No.")
+    assert example.given.answer is None
+
+
+@pytest.mark.parametrize(("value", "label"), [(True, True), (0, False), ("false", False), ("1", True), (1.0, True)])
+def test_labels(value: Any, label: bool) -> None:
+    example = read({"prompt": "Why?", "completion": "Because.", "label": value})
+    assert (example.given.answer, example.given.label) == ("Because.", label)
+    assert example.reference is None
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "reason"),
+    [
+        ({"prompt": "  "}, "prompt", "empty"),
+        ({"prompt": 3}, "prompt", "list of messages, not int"),
+        ({"prompt": []}, "prompt", "no messages"),
+        ({"prompt": [S]}, "prompt", "must end with the user's turn; its last is by system"),
+        ({"prompt": [U, A, A]}, "prompt", "must end with the user's turn; its last is by assistant"),
+        ({"prompt": [U, A], "chosen": "x", "rejected": "y"}, "prompt", "must end with the user's turn"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "messages", "a message has no role"),
+        ({"messages": ["Why?"]}, "messages", "a message must be an object, not str"),
+        ({"messages": [{"role": "narrator", "content": "x"}]}, "messages", "a message by 'narrator'"),
+        ({"messages": [{"role": "user", "content": " "}]}, "messages", "an empty turn of the user"),
+        ({"messages": [U, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages", "tool calls are not text"),
+        ({"messages": [U, {"role": "tool", "content": "42"}]}, "messages", "tool calls are not text"),
+        ({"conversations": [{"from": "function_call", "value": "f()"}]}, "conversations", "tool calls are not text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages", "content of type image_url is not text",
+        ),
+        ({"instruction": " "}, "instruction", "empty"),
+        ({"instruction": "x", "output": 3}, "output", "must be a text, not int"),
+        ({"prompt": "Why?", "chosen": "a", "rejected": "a"}, "rejected", "the same"),
+        ({"prompt": "Why?", "chosen": "a", "rejected": " "}, "rejected", "empty"),
+        ({"chosen": [U, A], "rejected": [U, A]}, "rejected", "the same"),
+        ({"chosen": "a", "rejected": "b"}, "chosen", "a text without a prompt"),
+        ({"chosen": [U, A, U, A], "rejected": [U, NO]}, "chosen", "one turn of the assistant; found: assistant, user"),
+        ({"chosen": [A], "rejected": [NO]}, "chosen", "its last is by nobody"),
+        ({"prompt": "Why?", "completion": "x", "label": "maybe"}, "label", "true or false, not 'maybe'"),
+        ({"prompt": "Why?", "constraints": [{"kind": "haiku"}]}, "constraints", "no constraint kind named 'haiku'"),
+        ({"prompt": "Why?", "constraints": "{"}, "constraints", "not JSON"),
+        ({"prompt": "Why?", "topic": ["a"]}, "topic", "must be a text or a number"),
+    ],
+)  # fmt: skip
+def test_wrong_rows_say_why(row: dict[str, Any], column: str, reason: str) -> None:
+    with pytest.raises(RowError) as caught:
+        read(row)
+    assert caught.value.column == column
+    assert reason in caught.value.reason
+
+
+def test_extras() -> None:
+    row = {"prompt": "Why?", "topic": "bread", "task": 7, "group": "g", "reference": "Because.",
+           "constraints": '[{"kind": "title", "count": null}]'}  # fmt: skip
+    example = read(row)
+    assert (example.topic, example.task, example.group, example.reference) == ("bread", "7", "g", "Because.")
+    assert example.constraints == [{"kind": "title"}]
+    assert read({"prompt": "Why?", "topic": " ", "constraints": []}).constraints is None
+
+
+def test_mapping_renames_and_reaches_inside() -> None:
+    row = {"question": {"text": "Why?"}, "subject": "bread", "prompt": "not this one"}
+    assert mapped(row, {"prompt": "question.text", "topic": "subject"}) == {"prompt": "Why?", "topic": "bread"}
+    assert mapped(row, {"prompt": "nothing"})["prompt"] is None
+
+
+def test_no_shape() -> None:
+    assert shape_of({"question": "Why?", "prompt": None}) is None
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from([U, A, S, HH, "Human:", "user", "text"]),
+    lambda v: (
+        st.lists(v, max_size=4) | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "type"]), v)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from(FIELDS), values, min_size=1))
+def test_any_row_is_read_or_refused(row: dict[str, Any]) -> None:
+    shape = shape_of(row)
+    if shape is None:
+        return
+    try:
+        example = read_row(1, row, shape)
+    except RowError:
+        return
+    assert example.given.messages[-1]["role"] == "user"
+    assert all(
+        isinstance(m["content"], str) and m["role"] in {"system", "user", "assistant"} for m in example.given.messages
+    )
+    assert example.given.chosen is None or example.given.chosen != example.given.rejected
