@@ -1,9 +1,10 @@
 """Agreement: how far judges agree with each other, and how far each can be trusted at all.
 
-`measure` gives the coefficients of `factory.coefficients` for any table of votes; `aggregate` makes one value of many
-votes. `report` reads a round's judgments: for every judge its failures, ties, flips under a swap of the order,
-preference for what it saw first and for what is longer, and the canaries that fooled it; for every two judges how far
-they agree on the pairs that both judged. All intervals are 95%.
+`measure` gives the coefficients of `factory.coefficients` for any table of votes; `aggregate` makes one value of many.
+`report` reads a round's judgments: for every judge its failures, ties, flips under a swap of the order, preference for
+what it saw first and for what is longer, and the canaries that fooled it; for every two judges how far they agree on
+the pairs that both judged. Intervals are 95%; they take items as independent, which makes them a little narrow where
+pairs share a prompt.
 """
 
 from __future__ import annotations
@@ -61,6 +62,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, Estimate):
         return [plain(number) for number in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def known(value: Any) -> Any:
+    """None for an estimate without a value."""
+    return None if isinstance(value, Estimate) and math.isnan(value.value) else value
 
 
 def measure(
@@ -174,8 +180,8 @@ class JudgeStats:
     fooled_rate: Estimate  # canaries preferred to a real answer
 
     def row(self) -> dict[str, Any]:
-        """One line of a table."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """One line of a table; None for what is unknown."""
+        return {f.name: known(getattr(self, f.name)) for f in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -190,8 +196,8 @@ class PairStats:
     krippendorff_alpha: Estimate
 
     def row(self) -> dict[str, Any]:
-        """One line of a table."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        """One line of a table; None for what is unknown."""
+        return {f.name: known(getattr(self, f.name)) for f in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -212,8 +218,8 @@ class JudgesReport:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; an estimate is [value, low, high] with null for NaN."""
         return {
-            "judges": [{name: plain(value) for name, value in stats.row().items()} for stats in self.judges],
-            "pairs": [{name: plain(value) for name, value in stats.row().items()} for stats in self.pairs],
+            "judges": [{f.name: plain(getattr(stats, f.name)) for f in fields(stats)} for stats in self.judges],
+            "pairs": [{f.name: plain(getattr(stats, f.name)) for f in fields(stats)} for stats in self.pairs],
         }
 
 
@@ -306,11 +312,16 @@ def _stats(
         flip_rate=wilson(sum(swapped), len(swapped)),
         first_position=wilson(sum(first), len(first)),
         longer_wins=wilson(sum(longer), len(longer)),
-        mean_score=mean([row.score for row in real if row.score is not None]),
-        mean_mass=mean(mass),
+        mean_score=_mean([row.score for row in real if row.score is not None]),
+        mean_mass=_mean(mass),
         canaries=len(fooled),
         fooled_rate=wilson(sum(fooled), len(fooled)),
     )
+
+
+def _mean(values: Sequence[float]) -> Estimate:
+    """The mean, with fewer resamples where values are many."""
+    return mean(values, resamples=coefficients.draws_for(len(values)))
 
 
 def _longer_won(pair: verdicts.Pair, verdict: verdicts.Verdict, lengths: Mapping[str, int]) -> bool | None:

@@ -197,20 +197,21 @@ def draw(group: Group, seed: int) -> list[Choice]:
 
 @strategies.register("max_margin")
 def max_margin(group: Group, seed: int) -> list[Choice]:
-    """The pair with the largest margin; equals are drawn by seed."""
-    return sorted(group.decided, key=lambda c: (-round(c.margin, 9), _drawn(c, seed)))[:1]
+    """The pair with the largest margin; of equals one that most judges saw, drawn by seed."""
+    return sorted(group.decided, key=lambda c: (-round(c.margin, 9), -c.judges, _drawn(c, seed)))[:1]
 
 
 @strategies.register("best_worst")
 def best_worst(group: Group, seed: int) -> list[Choice]:
     """The best answer over the worst by standing (2310.01377 and 2401.10020 pair so). Where these two were not judged
-    against each other, the decided pair whose standings lie farthest apart; equals are drawn by seed."""
+    against each other, the decided pair whose standings lie farthest apart; of equals one that most judges saw, drawn
+    by seed."""
 
     def apart(choice: Choice) -> float:
         return round(group.standing[choice.chosen.key] - group.standing[choice.rejected.key], 9)
 
     ahead = [choice for choice in group.decided if apart(choice) > 0]
-    return sorted(ahead, key=lambda c: (-apart(c), -round(c.margin, 9), _drawn(c, seed)))[:1]
+    return sorted(ahead, key=lambda c: (-apart(c), -round(c.margin, 9), -c.judges, _drawn(c, seed)))[:1]
 
 
 # ------------------------------------------------------------------------------------------------------------- labels

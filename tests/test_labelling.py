@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,8 +70,6 @@ class Textual(PairwiseJudge):
     """A pairwise judge that reads the text alone, as for an endpoint without log-probs."""
 
     def read(self, ask: Ask, completion: Completion) -> list[Reading]:
-        from dataclasses import replace
-
         return super().read(ask, replace(completion, answer_logprobs=None, finish_reason="stop"))
 
 
@@ -224,8 +227,6 @@ def test_follow_up_questions_are_asked_given_the_readings(store: Store) -> None:
 
     class Twice(RatingJudge):
         def asks(self, matchup: Matchup, earlier: Sequence[Reading] = ()) -> list[Ask]:
-            from dataclasses import replace
-
             (ask,) = super().asks(matchup)
             if not earlier:
                 return [ask]
@@ -443,3 +444,36 @@ def test_rows_are_dated(store: Store) -> None:
     fill(store, prompts=1)
     _, rows = panel_of(store, PanelMember("words", Program()))
     assert all(row.at > AT for row in rows)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_labelling import first_wins
+from factory.judges.pairwise import PairwiseJudge
+from factory.labelling import PanelMember, label
+from factory.store import Store
+with Store.open(Path(sys.argv[1])) as store:
+    label(store, [PanelMember("llm", PairwiseJudge(), first_wins())], run="r")
+"""
+
+
+@pytest.mark.parametrize("point", ["labelling.after_append", "labelling.after_append:3"])
+def test_a_killed_run_goes_on_to_the_same_judgments(tmp_path: Path, point: str) -> None:
+    """Killed after a commit and run again: the rows of a run that was not killed, on a copy of the store."""
+    with Store.open(tmp_path / "one", create=True) as opened:
+        fill(opened, prompts=40)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    script = KILLED.format(tests=str(Path(__file__).parent))
+    command = [sys.executable, "-c", script]
+    killed = subprocess.run([*command, str(tmp_path / "one")], env=os.environ | {"FACTORY_CRASH": point}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    tables = []
+    for folder in ("one", "two"):
+        with Store.open(tmp_path / folder) as opened:
+            report = label(opened, [PanelMember("llm", PairwiseJudge(), first_wins())], run="r")
+            tables.append([replace(row, at=AT) for row in opened.rows(Judgment)])
+            assert report.judges[0].verdicts == 120
+            assert report.judges[0].reused > 0 or folder == "two"
+    assert tables[0] == tables[1]

@@ -21,6 +21,9 @@ REMOVED = "\N{REPLACEMENT CHARACTER}"
 """What stands where a special token was. It is never part of one, so that a single pass is enough: taking a token out
 cannot join its neighbours into another."""
 
+DIGITS = 8
+"""Length of a nonce: each line of the fence carries it, and a judge reads all of them."""
+
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # controls, but for tab and line feed
     "\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # direction overrides, invisible marks
@@ -59,10 +62,10 @@ def clean(text: str) -> Cleaned:
 
 
 def nonce(secret: bytes, item: str, texts: Iterable[str] = ()) -> str:
-    """16 hex digits of HMAC-SHA256(secret, item); the next ones where one of the texts to be fenced holds them."""
+    """8 hex digits of HMAC-SHA256(secret, item); the next ones where one of the texts to be fenced holds them."""
     held = [text.lower() for text in texts]
     for turn in range(1_000):
-        code = hmac.new(secret, f"{turn}:{item}".encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:16]
+        code = hmac.new(secret, f"{turn}:{item}".encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()[:DIGITS]
         if not any(code in text for text in held):
             return code
     raise ValueError("no nonce is free: the texts hold a thousand HMACs of a secret")

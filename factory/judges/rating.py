@@ -40,7 +40,7 @@ class RatingJudge:
     name: str = "rating"
     constitution: str = "instruction-following"
     aspects: Sequence[str] = ()
-    prefix: str = "Rating: "
+    prefix: str = "My rating of the answer is ("
     min_mass: float = 0.5
     max_tokens: int = 1
     reader: str = "1"
