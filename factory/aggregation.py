@@ -61,6 +61,7 @@ def encode(ratings: pa.Table, categories: Sequence[Any] | None = None) -> Votes:
     lacking = [name for name in ("item", "judge", "value") if name not in ratings.column_names]
     if lacking:
         raise FactoryError(f"votes need the columns item, judge, value; there is no {', '.join(lacking)}")
+    ratings = plain_columns(ratings)
     given = ratings.filter(_present(ratings.column("value")))
     item, items = _positions(given.column("item"), given.column("item"))
     judge, judges = _positions(ratings.column("judge"), given.column("judge"))
@@ -75,6 +76,17 @@ def encode(ratings: pa.Table, categories: Sequence[Any] | None = None) -> Votes:
     if twice:
         raise FactoryError(f"{twice} votes repeat an item and judge", todo="keep one vote of each judge for each item")
     return Votes(item, judge, value, items, judges, known)
+
+
+def plain_columns(ratings: pa.Table) -> pa.Table:
+    """The table with dictionary-encoded and view columns as plain ones."""
+    import pyarrow as pa
+
+    def plain(kind: Any) -> Any:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return pa.string() if kind == pa.string_view() else kind
+
+    return ratings.cast(pa.schema([(field.name, plain(field.type)) for field in ratings.schema]))
 
 
 def _present(column: pa.ChunkedArray) -> Any:
@@ -103,6 +115,7 @@ def aggregate(ratings: pa.Table, method: str = "majority") -> pa.Table:
     import numpy as np
     import pyarrow as pa
 
+    ratings = plain_columns(ratings)
     votes = encode(ratings)
     decided = methods.get(method)(votes)
     spread = decided.posterior if decided.posterior is not None else shares(votes)

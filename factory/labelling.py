@@ -9,6 +9,7 @@ that fails ends itself alone; an endpoint that is gone ends the call.
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 CANARY_SHARE = 0.02
 AT_ONCE = 4096  # matchups in memory as rendered questions
 COMMIT = 64  # judgments in one commit
+COMMIT_SECONDS = 2.0  # a commit waits no longer than this for more, so that readers see the work as it goes
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,17 @@ def label(
     wanted = _plan(panel, matchups)
     prompts, candidates = _candidates(store, {"run": run, "round": round, "split": split, "kind": kind})
     work = Work(
-        store, run, round, seed, canary_share, tie_margin, retry_failed, prompts, candidates, progress
-    )  # fmt: skip
+        store=store,
+        run=run,
+        round=round,
+        seed=seed,
+        canary_share=canary_share,
+        tie_margin=tie_margin,
+        retry_failed=retry_failed,
+        prompts=prompts,
+        candidates=candidates,
+        progress=progress,
+    )
     lead: str | None = None
     reports = []
     for member, choice in zip(panel, wanted, strict=True):
@@ -230,20 +241,28 @@ def _judge(work: Work, member: PanelMember, choice: choosing.Choice, lead: str |
     report = JudgeReport(member.name, member.judge.kind)
     began = time.monotonic()
     made: list[Judgment] = []
+    ended: list[FactoryError] = []
     matchups = _matchups(work, member.judge, choice, lead)
     report.matchups = sum(m.canary is None for m in matchups)
-    try:
-        for batch in _batches(_judgments(work, member, matchups, report), COMMIT):
-            report.judgments += work.store.append("judgments", batch)
-            crash.point("labelling.after_append")
-            made.extend(batch)
-    except (EndpointError, IntegrityError, LockedError):
-        raise
-    except FactoryError as fault:
+    for batch in _batches(_until_fault(_judgments(work, member, matchups, report), ended), COMMIT, COMMIT_SECONDS):
+        report.judgments += work.store.append("judgments", batch)
+        crash.point("labelling.after_append")
+        made.extend(batch)
+    for fault in ended:
+        if isinstance(fault, EndpointError | IntegrityError | LockedError):
+            raise fault
         report.fault = fault.text()
     report.seconds = time.monotonic() - began
     _count(report, made, work.tie_margin)
     return report
+
+
+def _until_fault(judgments: Iterator[Judgment], ended: list[FactoryError]) -> Iterator[Judgment]:
+    """The judgments up to a fault, which goes to `ended`, so that those before it are written first."""
+    try:
+        yield from judgments
+    except FactoryError as fault:
+        ended.append(fault)
 
 
 def _matchups(work: Work, judge: Judge | LLMJudge, choice: choosing.Choice, lead: str | None) -> list[Matchup]:
@@ -473,13 +492,15 @@ def completion_of(request: Request, call: Call) -> Completion:
 # ------------------------------------------------------------------------------------------------------------ counting
 
 
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def _batches(items: Iterable[Any], size: int, seconds: float = math.inf) -> Iterator[list[Any]]:
+    """Lists of at most `size`, the last one shorter; one that took `seconds` to come together is given as it is."""
     batch: list[Any] = []
+    began = time.monotonic()
     for item in items:
         batch.append(item)
-        if len(batch) == size:
+        if len(batch) == size or time.monotonic() - began >= seconds:
             yield batch
-            batch = []
+            batch, began = [], time.monotonic()
     if batch:
         yield batch
 

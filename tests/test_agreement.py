@@ -252,6 +252,13 @@ def test_nan_is_a_missing_vote() -> None:
     assert measure(with_nan).votes == 5
 
 
+def test_dictionary_encoded_columns_are_votes_too() -> None:
+    table = votes({"x": ["p", "q"], "y": ["p", "p"]})
+    encoded = pa.table({name: table[name].dictionary_encode() for name in table.column_names})
+    assert measure(encoded) == measure(table)
+    assert aggregate(encoded).equals(aggregate(table))
+
+
 def test_faults_of_votes_are_told() -> None:
     with pytest.raises(FactoryError, match="there is no judge"):
         measure(pa.table({"item": [1], "value": [1]}))

@@ -188,6 +188,7 @@ def test_an_endpoint_that_is_gone_ends_the_call_and_what_was_answered_is_kept(st
     with pytest.raises(EndpointError):
         label(store, [PanelMember("llm", PairwiseJudge(), engine)], run="r", canary_share=0)
     assert 0 < len(store.rows(Call)) <= 12
+    assert len(store.rows(Judgment)) == len(store.rows(Call))
     assert engine.asked == len(store.rows(Call)) + 1
 
 

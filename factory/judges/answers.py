@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from factory.schema import Completion, Message
+from factory.schema import Completion
 
 TOO_MUCH = 1.02
 """More probability than this on a few first tokens is a broken engine, not rounding."""
@@ -107,8 +107,3 @@ def exactly_one(text: str, answers: Iterable[str], prefix: str = "", suffix: str
 
 def _form(answer: str, suffix: str) -> str:
     return rf"(?i:{_LEAD}){_WRAPPED.format(re.escape(answer))}(?:{re.escape(suffix)})?\.?"
-
-
-def transcript(messages: Sequence[Message]) -> str:
-    """A conversation as a judge reads it: each turn headed by who speaks; the system's instructions too."""
-    return "\n\n".join(f"{m['role'].capitalize()}:\n{m['content']}" for m in messages)

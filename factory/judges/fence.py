@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from factory.schema import Matchup, digest
+from factory.schema import Matchup, Message, digest
 
 REMOVED = "\N{REPLACEMENT CHARACTER}"
 """What stands where a special token was. It is never part of one, so that a single pass is enough: taking a token out
@@ -80,3 +80,18 @@ def nonce_of(matchup: Matchup, texts: Sequence[str]) -> str:
 def fenced(name: str, text: str, code: str) -> str:
     """The text between two lines that name it and carry the nonce."""
     return f"<<{name} {code}>>\n{text}\n<<end of {name} {code}>>"
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """A conversation as a judge reads it: each turn headed by who speaks; the system's instructions too."""
+    return "\n\n".join(f"{m['role'].capitalize()}:\n{m['content']}" for m in messages)
+
+
+def stripped(matchup: Matchup) -> dict[str, dict[str, list[str]]]:
+    """What was taken out of each text before it was shown; nothing where nothing was."""
+    texts = {"prompt": transcript(matchup.prompt.messages), "a": matchup.a.text}
+    if matchup.b is not None:
+        texts["b"] = matchup.b.text
+    removed = {name: list(clean(text).removed) for name, text in texts.items()}
+    found = {name: tokens[:20] for name, tokens in removed.items() if tokens}
+    return {"stripped": found} if found else {}

@@ -81,7 +81,7 @@ class PairwiseJudge:
     def read(self, ask: Ask, completion: Completion) -> list[Reading]:
         """One reading: p_a with ties as half, in canonical order for this order of showing; or a failure."""
         said = answers.said(completion, ask.labels, self.min_mass, self.prefix)
-        detail = said.detail() | stripped(ask.matchup)
+        detail = said.detail() | fence.stripped(ask.matchup)
         if said.failure is not None:
             return [Reading(aspect=ask.aspect, verdict="none", failure=said.failure, detail=detail)]
         share = {
@@ -104,7 +104,7 @@ def render(matchup: Matchup, question: str, first: Side, ties: bool) -> Messages
     if matchup.b is None:
         raise ValueError("a pairwise judge needs two candidates")
     shown = (matchup.a, matchup.b) if first == "a" else (matchup.b, matchup.a)
-    conversation = fence.clean(answers.transcript(matchup.prompt.messages)).text
+    conversation = fence.clean(fence.transcript(matchup.prompt.messages)).text
     texts = [fence.clean(candidate.text).text for candidate in shown]
     code = fence.nonce_of(matchup, [conversation, *texts])
     content = _QUESTION.format(
@@ -116,13 +116,3 @@ def render(matchup: Matchup, question: str, first: Side, ties: bool) -> Messages
         tie=", or C when neither is better" if ties else "",
     )
     return [{"role": "user", "content": content}]
-
-
-def stripped(matchup: Matchup) -> dict[str, dict[str, list[str]]]:
-    """What was taken out of each text before it was shown; nothing where nothing was."""
-    texts = {"prompt": answers.transcript(matchup.prompt.messages), "a": matchup.a.text}
-    if matchup.b is not None:
-        texts["b"] = matchup.b.text
-    removed = {name: list(fence.clean(text).removed) for name, text in texts.items()}
-    found = {name: tokens[:20] for name, tokens in removed.items() if tokens}
-    return {"stripped": found} if found else {}

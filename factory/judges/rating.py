@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Literal
 
 from factory.judges import answers, fence, rubric
-from factory.judges.pairwise import stripped
 from factory.schema import Ask, Completion, Matchup, Messages, Reading, Request, Sampling
 
 _QUESTION = """\
@@ -69,7 +68,7 @@ class RatingJudge:
         scores = {text: float(score) for text, score in ask.labels.items()}
         low, high = min(scores.values()), max(scores.values())
         said = answers.said(completion, scores, self.min_mass, self.prefix, suffix=f"/{high:g}")
-        detail = said.detail() | stripped(ask.matchup)
+        detail = said.detail() | fence.stripped(ask.matchup)
         if said.failure is not None:
             return [Reading(aspect=ask.aspect, failure=said.failure, detail=detail)]
         expected = sum(share * scores[text] for text, share in said.shares.items())
@@ -79,7 +78,7 @@ class RatingJudge:
 
 def render(matchup: Matchup, principle: rubric.Principle) -> Messages:
     """The question as messages: conversation and answer cleaned and fenced, then the scale."""
-    conversation = fence.clean(answers.transcript(matchup.prompt.messages)).text
+    conversation = fence.clean(fence.transcript(matchup.prompt.messages)).text
     answer = fence.clean(matchup.a.text).text
     code = fence.nonce_of(matchup, [conversation, answer])
     scores = sorted(principle.scale)

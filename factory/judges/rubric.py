@@ -68,8 +68,9 @@ class Constitution(BaseModel):
             raise ValueError("two principles have the same name")
         return self
 
-    def choose(self, names: Sequence[str], question: str) -> tuple[Principle, ...]:
+    def choose(self, names: Sequence[str] | str, question: str) -> tuple[Principle, ...]:
         """The named principles (all when none is named) that have a question of that kind: "comparison" or "rating"."""
+        names = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
         known = {p.name: p for p in self.principles if getattr(p, question)}
         for name in names:
             if name not in known:
