@@ -117,18 +117,24 @@ def encode(table: str, row: Row | Mapping[str, Any]) -> Encoded:
 
     FactoryError: a column that is unknown or left out, or a value that does not fit; it names table, column and value.
     """
-    values = dict(row) if isinstance(row, Mapping) else _values_of(table, row)
-    known = columns_of(table)
-    for name in values:
-        known_column(table, name)
-    body = {name: _checked(table, column, values) for name, column in known.items()}
+    values = _known(table, row) if isinstance(row, Mapping) else _values_of(table, row)
+    body = {name: _checked(table, column, values) for name, column in columns_of(table).items()}
     if not body["key"]:
         raise FactoryError(f"a row of {table} has an empty key")
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+    text = _LINE.encode(body)
     if not has_attempts(table):
         return Encoded(body["key"], 0, DONE, text)
     state = DONE if body["failure"] is None else PASSING if body["passing"] else FAILED
     return Encoded(body["key"], body["attempt"], state, text)
+
+
+_LINE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def _known(table: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in row:
+        known_column(table, name)
+    return row
 
 
 def _values_of(table: str, row: Row) -> dict[str, Any]:
@@ -139,17 +145,17 @@ def _values_of(table: str, row: Row) -> dict[str, Any]:
 
 def _checked(table: str, column: Column, values: Mapping[str, Any]) -> Any:
     value = values.get(column.name, column.default)
-    if value is dataclasses.MISSING:
-        raise FactoryError(f"a row of {table} has no {column.name}", todo=f"give it: {column.meaning}")
-    if value is None:
-        if column.nullable:
-            return None
-        raise _misfit(table, column, value)
-    if type(value).__module__ == "numpy" and hasattr(value, "item"):
-        value = value.item()
+    if value is None and column.nullable:
+        return None
+    check = _CHECKS[column.kind]
     try:
-        return _CHECKS[column.kind](value)
+        return check(value)
     except (TypeError, ValueError) as error:
+        if value is dataclasses.MISSING:
+            what = f"a row of {table} has no {column.name}"
+            raise FactoryError(what, todo=f"give it: {column.meaning}") from None
+        if type(value).__module__ == "numpy" and hasattr(value, "item") and value.size == 1:
+            return _checked(table, column, {column.name: value.item()})
         raise _misfit(table, column, value) from error
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from factory import crash
 from factory.columns import arrow_schema, columns_of
-from factory.faults import IntegrityError
+from factory.faults import FactoryError, IntegrityError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +39,10 @@ class Part(NamedTuple):
 
 
 def write(store: Path, table: str, name: str, data: pa.Table) -> Part:
-    """Write `data` durably as STORE/tables/<table>/<name>.parquet. It is no part until the manifest has it."""
+    """Write `data` durably as STORE/tables/<table>/<name>.parquet. It is no part until the manifest has it.
+
+    FactoryError: the disk does not take it; its rows stay in the journal.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -47,14 +50,14 @@ def write(store: Path, table: str, name: str, data: pa.Table) -> Part:
     pq.write_table(data, sink, compression="zstd", write_page_checksum=True, row_group_size=ROW_GROUP)
     content = sink.getvalue().to_pybytes()
     path = store / "tables" / table / f"{name}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{name}.tmp")
-    crash.point("store.seal.before_write")
-    write_durably(temporary, content)
-    crash.point("store.seal.after_write")
-    temporary.replace(path)
-    sync_folder(path.parent)
-    crash.point("store.seal.after_rename")
+    try:
+        _place(path, content)
+    except OSError as error:
+        raise FactoryError(
+            f"a part of {table} cannot be written: {error.strerror}",
+            where=str(path),
+            todo="free some space; nothing is lost: its rows are in the journal, and the next seal takes them",
+        ) from error
     return Part(
         path=path.relative_to(store).as_posix(),
         table=table,
@@ -64,6 +67,17 @@ def write(store: Path, table: str, name: str, data: pa.Table) -> Part:
         footer=hashlib.sha256(_footer_of(content[-_TAIL:], content)).hexdigest(),
         columns=tuple(data.column_names),
     )
+
+
+def _place(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    crash.point("store.seal.before_write")
+    write_durably(temporary, content)
+    crash.point("store.seal.after_write")
+    temporary.replace(path)
+    sync_folder(path.parent)
+    crash.point("store.seal.after_rename")
 
 
 def write_durably(path: Path, content: bytes) -> None:

@@ -106,9 +106,8 @@ def answer(database: duckdb.DuckDBPyConnection, request: dict[str, Any]) -> tupl
     kind = _kind(statements[0])
     if kind not in READ_ONLY:
         raise RefusedError(f"a query only reads: SELECT, WITH, FROM, DESCRIBE or EXPLAIN, not {kind}")
-    parameters = _parameters(request["parameters"])
-    cursor = database.execute(statements[0], parameters) if parameters else database.execute(statements[0])
-    return cut(cursor.to_arrow_reader(2048), request["limit"], request["max_bytes"])
+    found = database.sql(statements[0], params=_parameters(request["parameters"]) or None)  # streams, unlike execute
+    return cut(found.to_arrow_reader(2048), request["limit"], request["max_bytes"])
 
 
 def _kind(statement: duckdb.Statement) -> str:

@@ -111,6 +111,8 @@ def test_a_row_limit_says_when_it_cut(store: Store) -> None:
     assert part.cut == "cut after 31 rows; there are more: raise --limit"
     assert query.run(store, "SELECT range AS r FROM range(10000)", limit=5000).table.num_rows == 5000
     assert query.run(store, "SELECT 1", limit=0).table.num_rows == 0
+    endless = "SELECT range AS n FROM range(1000000000000)"  # only what is wanted is computed
+    assert query.run(store, endless, limit=2, memory=3 << 28).rows() == [{"n": 0}, {"n": 1}]
 
 
 def test_a_byte_limit_says_when_it_cut(store: Store) -> None:

@@ -243,6 +243,46 @@ def test_a_forked_process_opens_its_own_connection(store: Store) -> None:
     assert len(store.read("candidates")) == 2
 
 
+def test_a_writer_that_does_not_end_is_named_as_the_cause(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.journal.PATIENCE", 0.05)
+    waiting = Store.open(store.folder)
+    with (
+        store._journal.transaction(write=True),
+        pytest.raises(LockedError, match="another process is writing to the store"),
+    ):
+        waiting.append("candidates", [candidate(1)])
+    assert waiting.append("candidates", [candidate(1)]) == 1
+
+
+# ----------------------------------------------------------------------------------------------------- full disk
+
+
+def test_a_full_disk_is_said_and_loses_nothing(store: Store) -> None:
+    store.append("candidates", [candidate(1)])
+    with store._journal.transaction() as db:
+        pages = db.execute("PRAGMA page_count").fetchone()[0]
+        db.execute(f"PRAGMA max_page_count={pages + 2}")
+    with pytest.raises(FactoryError, match=r"the disk is full[\s\S]*run the command again"):
+        store.append("candidates", [candidate(i, text="long " * 1000) for i in range(2, 50)])
+    assert [row.key for row in store.rows(Candidate)] == [candidate(1).key]
+    assert store.verify() == []
+
+
+def test_a_disk_that_takes_no_part_keeps_the_rows_in_the_journal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    store.append("candidates", [candidate(i) for i in range(5)])
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(FactoryError, match="a part of candidates cannot be written: No space left on device"):
+            store.seal(force=True)
+    assert len(store.read("candidates")) == 5
+    assert store.seal(force=True) == 5
+    assert store.orphans() == []
+    assert len(store.read("candidates")) == 5
+
+
 # ------------------------------------------------------------------------------------------------------- damage
 
 
