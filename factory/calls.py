@@ -156,7 +156,7 @@ class _Asking:
             model_hash=identity.content,
             tag=request.tag,
             messages=request.messages,
-            sampling=asdict(request.sampling),
+            sampling=asdict(request.sampling) | {"stop": list(request.sampling.stop)},
             sample=completion.sample,
             seed=request.seed,
             text=completion.text,

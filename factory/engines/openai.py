@@ -306,14 +306,17 @@ class _Flight:
         self.thread.start()
 
     def landed(self) -> list[Completion]:
-        """Wait for one completion; hand over all that have come. Raises what ended the flight."""
-        burst = [self.done.get()]
+        """Wait for one completion; hand over all that have come. Raises what ended the flight, once nothing is left."""
+        came = [self.done.get()]
         while not self.done.empty():
-            burst.append(self.done.get())
-        for item in burst:
+            came.append(self.done.get())
+        burst = [item for item in came if isinstance(item, Completion)]
+        for item in came:
             if isinstance(item, BaseException):
-                raise item
-        return [item for item in burst if isinstance(item, Completion)]
+                if not burst:
+                    raise item
+                self.done.put(item)
+        return burst
 
     def release(self, count: int) -> None:
         """Free the slots of completions that are stored by now."""

@@ -1,0 +1,221 @@
+"""Paid answers: asked once, durable before they are handed on, retried where that can help, reused where they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from store_rows import call
+
+from factory.calls import answer, reusable
+from factory.engines import nothing_held
+from factory.engines.scripted import Rule, ScriptedEngine
+from factory.faults import EndpointError
+from factory.schema import Call, Completion, Have, Identity, Request, Sampling
+from factory.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store", create=True) as opened:
+        yield opened
+
+
+def ask(text: str, n: int = 1, **more: Any) -> Request:
+    return Request([{"role": "user", "content": text}], n=n, **more)
+
+
+def run(store: Store, engine: Any, requests: list[Request], **more: Any) -> list[tuple[Request, Call]]:
+    return list(answer(store, engine, requests, **{"run": "r", "round": 1, "purpose": "test"} | more))
+
+
+class Counter:
+    """A progress that adds up."""
+
+    def __init__(self) -> None:
+        self.done = self.failed = self.reused = self.tokens = 0
+
+    def advance(self, n: int = 1, *, failed: int = 0, reused: int = 0, tokens: int = 0) -> None:
+        self.done += n
+        self.failed += failed
+        self.reused += reused
+        self.tokens += tokens
+
+
+def test_every_sample_is_answered_and_kept(store: Store) -> None:
+    requests = [ask("tea", 3, seed=5, tag="p1"), ask("salt", 2, answers=("A", "B"), tag="p2")]
+    got = run(store, ScriptedEngine(), requests)
+    assert sorted((request.tag, kept.sample) for request, kept in got) == [
+        ("p1", 0), ("p1", 1), ("p1", 2), ("p2", 0), ("p2", 1),
+    ]  # fmt: skip
+    kept = {row.key: row for row in store.rows(Call)}
+    assert kept == {row.key: row for _, row in got}
+    row = next(row for request, row in got if request.tag == "p1")
+    assert (row.run, row.round, row.purpose, row.engine, row.seed, row.attempt) == ("r", 1, "test", "scripted", 5, 1)
+    assert row.sampling == {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": 256, "stop": []}
+    assert set(next(row for request, row in got if request.tag == "p2").answer_logprobs) == {"A", "B"}
+
+
+def test_a_second_time_nothing_is_asked(store: Store) -> None:
+    requests, counter = [ask("tea", 3), ask("salt", 2)], Counter()
+    first = run(store, ScriptedEngine(), requests)
+    engine = ScriptedEngine()
+    second = run(store, engine, requests, run="other", progress=counter)
+    assert engine.asked == 0
+    assert sorted(row.key for _, row in first) == sorted(row.key for _, row in second)
+    assert {row.run for _, row in second} == {"r"}
+    assert (counter.done, counter.reused, counter.tokens) == (5, 5, 0)
+
+
+def test_more_samples_ask_for_the_new_ones_only(store: Store) -> None:
+    few = run(store, ScriptedEngine(), [ask("tea", 2)])
+    engine = ScriptedEngine()
+    more = run(store, engine, [ask("tea", 5)])
+    assert engine.asked == 3
+    assert len({row.key for _, row in more}) == 5
+    assert {row.key for _, row in few} < {row.key for _, row in more}
+
+
+def test_equal_requests_are_asked_once_and_answered_each(store: Store) -> None:
+    engine, counter = ScriptedEngine(), Counter()
+    got = run(store, engine, [ask("tea", 2, tag="a"), ask("tea", 3, tag="b"), ask("tea", 1, tag="c")], progress=counter)
+    assert engine.asked == 3
+    assert sorted(request.tag for request, _ in got) == ["a", "a", "b", "b", "b", "c"]
+    assert len(store.rows(Call)) == 3
+    assert (counter.done, counter.reused) == (6, 3)
+
+
+def test_another_model_seed_or_temperature_is_another_answer(store: Store) -> None:
+    run(store, ScriptedEngine(), [ask("tea")])
+    for engine, request in (
+        (ScriptedEngine("other"), ask("tea")),
+        (ScriptedEngine(), ask("tea", seed=1)),
+        (ScriptedEngine(), ask("tea", sampling=Sampling(temperature=0.5))),
+        (ScriptedEngine(), ask("tea", prefix="It")),
+    ):
+        run(store, engine, [request])
+        assert engine.asked == 1
+
+
+class Watched(ScriptedEngine):
+    """Looks into the store before each answer after the first."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.kept: list[int] = []
+
+    def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
+        for completion in self.generate(requests, have):
+            yield [completion]
+            with Store.open(self.folder) as other:
+                self.kept.append(len(other.read("calls")))
+
+
+def test_an_answer_is_durable_before_the_next_is_made(store: Store) -> None:
+    engine = Watched(store.folder)
+    for _, row in answer(store, engine, [ask("tea", 4)], run="r", round=0, purpose="test"):
+        assert row.key in {kept.key for kept in store.rows(Call)}
+    assert engine.kept == [1, 2, 3, 4]
+
+
+def test_an_engine_without_bursts_serves_as_well(store: Store) -> None:
+    class Plain:
+        identity = Identity("plain", "m", "h")
+
+        def render(self, request: Request) -> str:
+            return request.messages[0]["content"]
+
+        def generate(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[Completion]:
+            for request in requests:
+                yield Completion(request, 0, text="again", finish_reason="stop")
+                yield Completion(request, 0, text="and again", finish_reason="stop")
+
+        def close(self) -> None: ...
+
+    got = run(store, Plain(), [ask("tea")])
+    assert [row.text for _, row in got] == ["again"]
+    assert len(store.rows(Call)) == 1
+
+
+# --------------------------------------------------------------------------------------------------------- failures
+
+
+def test_a_passing_failure_is_asked_again_up_to_the_limit(store: Store) -> None:
+    engine, counter = ScriptedEngine(rules=[Rule(match="tea", fail="timeout", passing=True, times=2)]), Counter()
+    ((_, row),) = run(store, engine, [ask("tea")], progress=counter)
+    assert (row.attempt, row.failure) == (3, None)
+    assert [kept.attempt for kept in store.rows(Call)] == [1, 2, 3]
+    assert (counter.done, counter.failed) == (1, 0)
+
+
+def test_a_failure_that_stays_is_handed_on_and_asked_again_the_next_time(store: Store) -> None:
+    ((_, row),) = run(store, ScriptedEngine(rules=[Rule(fail="timeout", passing=True)]), [ask("tea")], attempts=2)
+    assert (row.attempt, row.failure, row.passing) == (2, "timeout", True)
+    engine = ScriptedEngine(rules=[Rule(fail="timeout", passing=True)])
+    ((_, row),) = run(store, engine, [ask("tea")], attempts=2)
+    assert row.attempt == 4
+    assert engine.asked == 2
+
+
+def test_a_permanent_failure_is_asked_again_on_demand_only(store: Store) -> None:
+    def engine() -> ScriptedEngine:
+        return ScriptedEngine(rules=[Rule(match="poison", fail="refused")])
+
+    requests = [ask("poison"), ask("tea")]
+    run(store, engine(), requests)
+    quiet, eager, counter = engine(), engine(), Counter()
+    assert sorted(str(row.failure) for _, row in run(store, quiet, requests, progress=counter)) == ["None", "refused"]
+    assert (quiet.asked, counter.failed, counter.reused) == (0, 1, 2)
+    got = run(store, eager, requests, retry_failed=True)
+    assert eager.asked == 1
+    assert {row.attempt for request, row in got if row.failure} == {2}
+
+
+def test_what_was_answered_before_the_end_is_kept(store: Store) -> None:
+    engine = ScriptedEngine(rules=[Rule(match="last", abort=True), Rule(latency=0.001)])
+    with pytest.raises(EndpointError):
+        run(store, engine, [ask("first"), ask("second"), ask("last")])
+    assert {row.messages[0]["content"] for row in store.rows(Call)} == {"first", "second"}
+
+
+def test_an_engine_that_leaves_a_request_out_is_a_bug(store: Store) -> None:
+    class Lazy(ScriptedEngine):
+        def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
+            yield from super().bursts(list(requests)[1:], have)
+
+    with pytest.raises(RuntimeError, match="left 1 requests without any answer"):
+        run(store, Lazy(), [ask("tea"), ask("salt")])
+    assert len(store.rows(Call)) == 1
+
+
+# ------------------------------------------------------------------------------------------------- longer and shorter
+
+
+@pytest.mark.parametrize(
+    ("held", "wanted", "fits"),
+    [
+        ({"finish_reason": "stop", "completion_tokens": 8, "sampling": {"max_tokens": 8}}, 500, True),
+        ({"finish_reason": "stop", "completion_tokens": 8, "sampling": {"max_tokens": 20}}, 8, True),
+        ({"finish_reason": "stop", "completion_tokens": 9, "sampling": {"max_tokens": 20}}, 8, False),
+        ({"finish_reason": "length", "completion_tokens": 8, "sampling": {"max_tokens": 8}}, 8, True),
+        ({"finish_reason": "length", "completion_tokens": 8, "sampling": {"max_tokens": 8}}, 9, False),
+        ({"finish_reason": "length", "completion_tokens": 8, "sampling": {"max_tokens": 8}}, 7, False),
+        ({"finish_reason": "", "failure": "timeout", "sampling": {"max_tokens": 8}}, 8, False),
+    ],
+)
+def test_a_held_answer_fits_a_limit(held: dict[str, Any], wanted: int, fits: bool) -> None:
+    assert reusable(call(1, **held), ask("tea", sampling=Sampling(max_tokens=wanted))) is fits
+
+
+def test_a_longer_limit_asks_again_only_for_what_was_cut(store: Store) -> None:
+    rules = [Rule(match="short", reply="one two"), Rule(reply="one two three four five six")]
+    requests = [[ask(text, sampling=Sampling(max_tokens=limit)) for text in ("short", "long")] for limit in (4, 50)]
+    run(store, ScriptedEngine(rules=rules), requests[0])
+    engine = ScriptedEngine(rules=rules)
+    got = {request.messages[0]["content"]: row for request, row in run(store, engine, requests[1])}
+    assert engine.asked == 1
+    assert (got["long"].attempt, got["long"].finish_reason) == (2, "stop")
+    assert (got["short"].attempt, got["short"].completion_tokens) == (1, 3)
