@@ -194,6 +194,8 @@ class PairStats:
     percent: Estimate
     cohen_kappa: Estimate
     krippendorff_alpha: Estimate
+    decided: int  # pairs that neither ties
+    same_winner: Estimate  # share of them on which both name the same winner
 
     def row(self) -> dict[str, Any]:
         """One line of a table; None for what is unknown."""
@@ -348,4 +350,15 @@ def _agree(judge: str, other: str, said: Said, also: Said, seed: int) -> PairSta
     measured = measure(table, seed=seed)
     unknown = Estimate(math.nan, math.nan, math.nan)
     kappa = next(iter(measured.cohen_kappa.values()), unknown)
-    return PairStats(judge, other, len(shared), measured.percent, kappa, measured.krippendorff_alpha)
+    decided = [pair for pair in shared if "tie" not in (said[pair].verdict, also[pair].verdict)]
+    same = sum(said[pair].verdict == also[pair].verdict for pair in decided)
+    return PairStats(
+        judge=judge,
+        other=other,
+        pairs=len(shared),
+        percent=measured.percent,
+        cohen_kappa=kappa,
+        krippendorff_alpha=measured.krippendorff_alpha,
+        decided=len(decided),
+        same_winner=wilson(same, len(decided)),
+    )

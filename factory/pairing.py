@@ -76,6 +76,7 @@ class PairReport:
     pairs: int = 0
     preferences: int = 0  # found; written now or before
     written: int = 0  # of them new in the store
+    held: int = 0  # all preferences of the run and round, those of other strategies too: what training will see
     labels: int = 0
     labels_written: int = 0
     desirable: int = 0  # labels that are true
@@ -301,7 +302,8 @@ def pair(
     rule = Rule(combine, _lead(names, combine, lead), break_ties, min_margin, tie_margin)
     groups = _groups(store, {"run": run, "round": round, "split": split, "kind": kind})
     prompts = {prompt.key: prompt for prompt in store.rows(Prompt, {"key": list(groups)})}
-    kept = _kept(store, run, round)
+    held = _kept(store, run, round)
+    kept = set(held)
     report = PairReport(prompts=len(groups))
     preferences: list[Preference] = []
     labels: list[Label] = []
@@ -315,6 +317,7 @@ def pair(
         graded = from_choices(sound) if label_by == "pairs" else graded
         labels.extend(_label(prompts[key], g, run, round, label_by) for g in graded)
     report.written = store.append("preferences", preferences)
+    report.held = len(held) + report.written
     report.labels_written = store.append("labels", labels)
     return _finish(report, preferences, labels)
 
@@ -353,10 +356,10 @@ def _groups(store: Store, where: Mapping[str, Any]) -> dict[str, list[Candidate]
     return dict(groups)
 
 
-def _kept(store: Store, run: str, round: int) -> set[Pair]:
+def _kept(store: Store, run: str, round: int) -> list[Pair]:
     """(chosen, rejected) of the preferences that the run and round hold."""
     rows = store.read("preferences", columns=["chosen_key", "rejected_key"], where={"run": run, "round": round})
-    return {(row["chosen_key"], row["rejected_key"]) for row in rows}
+    return [(row["chosen_key"], row["rejected_key"]) for row in rows]
 
 
 def _tally(

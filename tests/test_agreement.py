@@ -432,6 +432,7 @@ def test_two_judges_on_the_pairs_that_both_judged() -> None:
     (pair,) = report.pairs
     assert (pair.judge, pair.other, pair.pairs) == ("llm", "verifier", 2)
     assert pair.percent.value == 0.5  # both say a on the first pair; the verifier ties the second
+    assert (pair.decided, pair.same_winner.value) == (1, 1.0)
     assert report.to_json()["pairs"][0]["percent"][0] == 0.5
     assert [row["judge"] for row in report.judge_rows()] == ["llm", "verifier"]
     assert report.judges[1].mean_score.value == pytest.approx(2 / 3)

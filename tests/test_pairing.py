@@ -316,6 +316,8 @@ def test_preferences_and_labels_are_written_once(store: Store) -> None:
     assert {row.candidate_key: row.label for row in store.rows(Label)} == dict.fromkeys("bcef", False) | {"a": True}
     again = pair(store, run="r", lead="v", strategy="all")
     assert (again.preferences, again.written, again.labels_written) == (2, 0, 0)
+    other = pair(store, run="r", lead="v", strategy="best_worst")
+    assert (other.preferences, other.written, other.held) == (1, 1, 3)
 
 
 def test_a_preference_against_a_kept_one_is_refused(store: Store) -> None:
