@@ -6,6 +6,7 @@ Results go to stdout, progress and faults to stderr. Exit codes: 0 done, 1 done 
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -85,4 +86,7 @@ def root(
 
 def main() -> None:
     """Entry point of the `factory` command."""
+    # the factory has progress lines of its own: a library's bars would break into them
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     app()

@@ -1,10 +1,11 @@
-"""What a folder lies on: SQLite's write-ahead log needs a local file system, and a store needs room.
+"""Files that are whole or not there, and what a folder lies on: SQLite's write-ahead log needs a local file system, and a store needs room.
 
 Network file systems have no shared memory between hosts, which WAL relies on (sqlite.org/wal.html).
 """
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -14,6 +15,17 @@ NETWORK = frozenset({
     "nfs4", "ocfs2", "orangefs", "pvfs2", "smb2", "smb3", "smbfs", "wekafs",
 })  # fmt: skip
 MOUNTS = Path("/proc/mounts")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The file is there whole or not at all, also after a loss of power."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def existing(folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """A stage in a process of its own, so that the memory of its model is gone before the next stage begins.
 
-The child is a fresh interpreter (a GPU context does not survive a fork) and ends when its parent is gone, also by kill -9:
-it waits on a pipe that only the parent holds open.
+The child is a fresh interpreter (a GPU context does not survive a fork) and ends when its parent is gone, also by
+kill -9: it waits on a pipe that only the parent holds open.
 """
 
 from __future__ import annotations

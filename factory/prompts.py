@@ -140,6 +140,23 @@ def add_prompts(
     return report
 
 
+class _Nowhere:
+    """A store that keeps nothing."""
+
+    def append(self, table: str, rows: Iterable[Row | Mapping[str, Any]]) -> int:
+        return sum(1 for _ in rows)
+
+    def read(
+        self, table: str, *, columns: Sequence[str] | None = None, where: Mapping[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        return []
+
+
+def survey(source: str, *, group_by: str | None = None) -> AddReport:
+    """What adding `source` to an empty store would report; nothing is kept."""
+    return add_prompts(_Nowhere(), source, group_by=group_by)
+
+
 def _check_mapping(mapping: Mapping[str, str]) -> None:
     faults = [f"no field named {name!r}; known: {', '.join(FIELDS)}" for name in mapping if name not in FIELDS]
     if faults:

@@ -116,6 +116,8 @@ class EvaluatePart(SamplingPart):
     n: Positive = 1
     limit: Positive | None = None
     """At most so many prompts of the split (the same ones every round)."""
+    score_limit: Positive | None = None
+    """KL and relevance on at most so many answers: reading them costs more than writing them."""
     independent: bool = True
     """Is the measure that decides made by something other than the labelling judge? If not, the report says so."""
 

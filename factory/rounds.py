@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from factory import console, crash
 from factory.faults import FactoryError
+from factory.filesystem import write_whole
 from factory.isolation import in_child
-from factory.runbook import Detail, Run, evidence_of, open_run, write_whole
+from factory.runbook import Detail, Run, evidence_of, open_run
 from factory.schema import Decision, PolicyReport, Round, digest, now
 from factory.stages import STAGES, WITH_MODEL
 from factory.stopping import champion, decide
@@ -104,7 +105,7 @@ def close(flow: Run, number: int) -> None:
         "evidence": dict(decision.evidence),
     }
     flow.store.append("rounds", [_row(flow.name, number, report)])
-    flow.store.seal()
+    flow.store.seal(force=True)
     crash.point("round.before_report")
     write_whole(flow.folder(number) / "report.json", json.dumps(report, ensure_ascii=False, indent=2))
     crash.point("round.after_report")

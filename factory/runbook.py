@@ -87,12 +87,21 @@ class Run:
         inside = whole.exists() and whole.resolve().is_relative_to(home)
         return str(whole.resolve().relative_to(home)) if inside else str(path)
 
+    @property
+    def threads(self) -> int | None:
+        """CPU threads of the whole run, chosen when it began: another number may round otherwise."""
+        held = self.store.get_run(self.name)
+        return held["info"].get("threads") if held else None
+
     def engine(self, model: str, part: EnginePart | None = None) -> Engine:
         """An engine for a model: the recipe's, or the one that `part` describes."""
         from factory.engines import EngineSpec, build
 
         part = part or self.recipe.engine
-        return build(EngineSpec(part.kind, part.model or model, dict(part.options)))
+        options = dict(part.options)
+        if part.kind == "transformers" and self.threads:
+            options.setdefault("threads", self.threads)
+        return build(EngineSpec(part.kind, part.model or model, options))
 
 
 def open_run(store: Store, recipe: Recipe, name: str) -> Run:
@@ -100,35 +109,29 @@ def open_run(store: Store, recipe: Recipe, name: str) -> Run:
     text = recipes.dump(recipe)
     held = store.get_run(name)
     if held is None:
-        store.put_run(name, text, {"versions": versions(), "began": now().isoformat()})
+        info = {"versions": versions(), "threads": _threads(recipe), "began": now().isoformat()}
+        store.put_run(name, text, info)
     elif held["recipe"] != text:
         raise FactoryError(
             f"run {name!r} was begun with another recipe",
             where=str(store.run_folder(name) / "recipe.yaml"),
             todo="go on with the recipe it was begun with, or give this one another name with --run",
         )
-    run = Run(store, recipe, name)
-    run.home.mkdir(parents=True, exist_ok=True)
-    write_whole(run.home / "recipe.yaml", text)
-    return run
+    return Run(store, recipe, name)
+
+
+def _threads(recipe: Recipe) -> int | None:
+    """CPU threads for a run: as the recipe's engine says, else what is fastest now; None when nothing runs here."""
+    if recipe.engine.kind != "transformers":
+        return None
+    from factory.engines.transformers import default_threads
+
+    return int(recipe.engine.options.get("threads") or default_threads())
 
 
 def evidence_of(reports: list[Detail]) -> list[RoundEvidence]:
     """What stopping rules read, from round reports."""
     return [RoundEvidence.from_json(report) for report in reports]
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The file is there whole or not at all."""
-    import os
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def versions() -> dict[str, str]:

@@ -108,28 +108,32 @@ def train(run: Run, number: int) -> Detail:
         start=begin,
         reference=run.recipe.model if part.reference == "start" else begin,
         out=run.folder(number),
-        config=part.config.model_copy(update={"seed": run.recipe.seed + number}),
+        config=part.config.model_copy(
+            update={"seed": run.recipe.seed + number, "threads": part.config.threads or run.threads}
+        ),
     )
     return {"training": result.to_json()}
 
 
 def evaluate(run: Run, number: int) -> Detail:
     """Measure the round's policy on held-out prompts, against the start and against the champion so far."""
+    from factory.evaluation import compare
+
     report = _measure(run, number, "heldout", 0 if number else None)
     tokens = round(report.tokens.value * report.answers) if report.tokens else 0
     detail: Detail = {"report": report.to_json(), "tokens": tokens}
     if number:
-        best = run.champion
-        gain = report.gain if best == 0 else _measure(run, number, "heldout", best).gain
-        detail |= {"gain_champion": gain and list(gain), "against_champion": best}
+        best, limit = run.champion, run.recipe.evaluate.limit
+        against = compare(run.store, run=run.name, round=number, baseline_round=best, limit=limit, seed=run.recipe.seed)
+        detail |= {"against_champion": best, "gain_champion": against.gain and list(against.gain)}
     return detail
 
 
 def final(run: Run, number: int) -> Detail:
     """Open the `final` split once: the champion against the start, on prompts that no decision has read."""
     best = run.champion
-    start = _measure(run, 0, "final", None)
-    report = _measure(run, best, "final", 0) if best else None
+    start = _measure(run, 0, "final", None, scored=False)
+    report = _measure(run, best, "final", 0, scored=False) if best else None
     return {"champion": best, "start": start.to_json(), "report": report and report.to_json()}
 
 
@@ -175,7 +179,7 @@ def _panel(run: Run, number: int, stack: ExitStack) -> list[PanelMember]:
     return members
 
 
-def _measure(run: Run, number: int, split: str, baseline: int | None) -> PolicyReport:
+def _measure(run: Run, number: int, split: str, baseline: int | None, *, scored: bool = True) -> PolicyReport:
     from factory.evaluation import ModelScorer, evaluate as evaluate_policy
 
     part, policy = run.recipe.evaluate, run.policy(number)
@@ -195,6 +199,7 @@ def _measure(run: Run, number: int, split: str, baseline: int | None) -> PolicyR
             sampling=part.sampling(),
             seed=run.recipe.seed,
             limit=part.limit,
-            scorer=ModelScorer(run.store),
+            scorer=ModelScorer(run.store) if scored else None,
+            score_limit=part.score_limit,
             progress=counter,
         )

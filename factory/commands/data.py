@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +22,12 @@ def add_prompts(
     group_by: Annotated[
         str | None, typer.Option(help="Column whose value keeps prompts together in one split.")
     ] = None,
-    heldout: Annotated[float, typer.Option(min=0, max=1, help="Share of groups held out for decisions.")] = 0.15,
-    final: Annotated[float, typer.Option(min=0, max=1, help="Share of groups kept for the end.")] = 0.05,
+    heldout: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of groups held out for decisions [.15; bundled: .25].")
+    ] = None,
+    final: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of groups kept for the end [.05; bundled: .15].")
+    ] = None,
     hub_config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None,
     hub_split: Annotated[str, typer.Option(help="Split of the hub data set.")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many rows.")] = None,
@@ -109,27 +115,29 @@ def query(
     sql: Annotated[str, typer.Argument(help="One SELECT over the store's tables and views (see `factory schema`).")],
     form: Annotated[str, typer.Option("--format", help="table | json | csv | parquet")] = "table",
     parameter: Annotated[
-        list[str] | None, typer.Option("--param", "-p", help="name=value for $name in the SQL; repeatable.")
+        list[str] | None, typer.Option("--param", "-p", help="name=value for $name, or a value for ?; repeatable.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most rows to print; says when it cut.")] = 1000,
-    out: Annotated[Path | None, typer.Option(help="File to write to instead of stdout (needed for parquet).")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write instead of stdout.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which the query is ended.")] = 60.0,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
     """Ask the store in SQL (DuckDB's). Reads only; sees the committed rows of a run at work."""
     from factory import query as queries
+    from factory.render import render
 
-    wanted = "json" if as_json else form
     with options.opened(store) as opened:
-        result = queries.run(
-            opened, sql, parameters=options.settings(parameter, "--param") or None, limit=limit, timeout=timeout
-        )
-    text = queries.render(result, wanted, out=out)
-    if text:
-        typer.echo(text)
+        result = queries.run(opened, sql, queries.parse_parameters(parameter or []), limit=limit, seconds=timeout)
+    width = shutil.get_terminal_size().columns if out is None and sys.stdout.isatty() else None
+    rendered = render(result.table, "json" if as_json else form, width=width)
+    if out is not None:
+        out.write_bytes(rendered)
+    else:
+        sys.stdout.buffer.write(rendered if form == "parquet" else rendered.rstrip(b"\n") + b"\n")
+        sys.stdout.flush()
     if result.cut:
-        console.note(f"cut at {limit} rows; --limit N shows more")
+        console.note(result.cut)
 
 
 def schema(
@@ -141,15 +149,14 @@ def schema(
     from factory.registry import unknown_name
 
     entries = describe()
-    if table is not None and table not in {entry["name"] for entry in entries}:
-        raise unknown_name("table", table, (entry["name"] for entry in entries))
-    shown = [entry for entry in entries if table in {None, entry["name"]}]
-    blocks = [
-        f"{entry['name']} ({entry['kind']}): {entry['meaning']}\n"
-        + console.table(entry["columns"], ["column", "type", "meaning"])
-        for entry in shown
-    ]
-    console.emit(shown, as_json=as_json, text="\n\n".join(blocks))
+    if table is not None and table not in {entry.name for entry in entries}:
+        raise unknown_name("table", table, (entry.name for entry in entries))
+    shown = [entry for entry in entries if table in {None, entry.name}]
+    blocks = []
+    for entry in shown:
+        columns = [{"column": name, "type": kind, "meaning": said} for name, (kind, said) in entry.columns.items()]
+        blocks.append(f"{entry.name} ({entry.kind}): {entry.meaning}\n{console.table(columns)}")
+    console.emit([entry._asdict() for entry in shown], as_json=as_json, text="\n\n".join(blocks))
 
 
 def export(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from factory import console
 from factory.commands import options
 from factory.faults import FactoryError
+
+if TYPE_CHECKING:
+    from factory.recipe import Recipe
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override of the recipe, e.g. train.config.epochs=1; repeatable.")
@@ -30,7 +34,7 @@ def run(
 
     loaded = recipes.load(name, overrides or ())
     if dry_run:
-        plan = recipes.plan(loaded)
+        plan = recipes.plan(loaded, _prompts_of(loaded, store))
         text = f"{console.facts({k: v for k, v in plan.items() if k != 'stages'})}\n\n{console.table(plan['stages'])}"
         console.emit(plan, as_json=as_json, text=text)
         return
@@ -41,6 +45,17 @@ def run(
         outcome = run_rounds(opened, loaded, options.dated(loaded.name, run_name))
         summary = reports.summary(reports.collect(opened, outcome.run))
     console.emit(outcome.to_json(), as_json=as_json, text=f"{summary}\n\nreport: {outcome.report}")
+
+
+def _prompts_of(loaded: Recipe, folder: Path) -> dict[str, int]:
+    """Prompts a split that a run would have; nothing is written."""
+    from factory.prompts import survey
+    from factory.schema import Prompt
+
+    if loaded.prompts.source != "store":
+        return survey(loaded.prompts.source, group_by=loaded.prompts.group_by).splits
+    with options.opened(folder) as opened:
+        return dict(Counter(prompt.split for prompt in opened.rows(Prompt)))
 
 
 def status(
