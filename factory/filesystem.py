@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and what a folder lies on: SQLite's write-ahead log needs a local file system, and a store needs room.
+"""Files that are whole or not there, and what a folder lies on: SQLite's write-ahead log needs a local file system.
 
 Network file systems have no shared memory between hosts, which WAL relies on (sqlite.org/wal.html).
 """

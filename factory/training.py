@@ -399,7 +399,9 @@ def _result(job: _Job, trained: Trained, start: str, reference: str, seconds: fl
     lines = trained.lines
     quarter = max(1, len(lines) // 4)
     first, last = _means(lines[:quarter]), _means(lines[-quarter:])
-    changed = {name: last[name] - first[name] for name in first if name.startswith(("logps/", "logratios/")) and name in last}
+    changed = {
+        name: last[name] - first[name] for name in first if name.startswith(("logps/", "logratios/")) and name in last
+    }
     return TrainResult(
         policy=str(job.out / "policy"),
         method=job.config.method,

@@ -47,6 +47,16 @@ def run_code(code: str, *arguments: Any, **environment: str) -> subprocess.Compl
     )
 
 
+def start(code: str, *arguments: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])},
+    )
+
+
 # ------------------------------------------------------------------------------------------------- interleavings
 
 
@@ -172,6 +182,27 @@ def test_what_a_killed_seal_left_is_reported_ignored_and_removed(tmp_path: Path,
         assert store.read("candidates") == before
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(30))
+def test_two_writers_killed_at_random_lose_and_double_nothing(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    folder = tmp_path / "store"
+    Store.open(folder, create=True).close()
+    acknowledged: set[str] = set()
+    for _ in range(4):
+        writers = [start(WRITER, folder) for _ in range(2)]
+        time.sleep(0.2 + chance.random() / 2)
+        for writer in writers:
+            writer.kill()
+            acknowledged |= {key for line in writer.communicate()[0].splitlines() for key in line.split()}
+    assert run_code(WRITER, folder).stdout.endswith("sealed\n")
+    with Store.open(folder) as store:
+        held = [row["key"] for row in store.read("candidates", columns=["key"])]
+        assert held == ALL
+        assert {key for key in acknowledged if len(key) == 32} <= set(held)
+        assert store.verify() == []
+
+
 # -------------------------------------------------------------------------------------------------- processes
 
 RACER = """
@@ -187,14 +218,7 @@ with Store.open(sys.argv[1], seal_at=Pending(rows=50, bytes=1 << 20)) as store:
 
 
 def test_two_processes_that_append_the_same_keys_give_each_key_once(store: Store) -> None:
-    command = [sys.executable, "-c", RACER, str(store.folder)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
-    racers = [
-        subprocess.Popen(
-            [*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        for name in ("one", "two")
-    ]  # fmt: skip
+    racers = [start(RACER, store.folder, name) for name in ("one", "two")]
     for racer in racers:
         assert racer.stdout is not None
         assert racer.stdout.readline() == "ready\n"
@@ -618,16 +642,6 @@ with Store.open(sys.argv[1]) as store, store.run_lock("r"):
     print(child.stdout.readline().strip(), child.pid, flush=True)
     child.wait()
 """
-
-
-def start(code: str, *arguments: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(HERE.parent)},
-    )
 
 
 def test_a_run_is_held_by_one_process_which_is_named(store: Store) -> None:

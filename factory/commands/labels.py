@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -92,7 +92,9 @@ def agreement(
 
 def pair(
     strategy: Annotated[str, typer.Option(help="best_worst | max_margin | random | all")] = "best_worst",
-    combine: Annotated[str, typer.Option(help="How the panel becomes one score: lead | mean | majority.")] = "lead",
+    combine: Annotated[
+        Literal["lead", "mean", "majority"], typer.Option(help="How the panel becomes one score.")
+    ] = "lead",
     lead: Annotated[str | None, typer.Option(help="The judge that decides when combine is lead.")] = None,
     min_margin: Annotated[float, typer.Option(min=0, max=1, help="Smallest margin that makes a preference.")] = 0.0,
     seed: options.Seed = 0,

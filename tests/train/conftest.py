@@ -34,7 +34,8 @@ def label_rows(count: int, seed: int = 0) -> list[LabelRow]:
     draw = random.Random(seed)
     rows = [LabelRow(ids(draw, 2, 20), ids(draw, 1, 12), i % 3 != 0) for i in range(count)]
     return [
-        row._replace(ref=-6.0 * len(row.completion), ref_other=-6.0 * len(row.other) - 1) for row in with_others(rows, seed)
+        row._replace(ref=-6.0 * len(row.completion), ref_other=-6.0 * len(row.other) - 1)
+        for row in with_others(rows, seed)
     ]
 
 

@@ -50,7 +50,9 @@ def small(kind: str, **more: Any) -> Any:
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(2, 20), st.booleans(), st.booleans())
 @settings(deadline=None, max_examples=40)
-def test_chunks_change_neither_values_nor_gradients(rows: int, tokens: int, words: int, bias: bool, learns: bool) -> None:
+def test_chunks_change_neither_values_nor_gradients(
+    rows: int, tokens: int, words: int, bias: bool, learns: bool
+) -> None:
     torch.manual_seed(tokens * 31 + words)
     head = nn.Linear(6, words, bias=bias).requires_grad_(learns)
     hidden = torch.randn(tokens, 6, requires_grad=True)

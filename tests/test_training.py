@@ -1,0 +1,306 @@
+"""From the store's rows to a policy's folder: what is read, what is kept, what a kill leaves, what is refused."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from factory import crash
+from factory.faults import ConfigError, FactoryError
+from factory.schema import Candidate, Label, Message, Preference, digest, now
+from factory.store import Store
+from factory.training import config_of, needs, train_policy
+from train import logps
+from train.config import LoraSpec, TrainConfig
+from train.metrics import read, timeless
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "transformers", "peft", "pyarrow.dataset", "factory.training", "train.trainer"])
+CONFIG = TrainConfig(learning_rate=1e-2, batch_size=4, threads=1, dtype="float32", lora=LoraSpec(r=4), save_every=2)
+WORDS = ("sea", "river", "bread", "music", "glass", "story", "answer", "letter", "mountain", "sentence")
+
+
+def said(text: str) -> list[Message]:
+    return [{"role": "assistant", "content": text}]
+
+
+def asked(i: int) -> list[Message]:
+    return [{"role": "user", "content": f"Tell me something about {WORDS[i % 10]} number {i}."}]
+
+
+def preference(i: int, chosen: str = "", rejected: str = "Never.", round: int = 1) -> Preference:
+    return Preference(
+        key=digest("preference", i, round), run="r", round=round, prompt=asked(i),
+        chosen=said(chosen or f"The {WORDS[i % 10]} is old."), rejected=said(rejected), prompt_key=str(i),
+        chosen_key=f"c{i}", rejected_key=f"d{i}", margin=1.0, at=now(),
+    )  # fmt: skip
+
+
+def label(i: int) -> Label:
+    return Label(
+        key=digest("label", i), run="r", round=1, prompt=asked(i), completion=said(f"{WORDS[i % 10]}, {i}."),
+        label=i % 2 == 0, prompt_key=str(i), candidate_key=f"c{i}", weight=1.0 + i % 2, at=now(),
+    )  # fmt: skip
+
+
+def candidate(key: str, finish_reason: str) -> Candidate:
+    return Candidate(
+        key=key, run="r", round=1, prompt_key="0", split="train", model="tiny", finish_reason=finish_reason, at=now()
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "store", create=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of prompts of every forward pass without gradients."""
+    counts: list[int] = []
+    whole = logps.PackedForward.token_logps
+
+    def counted(self: logps.PackedForward, groups: Any) -> Any:
+        if not torch.is_grad_enabled():
+            counts.append(len(groups))
+        return whole(self, groups)
+
+    monkeypatch.setattr(logps.PackedForward, "token_logps", counted)
+    return counts
+
+
+def train(store: Store, start: Path | str, out: str, config: TrainConfig = CONFIG, **more: Any) -> Any:
+    settings: dict[str, Any] = {"run": "r", "rounds": [1], "out": store.folder / out, "config": config}
+    return train_policy(store, start=str(start), **(settings | more))
+
+
+def test_preferences_become_a_policy(store: Store, tiny_model: Path) -> None:
+    store.append("preferences", [preference(i) for i in range(10)])
+    result = train(store, tiny_model, "out", CONFIG.model_copy(update={"epochs": 4}))
+    assert (result.rows, result.steps, result.truncated, dict(result.skipped)) == (10, 12, 0, {})
+    assert result.last["rewards/margins"] > result.first["rewards/margins"] + 0.2
+    assert result.changed["logps/rejected"] < 0
+    assert Path(result.policy, "adapter_model.safetensors").exists()
+    assert sorted(p.name for p in (store.folder / "out").iterdir()) == ["metrics.jsonl", "policy"]
+    kept = json.loads(Path(result.policy, "training.json").read_text())
+    assert kept["result"] == json.loads(json.dumps(result.to_json()))
+    adapter = json.loads(Path(result.policy, "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(tiny_model)
+
+
+def test_labels_become_a_policy(store: Store, tiny_model: Path) -> None:
+    store.append("labels", [label(i) for i in range(10)])
+    result = train(store, tiny_model, "out", CONFIG.model_copy(update={"method": "kto", "epochs": 4}))
+    assert result.last["rewards/margins"] > result.first["rewards/margins"]
+    assert result.first["kl"] >= 0
+    assert len(store.read("logps")) == 20  # every answer after its own prompt, and after another
+
+
+def test_only_the_rounds_that_are_named(store: Store, tiny_model: Path) -> None:
+    store.append("preferences", [preference(i, round=1 + i % 3) for i in range(9)])
+    assert train(store, tiny_model, "a", rounds=[1]).rows == 3
+    assert train(store, tiny_model, "b", rounds=range(1, 4)).rows == 9
+    assert train(store, tiny_model, "c", where={"prompt_key": ["0", "3", "1"]}).rows == 2
+
+
+def test_the_reference_is_scored_once(store: Store, tiny_model: Path, forwards: list[int]) -> None:
+    store.append("preferences", [preference(i) for i in range(6)])
+    train(store, tiny_model, "first")
+    assert sum(forwards) >= 6
+    forwards.clear()
+    train(store, tiny_model, "second", CONFIG.model_copy(update={"method": "ipo"}))
+    assert forwards == [4]  # the comparison with the model's own forward when it is loaded; nothing is scored
+    assert len(store.read("logps")) == 12
+
+
+def test_a_killed_scoring_pays_for_what_is_missing_only(store: Store, tiny_model: Path, forwards: list[int]) -> None:
+    store.append("preferences", [preference(i) for i in range(6)])
+    train(store, tiny_model, "first")
+    store.append("preferences", [preference(6)])
+    before = {row["key"]: row["logprob"] for row in store.read("logps")}
+    train(store, tiny_model, "second")
+    after = {row["key"]: row["logprob"] for row in store.read("logps")}
+    assert len(after) == 14
+    assert all(after[key] == value for key, value in before.items())
+
+
+def test_a_reference_is_any_policy(store: Store, tiny_model: Path) -> None:
+    """Round 2 goes on with round 1's adapter: held to it, to the base, or to the model as a third policy."""
+    store.append("preferences", [preference(i) for i in range(8)])
+    one = CONFIG.model_copy(update={"epochs": 3})
+    first = train(store, tiny_model, "one", one).policy
+    never = CONFIG.model_copy(update={"learning_rate": 1e-12, "epochs": 1})
+    own, base, other = (
+        train(store, first, name, never, reference=reference)
+        for name, reference in (("own", "start"), ("base", str(tiny_model)), ("other", first))
+    )
+    assert own.first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert other.first["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert base.first["rewards/margins"] > 0.1
+    last = read(store.folder / "one" / "metrics.jsonl")[-1]
+    assert base.last["logps/chosen"] - base.last["logratios/chosen"] == pytest.approx(
+        last["logps/chosen"] - last["logratios/chosen"], abs=1.5
+    )
+    third = train(store, tiny_model, "third", never, reference=first)
+    assert third.first["rewards/margins"] == pytest.approx(-base.first["rewards/margins"], rel=0.2)
+    assert json.loads(Path(own.policy, "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_model)
+
+
+def test_the_whole_model_is_a_folder_that_stands_alone(store: Store, tiny_model: Path) -> None:
+    store.append("preferences", [preference(i) for i in range(4)])
+    result = train(store, tiny_model, "out", CONFIG.model_copy(update={"lora": None, "learning_rate": 1e-3}))
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {p.name for p in Path(result.policy).iterdir()}
+    assert train(store, result.policy, "again").rows == 4
+
+
+def test_rows_that_cannot_be_trained_on_are_counted(store: Store, tiny_model: Path) -> None:
+    rows = [preference(0), preference(1, "Never."), preference(2, " "), preference(3, "word " * 50), preference(4)]
+    store.append("preferences", rows)
+    result = train(store, tiny_model, "out", CONFIG.model_copy(update={"max_completion_length": 20}))
+    assert result.rows == 3
+    assert dict(result.skipped) == {"chosen and rejected are the same": 1, "empty completion": 1}
+    assert result.truncated == 1
+
+
+def test_an_answer_cut_at_its_limit_has_no_end_to_learn(store: Store, tiny_model: Path) -> None:
+    store.append("preferences", [preference(0)])
+    train(store, tiny_model, "whole", CONFIG.model_copy(update={"epochs": 1}))
+    store.append("candidates", [candidate("c0", "length"), candidate("d0", "stop")])
+    train(store, tiny_model, "cut", CONFIG.model_copy(update={"epochs": 1}))
+    counts = sorted(row["tokens"] for row in store.read("logps"))
+    assert len(counts) == 3  # the rejected is the same row; the chosen lost its end
+    assert counts[-1] - counts[-2] == 1
+
+
+def test_nothing_to_train_on_is_said(store: Store, tiny_model: Path) -> None:
+    with pytest.raises(FactoryError, match="there are no preferences to train on\n"):
+        train(store, tiny_model, "out")
+    store.append("preferences", [preference(1, "Never.")])
+    with pytest.raises(FactoryError, match="1 left out: chosen and rejected are the same"):
+        train(store, tiny_model, "out")
+    assert not (store.folder / "out").exists()
+
+
+def test_a_finished_training_is_handed_back(store: Store, tiny_model: Path, forwards: list[int]) -> None:
+    store.append("preferences", [preference(i) for i in range(4)])
+    first = train(store, tiny_model, "out")
+    forwards.clear()
+    assert train(store, tiny_model, "out") == first
+    assert forwards == []
+
+
+def test_another_trainings_folder_is_refused(store: Store, tiny_model: Path) -> None:
+    store.append("preferences", [preference(i) for i in range(4)])
+    train(store, tiny_model, "out")
+    with pytest.raises(FactoryError, match="policy of another training"):
+        train(store, tiny_model, "out", CONFIG.model_copy(update={"seed": 5}))
+
+
+# --------------------------------------------------------------------------------------------------------- kills
+
+
+def _train(folder: str, model: str, method: str, crash_at: str) -> None:
+    os.environ[crash.VARIABLE] = crash_at
+    torch.set_num_threads(1)
+    logps.DEFAULT_BATCH_TOKENS["cpu"] = 200  # several batches of scoring
+    with Store.open(folder) as store:
+        train(store, model, "out", CONFIG.model_copy(update={"method": method}))
+
+
+def run_child(*arguments: str) -> int | None:
+    child = FORKS.Process(target=_train, args=arguments)
+    child.start()
+    child.join(120)
+    return child.exitcode
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store after a DPO training that nobody killed."""
+    folder = tmp_path_factory.mktemp("whole") / "store"
+    with Store.open(folder, create=True) as store:
+        store.append("preferences", [preference(i) for i in range(10)])
+    assert run_child(str(folder), str(tiny_model), "dpo", "") == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "train.after_score:2",
+        "train.after_step:3",
+        "train.mid_checkpoint:2",
+        "train.before_policy",
+        "train.after_policy",
+    ],
+)
+def test_a_killed_training_ends_the_same(point: str, uninterrupted: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    with Store.open(folder, create=True) as store:
+        store.append("preferences", [preference(i) for i in range(10)])
+    assert run_child(str(folder), str(tiny_model), "dpo", point) == -signal.SIGKILL
+    assert run_child(str(folder), str(tiny_model), "dpo", "") == 0
+
+    ours, theirs = folder / "out", uninterrupted / "out"
+    name = "policy/adapter_model.safetensors"
+    wanted, got = load_file(theirs / name), load_file(ours / name)
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(wanted[key], got[key]) for key in wanted)
+    lines = [[timeless(line) for line in read(out / "metrics.jsonl")] for out in (ours, theirs)]
+    assert lines[0] == lines[1]
+    assert sorted(p.name for p in ours.iterdir()) == ["metrics.jsonl", "policy"]
+    with Store.open(folder) as left, Store.open(uninterrupted) as right:
+        columns = ["key", "logprob", "tokens"]
+        assert left.read("logps", columns=columns) == right.read("logps", columns=columns)
+
+
+def test_every_point_of_training_is_in_the_kill_test() -> None:
+    points = {name for name in crash.POINTS if name.startswith("train.")}
+    assert points == {
+        "train.after_score", "train.after_step", "train.mid_checkpoint", "train.before_policy", "train.after_policy"
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------ settings
+
+
+def test_settings_are_checked_all_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_of(method="cdpo", settings={"epochs": 0, "batchsize": 3}, parameters={"beta": -1, "gamma": 2})
+    text = str(caught.value)
+    assert all(part in text for part in ("epochs", "batchsize", "beta is in (0, inf]", "no parameter 'gamma'"))
+
+
+def test_settings_become_a_configuration() -> None:
+    config = config_of(
+        method="ipo", settings={"learning_rate": "5e-7", "lora": None}, parameters={"length_normalised": True}
+    )
+    assert (config.method, config.learning_rate, config.lora) == ("ipo", 5e-7, None)
+    with pytest.raises(FactoryError, match="did you mean"):
+        config_of(method="dop", settings={}, parameters={})
+
+
+def test_a_method_knows_its_table() -> None:
+    assert [needs(name) for name in ("dpo", "ipo", "kto")] == ["preferences", "preferences", "labels"]
+
+
+def test_threads_are_measured_once_and_kept(store: Store, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from factory.engines import transformers as engine
+
+    monkeypatch.setattr(engine, "default_threads", lambda: 2)
+    store.append("preferences", [preference(i) for i in range(2)])
+    before = torch.get_num_threads()
+    train(store, tiny_model, "out", CONFIG.model_copy(update={"threads": None}))
+    monkeypatch.setattr(engine, "default_threads", lambda: pytest.fail("measured again"))
+    assert (store.folder / "out" / "threads").read_text() == "2"
+    assert torch.get_num_threads() == before

@@ -1,0 +1,273 @@
+"""The loop: its gradient is the objective's over the effective batch, and a killed training ends with the same bits."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from factory import crash
+from factory.faults import FactoryError
+from tests.train.conftest import label_rows, pair_rows
+from train import losses
+from train.batches import FixedRows, Row
+from train.config import LoraSpec, TrainConfig
+from train.logps import PlainForward, completion_logps
+from train.metrics import read, timeless
+from train.packing import Group
+from train.policy import Policy, load_policy
+from train.shapes import SHAPES
+from train.trainer import Trainer, learning_rate
+
+Loader = Callable[..., Policy]
+METHODS = losses.objectives.names()
+
+
+def rows_for(method: str, count: int, seed: int = 0) -> Sequence[Row]:
+    return pair_rows(count, seed) if losses.get(method).data == "pairs" else label_rows(count, seed)
+
+
+def config(method: str = "dpo", **more: Any) -> TrainConfig:
+    return TrainConfig(**({"method": method, "threads": 1, "learning_rate": 1e-2, "epochs": 1} | more))
+
+
+def trainer(policy: Policy, rows: Sequence[Row], settings: TrainConfig, folder: Path) -> Trainer:
+    source = FixedRows(rows, settings.batch_size, settings.epochs, settings.seed)
+    return Trainer(policy, source, settings, folder, "model")
+
+
+def weights_of(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in policy.trainable().items()}
+
+
+def gradients(policy: Policy, rows: Sequence[Row], settings: TrainConfig, folder: Path) -> list[torch.Tensor]:
+    """What one step's optimiser is given."""
+    seen: list[torch.Tensor] = []
+    loop = trainer(policy, rows, settings, folder)
+    loop.optimiser.register_step_pre_hook(
+        lambda *_: seen.extend(p.grad.clone() for p in loop.weights.values() if p.grad is not None)
+    )
+    loop.run()
+    return seen
+
+
+# --------------------------------------------------------------------------------------------------- the gradient
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_is_the_same_whole_or_row_by_row(policy: Loader, method: str, tmp_path: Path) -> None:
+    """Eight rows at once, and 1 x 8 accumulated, with row weights, a further term and KTO's baseline."""
+    rows = rows_for(method, 8)
+    settings = config(method, add={"sft": 0.3}, clip=None)
+    whole = gradients(policy(), rows, settings.model_copy(update={"micro_batch_tokens": 10**6}), tmp_path / "whole")
+    parts = gradients(policy(), rows, settings.model_copy(update={"micro_batch_tokens": 1}), tmp_path / "parts")
+    assert len(whole) == len(parts) > 0
+    for one, other in zip(whole, parts, strict=True):
+        assert float((one - other).norm()) <= 1e-5 * float(one.norm()) + 1e-9
+    lines = [timeless(read(tmp_path / name / "metrics.jsonl")[0]) for name in ("whole", "parts")]
+    assert lines[0] == pytest.approx(lines[1], rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_gradient_is_the_objectives(policy: Loader, method: str, tmp_path: Path) -> None:
+    """Against the model's own forward, row by row, and sum(loss * weight) / sum(weight) written out."""
+    rows = rows_for(method, 5)
+    got = gradients(policy(), rows, config(method, clip=None, batch_size=5), tmp_path)
+
+    loaded = policy()
+    objective, shape, plain = losses.get(method), SHAPES[losses.get(method).data], PlainForward(loaded.model)
+    supplied: dict[str, Any] = {}
+    if objective.supplied:
+        others = [Group(r.prompt, [r.other]) for r in rows if r.other]
+        refs = torch.tensor([r.ref_other for r in rows if r.other])
+        with torch.no_grad():
+            supplied["kl"] = (completion_logps(plain, others) - refs).mean().clamp(min=0)
+    logps = shape.logps(rows, completion_logps(plain, shape.groups(rows)))
+    own = torch.tensor([r.weight for r in rows])
+    loss = (objective(logps, **supplied).loss * own).sum() / own.sum()
+    wanted = torch.autograd.grad(loss, list(loaded.trainable().values()))
+
+    assert read(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    for ours, theirs in zip(got, wanted, strict=True):
+        assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm()) + 1e-8
+
+
+def test_the_further_term_is_the_mean_nll_per_token(policy: Loader, tmp_path: Path) -> None:
+    """The loss with add: {sft: 2} minus the loss without is 2 * mean(-logp / length) of the chosen (weights 1)."""
+    rows = [row._replace(weight=1.0) for row in pair_rows(4)]
+    plain = trainer(policy(), rows, config(batch_size=4), tmp_path / "a")
+    added = trainer(policy(), rows, config(batch_size=4, add={"sft": 2.0}), tmp_path / "b")
+    loss, with_term = (loop.run().lines[0]["loss"] for loop in (plain, added))
+    model = policy().model
+    sums = completion_logps(PlainForward(model), [Group(r.prompt, [r.chosen]) for r in rows])
+    nll = -(sums / torch.tensor([len(r.chosen) for r in rows])).mean().item()
+    assert with_term - loss == pytest.approx(2 * nll, rel=1e-4)
+
+
+def test_the_baseline_of_kto_is_over_the_whole_batch_of_mismatched_pairs(policy: Loader, tmp_path: Path) -> None:
+    rows = [row._replace(ref_other=-9.0 * len(row.other)) for row in label_rows(8)]
+    lines = trainer(policy(), rows, config("kto", micro_batch_tokens=1), tmp_path).run().lines
+    others = completion_logps(PlainForward(policy().model), [Group(r.prompt, [r.other]) for r in rows])
+    wanted = (others - torch.tensor([r.ref_other for r in rows])).mean().item()
+    assert wanted > 0
+    assert lines[0]["kl"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_one_prompt_alone_has_no_baseline(policy: Loader, tmp_path: Path) -> None:
+    rows = [row._replace(prompt=(5, 6), other=()) for row in label_rows(3)]
+    assert trainer(policy(), rows, config("kto"), tmp_path).run().lines[0]["kl"] == 0.0
+
+
+# ------------------------------------------------------------------------------------------------------- learning
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_training_raises_the_margin_on_its_data(policy: Loader, method: str, tmp_path: Path) -> None:
+    rows = rows_for(method, 12)
+    settings = config(method, epochs=6, batch_size=4, learning_rate=5e-3, schedule="constant")
+    lines = trainer(policy(), rows, settings, tmp_path).run().lines
+    margin = [sum(line["rewards/margins"] for line in part) for part in (lines[:3], lines[-3:])]
+    assert margin[1] > margin[0] + 0.1
+    assert len(lines) == 18
+
+
+def test_the_whole_model_learns_where_there_is_no_adapter(policy: Loader, tmp_path: Path) -> None:
+    loaded = policy(lora=None)
+    before = weights_of(loaded)
+    loop = trainer(loaded, pair_rows(8), config(lora=None, epochs=3, learning_rate=1e-3), tmp_path)
+    lines = loop.run().lines
+    assert lines[-1]["rewards/margins"] > lines[0]["rewards/margins"]
+    assert all(not torch.equal(before[name], value) for name, value in weights_of(loaded).items())
+
+
+def test_only_the_adapter_learns(policy: Loader, tmp_path: Path) -> None:
+    loaded = policy()
+    frozen = {n: p.detach().clone() for n, p in loaded.model.named_parameters() if not p.requires_grad}
+    assert all("lora" in name for name in loaded.trainable())
+    trainer(loaded, pair_rows(8), config(), tmp_path).run()
+    assert all(torch.equal(value, dict(loaded.model.named_parameters())[name]) for name, value in frozen.items())
+
+
+def test_both_falling_is_warned_of_once(policy: Loader, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """References far above the policy: both answers are less likely from the start."""
+    rows = [row._replace(ref_chosen=0.0, ref_rejected=0.0) for row in pair_rows(8)]
+    done = trainer(policy(), rows, config(epochs=8, learning_rate=1e-6), tmp_path).run()
+    assert len(done.warnings) == 1
+    assert "add: {sft: 0.2}" in done.warnings[0]
+    assert caplog.text.count("both became less likely") == 1
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    linear = config(warmup=0.2, learning_rate=1.0)
+    assert [learning_rate(linear, step, 10) for step in (0, 1, 2, 6, 9)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.125])
+    cosine = linear.model_copy(update={"schedule": "cosine"})
+    assert [learning_rate(cosine, step, 10) for step in (2, 6, 9)] == pytest.approx(
+        [1.0, 0.5, 0.5 * (1 + math.cos(math.pi * 7 / 8))]
+    )
+    assert learning_rate(config(warmup=0, schedule="constant", learning_rate=3.0), 9, 10) == 3.0
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_checkpoint(policy: Loader, tmp_path: Path) -> None:
+    rows = pair_rows(9)
+    settings = config(batch_size=1, save_every=1)
+    order = [row for step in range(9) for row in FixedRows(rows, 1, 1, 0).batch(step).rows]
+    bad = [row._replace(ref_chosen=math.nan) if row == order[4] else row for row in rows]
+    with pytest.raises(FactoryError, match="loss is not finite at step 5"):
+        trainer(policy(), bad, settings, tmp_path).run()
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000003", "step-000004"]
+    assert len(read(tmp_path / "metrics.jsonl")) == 4
+
+
+def test_threads_are_set_for_the_training_only(policy: Loader, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    seen: list[int] = []
+
+    class Watch:
+        def advance(self, n: int = 1, *, failed: int = 0, reused: int = 0, tokens: int = 0) -> None:
+            seen.append(torch.get_num_threads())
+
+    loop = trainer(policy(), pair_rows(2), config(threads=before + 1), tmp_path)
+    loop.observer = Watch()
+    loop.run()
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
+
+
+# ------------------------------------------------------------------------------------------------------- resuming
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["torch", "transformers", "peft", "train.trainer"])
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora, dropout": ("dpo", {"lora": LoraSpec(r=4, dropout=0.2)}),
+    "whole model": ("ipo", {"lora": None, "learning_rate": 1e-3}),
+    "bfloat16": ("dpo", {"lora": LoraSpec(r=4), "dtype": "bfloat16"}),
+    "kto": ("kto", {"lora": LoraSpec(r=4)}),
+}
+
+
+def _train(case: str, model: str, folder: str, crash_at: str = "") -> dict[str, torch.Tensor]:
+    """A training of 8 steps over two epochs with a checkpoint every third; perhaps it is killed."""
+    os.environ[crash.VARIABLE] = crash_at
+    torch.set_num_threads(1)
+    method, more = CASES[case]
+    settings = config(method, epochs=2, batch_size=3, save_every=3, **more)
+    policy = load_policy(
+        model, lora=settings.lora, dtype=settings.dtype, device="cpu", trainable=True, seed=settings.seed
+    )
+    trainer(policy, rows_for(method, 11), settings, Path(folder)).run()
+    return weights_of(policy)
+
+
+def kill_at(point: str, case: str, model: Path, folder: Path) -> None:
+    child = FORKS.Process(target=_train, args=(case, str(model), str(folder), point))
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("case", "point"),
+    [
+        ("lora, dropout", "train.after_step:5"),  # mid-epoch, between checkpoints
+        ("whole model", "train.mid_checkpoint:2"),  # while the second is written
+        ("bfloat16", "train.after_step:4"),  # the epoch's edge
+        ("kto", "train.after_step:7"),
+    ],
+)
+def test_a_killed_training_ends_with_the_same_bits(
+    case: str, point: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(crash.VARIABLE, "")
+    wanted = _train(case, str(tiny_model), str(tmp_path / "whole"))
+    kill_at(point, case, tiny_model, tmp_path / "killed")
+    assert list((tmp_path / "killed" / "checkpoints").glob("step-*"))
+    got = _train(case, str(tiny_model), str(tmp_path / "killed"))
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    lines = [[timeless(line) for line in read(tmp_path / name / "metrics.jsonl")] for name in ("whole", "killed")]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 8
+
+
+def test_other_data_is_refused_on_resuming(policy: Loader, tmp_path: Path) -> None:
+    rows = pair_rows(6)
+    trainer(policy(), rows, config(save_every=1), tmp_path).run()
+    with pytest.raises(FactoryError, match="another data"):
+        trainer(policy(), [*rows[:-1], rows[0]], config(save_every=1), tmp_path).run()
+    with pytest.raises(FactoryError, match="another settings"):
+        trainer(policy(), rows, config(save_every=1, learning_rate=1e-3), tmp_path).run()
+
+
+def test_a_finished_training_has_nothing_more_to_do(policy: Loader, tmp_path: Path) -> None:
+    first = policy()
+    lines = trainer(first, pair_rows(6), config(), tmp_path).run().lines
+    second = policy()
+    assert trainer(second, pair_rows(6), config(), tmp_path).run().lines == lines
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(first).values(), weights_of(second).values(), strict=True))
