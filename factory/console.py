@@ -1,4 +1,4 @@
-"""What a person sees. Results go to stdout; progress and notes to stderr: a live line on a terminal, plain lines elsewhere."""
+"""What a person sees: results on stdout; progress and notes on stderr, live on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -90,8 +90,8 @@ def describe() -> list[Described]:
         Described("runs", "table", "Every run with its recipe.", RUNS),
         Described("marks", "table", "What the stages of the runs have said, in order of time.", MARKS),
     ]
-    as_table = {"latest_calls": tables[1].columns, "readings": tables[3].columns}
-    views = [Described(v.name, "view", v.meaning, v.columns or as_table[v.name]) for v in VIEWS]
+    of_table = {entry.name: entry.columns for entry in tables}
+    views = [Described(v.name, "view", v.meaning, v.columns or of_table[v.columns_of]) for v in VIEWS]
     return [d._replace(columns=_with_quoting(d.columns)) for d in tables + views]
 
 

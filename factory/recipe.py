@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from train.config import TrainConfig
 
 from factory.faults import ConfigError, FactoryError
 from factory.registry import unknown_name
 from factory.schema import Sampling
 from factory.stopping import StopConfig
+from train.config import TrainConfig
 
 
 def _no_bool(value: Any) -> Any:

@@ -360,8 +360,8 @@ def summary(report: RunReport) -> str:
 
 def write(store: Store, run: str) -> Path:
     """Write the run's report.html, whole or not at all; the file."""
-    from factory.page import render
     from factory.filesystem import write_whole
+    from factory.page import render
 
     path = store.run_folder(run) / "report.html"
     write_whole(path, render(collect(store, run)))

@@ -1,7 +1,7 @@
 """Rounds: prompts, candidates, judgments, preferences, a policy, its evaluation, a decision; again and again.
 
-`run` is the page to read first: one function, one line a stage. Every stage is idempotent and marked when done, so that a
-run that was killed anywhere goes on with the same command. A round's report.json is written last; a round without one
+`run` is the page to read first: one function, one line a stage. Every stage is idempotent and marked when done, so that
+a run that was killed anywhere goes on with the same command. A round's report.json is written last; a round without one
 is not done. What a run gives back is its champion, measured once on the `final` split.
 """
 

@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 
 class View(NamedTuple):
-    """A view: its meaning, its columns as {name: (DuckDB type, meaning)}, and the SELECT behind it."""
+    """A view: its meaning, its columns as {name: (DuckDB type, meaning)} or the table whose columns it has, and the
+    SELECT behind it."""
 
     name: str
     meaning: str
     columns: dict[str, tuple[str, str]]
     sql: str
+    columns_of: str = ""
 
 
 TEXT, COUNT, NUMBER, FLAG, TIME = "VARCHAR", "BIGINT", "DOUBLE", "BOOLEAN", "TIMESTAMP"
@@ -48,6 +50,7 @@ LATEST_CALLS = View(
     "the latest attempt of every call; columns as in calls",
     {},
     "SELECT * FROM calls QUALIFY row_number() OVER (PARTITION BY key ORDER BY attempt DESC) = 1",
+    columns_of="calls",
 )
 
 COST = View(
@@ -108,6 +111,7 @@ READINGS = View(
         PARTITION BY run, round, judge, candidate_a, candidate_b, aspect, shown_first ORDER BY "at" DESC, key DESC
     ) = 1
     """,
+    columns_of="judgments",
 )
 
 CANDIDATE_SCORES = View(

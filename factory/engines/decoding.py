@@ -8,7 +8,8 @@ Where the time of plain `generate` goes on a CPU, and what is done about it here
 - it prefills a prompt once a sample, and a common system prompt once a prompt: here each is prefilled once.
 
 Sampling inverts the cumulative distribution at one uniform number a token. The uniforms come from a Philox stream keyed
-by the sample's own seed, so the randomness of an answer does not depend on its neighbours in the batch.
+by the sample's own seed, so the randomness of an answer does not depend on its neighbours in the batch: only rounding
+does, which moves a draw that lies within it of the edge between two tokens.
 """
 
 from __future__ import annotations

@@ -83,7 +83,9 @@ class TransformersEngine:
     model: a name that `resources.model_files` knows. device: "auto" takes cuda where there is one. dtype: see
     `default_dtype`; it is part of the identity. batch_size: rows in decoding (auto: 128 on a CPU, 256 else).
     batch_tokens: cache positions of a batch. threads: see `default_threads`; it holds for the process. Their number may
-    change the last bits of an answer's numbers, so a run that is to be repeated exactly names it.
+    change the last bits of a number, and with them now and then a token, so a run that is to be repeated exactly names
+    it. Wanted `answers`: the probability of all tokens that begin one (as it stands, after a space, at the start of a
+    line) counts together, from the whole distribution; two that share a token fail with kind "ambiguous_answers".
     `json_schema` is not supported: such a request fails with kind "unsupported".
     """
 
@@ -123,8 +125,8 @@ class TransformersEngine:
         return self._identity
 
     def close(self) -> None:
-        """Free the model."""
-        del self.decoder
+        """Free the model; the engine is of no use after it."""
+        self.__dict__.pop("decoder", None)
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
@@ -330,7 +332,9 @@ def load_tokenizer(files: ModelFiles) -> Any:
 def load_model(files: ModelFiles, dtype: torch.dtype, device: str) -> Any:
     """The model in evaluation mode, its adapter merged into the weights (in float32, then cast)."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder = local_folder(files.base)
     try:
         if files.adapter is None:
