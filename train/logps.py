@@ -61,13 +61,13 @@ class _ChunkedLogps(torch.autograd.Function):
         unit = torch.empty_like(hidden) if hidden.requires_grad and not ctx.head_learns else None
         out = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            for at, logits, w in _chunks(hidden, weight, bias, rows, ctx.dtype):
+            for at, logits, _ in _chunks(hidden, weight, bias, rows, ctx.dtype):
                 target = targets[at, None]
                 total = logits.logsumexp(-1, keepdim=True)
                 out[at] = (logits.gather(-1, target) - total)[:, 0]
                 if unit is not None:
                     slope = (logits - total).exp_().neg_().scatter_add_(1, target, torch.ones_like(total))
-                    unit[at] = (slope.to(w.dtype) @ w).to(unit.dtype)
+                    unit[at] = (slope.to(weight.dtype) @ weight).to(unit.dtype)
         ctx.save_for_backward(*((unit,) if unit is not None else (hidden, weight, bias, targets)))
         return out
 

@@ -123,6 +123,9 @@ def packed_attention(
     strange = sorted(k for k, v in others.items() if v is not None and v is not False and k not in _HARMLESS)
     if packed_layout is None or strange or attention_mask is not None:
         raise UnpackableError(f"attention with {', '.join(strange) or 'no layout'}")
+    dtype = query.dtype
+    if query.device.type == "cpu":  # the kernels of a CPU are slower in bfloat16, the backward one by far
+        query, key, value = query.float(), key.float(), value.float()
     grouped = key.shape[1] != query.shape[1]
     queries, keys, values = (torch.split(t, packed_layout.sizes, dim=2) for t in (query, key, value))
     out: list[Tensor] = []
@@ -144,7 +147,7 @@ def packed_attention(
                 mask = packed_layout.mask(prompt, own, sliding_window, query)
                 attend(queries[i], torch.cat([keys[at], keys[i]], 2), torch.cat([values[at], values[i]], 2), mask)
         at += 1 + len(completions)
-    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(out, dim=2).transpose(1, 2).to(dtype).contiguous(), None
 
 
 @contextmanager

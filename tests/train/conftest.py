@@ -13,6 +13,8 @@ from train.config import LoraSpec
 from train.data import LabelRow, PairRow, with_others
 from train.policy import Policy, load_policy
 
+SMALL = LoraSpec(r=4)
+
 
 def ids(draw: random.Random, least: int, most: int) -> tuple[int, ...]:
     return tuple(draw.randrange(3, 390) for _ in range(draw.randint(least, most)))
@@ -43,7 +45,7 @@ def label_rows(count: int, seed: int = 0) -> list[LabelRow]:
 def policy(tiny_model: Path) -> Callable[..., Policy]:
     """Load the tiny model to be trained: a LoRA adapter by default, all of it with lora=None."""
 
-    def load(lora: LoraSpec | None = LoraSpec(r=4), dtype: Any = "float32", seed: int = 0, **more: Any) -> Policy:
+    def load(lora: LoraSpec | None = SMALL, dtype: Any = "float32", seed: int = 0, **more: Any) -> Policy:
         return load_policy(str(tiny_model), lora=lora, dtype=dtype, seed=seed, trainable=True, device="cpu", **more)
 
     return load

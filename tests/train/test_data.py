@@ -11,8 +11,8 @@ from hypothesis import given, settings, strategies as st
 from factory.schema import Messages
 from train.data import (
     Answer,
-    LabelRow,
     Labelled,
+    LabelRow,
     Limits,
     Pair,
     RowError,
@@ -111,7 +111,7 @@ def test_an_empty_completion_is_an_error(tokenizer: Any, text: str) -> None:
 
 
 def test_chosen_equal_to_rejected_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(RowError, match="the same$"):
+    with pytest.raises(RowError, match=r"the same$"):
         pair_row(tokenizer, Pair(PROMPT, Answer("yes"), Answer("yes")))
     with pytest.raises(RowError, match="the same up to max_length"):
         pair_row(tokenizer, Pair(PROMPT, Answer("yes and so on"), Answer("yes and no")), Limits(completion=2))
