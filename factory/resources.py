@@ -224,6 +224,8 @@ def _json_hash(path: Path, without: tuple[str, ...]) -> str:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FactoryError(f"cannot be read as JSON: {error}", where=str(path)) from error
+    if isinstance(value.get("target_modules"), list):
+        value["target_modules"].sort()  # a set of peft's, written in any order
     return digest({key: kept for key, kept in value.items() if key not in without})
 
 

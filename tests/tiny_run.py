@@ -72,10 +72,11 @@ def _run(store: str, text: str, crash_at: str, log: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from factory import recipe as recipes
+    from factory import recipe as recipes, store as stores
     from factory.rounds import run
     from factory.store import Store
 
+    stores.secrets.token_bytes = lambda count: bytes(count or 0)  # equal fences in every store, so that stores compare
     with Store.open(store, create=True) as opened:
         run(opened, recipes.parse(text, where="tiny"), "tiny")
 

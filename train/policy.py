@@ -124,14 +124,17 @@ def save_policy(policy: Policy, folder: Path) -> None:
     An adapter names its base as the user does, so that an embedded or hub name stays one.
     """
     model: Any = policy.model
-    model.save_pretrained(folder)
     if not policy.has_adapter:
+        model.save_pretrained(folder)
         policy.tokenizer.save_pretrained(folder)
         return
+    model.save_pretrained(folder, save_embedding_layers=False)  # else peft looks the base up on the hub
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = policy.base_name
+    if isinstance(config.get("target_modules"), list):
+        config["target_modules"].sort()  # peft keeps a set: its order changes from process to process
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -12,6 +12,10 @@ from factory import console
 from factory.commands import options
 
 
+LOCAL = {"transformers", "vllm"}
+"""Engines whose model lies here, so that KL and relevance can be scored."""
+
+
 def train(
     method: Annotated[str, typer.Option(help="Objective: dpo | cdpo | ipo | kto ...")] = "dpo",
     setting: Annotated[
@@ -96,7 +100,7 @@ def evaluate(
                     sampling=sampling,
                     seed=seed,
                     limit=limit,
-                    scorer=ModelScorer(opened),
+                    scorer=ModelScorer(opened) if engine in LOCAL else None,
                     progress=counter,
                 )
     if report is None:

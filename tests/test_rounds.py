@@ -1,0 +1,148 @@
+"""A whole run: what it leaves in the store, that it goes on, what it refuses, and that children change nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+
+from factory import recipe as recipes, rounds
+from factory.faults import FactoryError, LockedError
+from factory.runbook import Run, open_run
+from factory.schema import Candidate, Prompt
+from factory.stages import drawn
+from factory.store import Store
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_run.write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
+
+
+@pytest.fixture(scope="module")
+def text(tiny_model: Path, prompts: Path) -> str:
+    return tiny_run.recipe_text(tiny_model, prompts)
+
+
+@pytest.fixture(scope="module")
+def done(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a run that ended."""
+    store = tmp_path_factory.mktemp("done") / "store"
+    assert tiny_run.finish(store, text) == 0, tiny_run.log_of(store)
+    return store
+
+
+def test_a_run_leaves_everything_in_the_store(done: Path) -> None:
+    tables = tiny_run.tables_of(done)
+    assert [row["round"] for row in tables["rounds"]] in (
+        [0, 1, 2],
+        [0, 2, 1],
+        [1, 0, 2],
+        [1, 2, 0],
+        [2, 0, 1],
+        [2, 1, 0],
+    )
+    splits = {row["key"]: row["split"] for row in tables["prompts"]}
+    trained = {row["prompt_key"] for row in tables["preferences"]}
+    assert trained
+    assert {splits[key] for key in trained} == {"train"}
+    assert all(row["chosen"] != row["rejected"] for row in tables["preferences"])
+    final = next(row for row in tables["rounds"] if row["round"] == 2)
+    assert final["decision"] == "stop"
+    assert final["rule"] == "max_rounds"
+    home = done / "runs" / "tiny"
+    for number in (1, 2):
+        assert (home / f"round-{number}" / "policy" / "adapter_model.safetensors").is_file()
+        assert json.loads((home / f"round-{number}" / "report.json").read_text())["round"] == number
+    assert "<html" in (home / "report.html").read_text()
+    assert recipes.parse((home / "recipe.yaml").read_text(), where="kept").name == "tiny"
+
+
+def test_a_new_policy_is_a_new_model(done: Path) -> None:
+    with Store.open(done) as store:
+        sampled = store.rows(Candidate, {"kind": "sample", "split": "train"})
+    assert len({row.model_hash for row in sampled if row.round == 1}) == 1
+    assert {row.model_hash for row in sampled if row.round == 1}.isdisjoint(
+        row.model_hash for row in sampled if row.round == 2
+    )
+
+
+def test_the_same_command_again_changes_nothing(done: Path, text: str) -> None:
+    before = tiny_run.tables_of(done)
+    assert tiny_run.finish(done, text) == 0, tiny_run.log_of(done)
+    assert tiny_run.tables_of(done) == before
+
+
+def test_children_give_the_same_tables(done: Path, tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert tiny_run.finish(store, tiny_run.recipe_text(tiny_model, prompts, isolate="always")) == 0, tiny_run.log_of(
+        store
+    )
+    assert tiny_run.tables_of(store) == tiny_run.tables_of(done)
+
+
+def test_another_recipe_needs_another_name(done: Path, text: str) -> None:
+    other = recipes.parse(text, where="other", overrides=["seed=2"])
+    with Store.open(done) as store, pytest.raises(FactoryError, match="begun with another recipe"):
+        open_run(store, other, "tiny")
+
+
+def test_a_run_is_held_by_one_process(done: Path, text: str) -> None:
+    with Store.open(done) as store, store.run_lock("tiny"):
+        code = tiny_run.finish(done, text)
+    assert code != 0
+    assert LockedError.__name__ in tiny_run.log_of(done)
+
+
+def test_status_says_where_a_run_is(done: Path) -> None:
+    with Store.open(done) as store:
+        progress = rounds.progress_of(store, "tiny")
+    assert progress["state"] == "done"
+    stages = {(row["round"], row["stage"]): row["state"] for row in progress["stages"]}
+    assert stages[1, "train"] == "done"
+    assert set(stages.values()) == {"done"}
+
+
+def test_too_few_preferences_end_the_run_without_training(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    text = tiny_run.recipe_text(
+        tiny_model, prompts, stop={"max_rounds": 3, "any": [{"rule": "label_starvation", "minimum": 1000}]}
+    )
+    assert tiny_run.finish(tmp_path / "store", text) == 0, tiny_run.log_of(tmp_path / "store")
+    rows = tiny_run.tables_of(tmp_path / "store")["rounds"]
+    last = max(rows, key=lambda row: row["round"])
+    assert (last["round"], last["rule"]) == (1, "label_starvation")
+    assert not (tmp_path / "store" / "runs" / "tiny" / "round-1" / "policy").exists()
+    assert last["policy"] == str(tiny_model)
+
+
+def test_a_failed_stage_keeps_its_reason_and_is_tried_again(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    text = tiny_run.recipe_text(
+        tiny_model, prompts, prompts={"source": str(prompts.parent / "late.jsonl"), "per_round": 6}
+    )
+    loaded = recipes.parse(text, where="test")
+    with Store.open(tmp_path / "store", create=True) as store:
+        with pytest.raises(FactoryError):
+            rounds.run(store, loaded, "late")
+        progress = rounds.progress_of(store, "late")
+        assert progress["stages"][-1]["state"] == "failed"
+        assert "late.jsonl" in progress["stages"][-1]["note"]
+        assert progress["state"].startswith("failed")
+        tiny_run.write_prompts(prompts.parent / "late.jsonl")
+        flow = open_run(store, loaded, "late")
+        assert rounds.do(flow, 0, "prompts")["prompts"]["train"] > 0
+
+
+def test_prompts_are_drawn_in_turn(done: Path, text: str) -> None:
+    loaded = recipes.parse(text, where="test")
+    with Store.open(done) as store:
+        flow = Run(store, loaded, "tiny")
+        size = loaded.prompts.per_round
+        everything = {row.key for row in store.rows(Prompt, {"split": "train"})}
+        first, second = drawn(flow, 1), drawn(flow, 2)
+        turns: list[Any] = [drawn(flow, i) for i in range(1, 2 + len(everything) // size)]
+    assert len(first) == len(set(first)) == size
+    assert not set(first) & set(second)
+    assert {key for turn in turns for key in turn} == everything
