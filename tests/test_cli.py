@@ -1,0 +1,237 @@
+"""The command line end to end, in one process: each command, its JSON, its faults and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+from typer.testing import CliRunner, Result
+
+from factory.cli import app
+
+RUNNER = CliRunner()
+SCRIPT = """
+- match: 'Tell me about'
+  reply:
+    - A plain answer about many small things that people know well
+    - Yes, well, this one, as you see, has commas in it everywhere
+    - Another plain answer which says a little about everyday matters
+"""
+
+
+def factory(*arguments: str) -> Result:
+    return RUNNER.invoke(app, list(arguments))
+
+
+def good(*arguments: str) -> Any:
+    """The JSON that a command prints; it must exit with 0."""
+    result = factory(*arguments, "--json")
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store with prompts, candidates of a scripted model, judgments of two judges, preferences and labels."""
+    folder = tmp_path_factory.mktemp("cli")
+    script = folder / "script.yaml"
+    script.write_text(SCRIPT)
+    where = str(folder / "store")
+    prompts = tiny_run.write_prompts(folder / "prompts.jsonl")
+    assert good("prompts", "add", str(prompts), "--store", where)["prompts"] == 32
+    made = good(
+        "generate", "--engine", "scripted", "--model", str(script), "--n", "3", "--run", "hand", "--store", where
+    )
+    assert made["candidates"] > 0
+    label = ("label", "--judge", "verifier", "--judge", "pairwise", "--engine", "scripted", "--model", "scripted")
+    assert factory(*label, "--run", "hand", "--store", where).exit_code in (0, 1)
+    paired = good("pair", "--run", "hand", "--lead", "verifier", "--store", where)
+    assert paired["preferences"] > 0
+    return where
+
+
+def test_generate_again_asks_nothing(store: str) -> None:
+    script = str(Path(store).parent / "script.yaml")
+    again = good("generate", "--engine", "scripted", "--model", script, "--n", "3", "--run", "hand", "--store", store)
+    assert again["reused"] == again["candidates"]
+
+
+def test_the_verifier_prefers_answers_without_commas(store: str) -> None:
+    sql = "SELECT chosen[1].content AS chosen, rejected[1].content AS rejected FROM preferences"
+    rows = json.loads(factory("query", sql, "--format", "json", "--store", store).stdout)
+    assert rows
+    assert all("," not in row["chosen"] and "," in row["rejected"] for row in rows)
+
+
+def test_the_query_of_the_readme_runs(store: str) -> None:
+    sql = "SELECT judge, count(*), avg(p_a), avg(score) FROM judgments WHERE NOT canary GROUP BY 1"
+    table = factory("query", sql, "--store", store)
+    assert table.exit_code == 0, table.output
+    assert "verifier" in table.stdout
+    assert "pairwise" in table.stdout
+
+
+def test_a_cut_query_says_so_on_stderr(store: str) -> None:
+    result = factory("query", "SELECT key FROM candidates", "--limit", "2", "--format", "csv", "--store", store)
+    assert len(result.stdout.splitlines()) == 3
+    assert "2" in result.stderr
+    assert "limit" in result.stderr
+
+
+def test_a_query_with_parameters_and_a_file(store: str, tmp_path: Path) -> None:
+    out = tmp_path / "answer.parquet"
+    sql = "SELECT count(*) AS n FROM candidates WHERE sample = $sample"
+    result = factory("query", sql, "-p", "sample=1", "--format", "parquet", "--out", str(out), "--store", store)
+    assert result.exit_code == 0, result.output
+    import pyarrow.parquet as pq
+
+    assert pq.read_table(out).to_pylist()[0]["n"] > 0
+
+
+def test_agreement_names_both_judges(store: str) -> None:
+    report = good("agreement", "--run", "hand", "--store", store)
+    assert {judge["judge"] for judge in report["judges"]} == {"verifier", "pairwise"}
+    assert "verifier" in factory("agreement", "--run", "hand", "--store", store).stdout
+
+
+def test_schema_tells_every_table() -> None:
+    names = {entry["name"] for entry in good("schema")}
+    assert {"prompts", "calls", "candidates", "judgments", "preferences", "labels", "logps", "rounds", "cost"} <= names
+    assert "probability that a is the better" in factory("schema", "judgments").stdout
+    assert factory("schema", "judgmnts").exit_code == 2
+
+
+def test_export_loads_with_datasets(store: str, tmp_path: Path) -> None:
+    assert good("export", str(tmp_path / "out"), "--store", store)["form"] == "dataset"
+    from datasets import load_dataset
+
+    loaded = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"), split="train")
+    assert {"prompt", "chosen", "rejected"} <= set(loaded.column_names)
+
+
+def test_train_and_evaluate_by_hand(store: str, tiny_model: Path) -> None:
+    quick = ("--set", "epochs=1", "--set", "lora={r: 2}", "--set", "threads=1", "--set", "dtype=float32")
+    trained = good("train", "--model", str(tiny_model), "--run", "hand", *quick, "--store", store)
+    assert trained["method"] == "dpo"
+    policy = trained["policy"]
+    assert (Path(policy) / "adapter_model.safetensors").is_file()
+    kto = good("train", "--method", "kto", "--model", str(tiny_model), "--run", "hand", "--round", "0", *quick,
+               "--out", str(Path(store).parent / "kto"), "--store", store)  # fmt: skip
+    assert kto["rows"] > trained["rows"]
+    few = ("--limit", "3", "--max-tokens", "6", "-E", "threads=1", "-E", "dtype=float32")
+    measured = good(
+        "evaluate", "--model", policy, "--baseline", str(tiny_model), *few, "--run", "measured", "--store", store
+    )
+    assert measured["answers"] == 3
+    assert measured["kl_sequence"] is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["label", "--judge", "verifer"], 2, "did you mean 'verifier'"),
+        (["generate", "--engine", "transfomers"], 2, "did you mean 'transformers'"),
+        (["pair", "--strategy", "best"], 2, "best_worst"),
+        (["train", "--method", "dop"], 2, "did you mean 'dpo'"),
+        (["train", "--set", "epochs=none"], 2, "epochs"),
+        (["query", "DROP TABLE prompts"], 2, ""),
+        (["run", "quickstrat", "--dry-run"], 2, "did you mean 'quickstart'"),
+        (["status", "--run", "nothing"], 2, "no run named"),
+        (["generate", "--split", "nothing"], 2, "no prompts"),
+    ],
+)
+def test_faults_say_what_to_do_and_have_their_code(store: str, arguments: list[str], code: int, said: str) -> None:
+    result = factory(*arguments, "--store", store)
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert "error: " in result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_store_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+    result = factory("query", "SELECT 1", "--store", str(tmp_path / "none"))
+    assert result.exit_code == 2
+    assert "to do:" in result.stderr
+    assert not (tmp_path / "none").exists()
+
+
+HOLDER = """
+import sys
+from factory.store import Store
+with Store.open(sys.argv[1]) as store, store.run_lock("held"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_held_run_is_exit_code_4(store: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, store], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        result = factory("generate", "--engine", "scripted", "--run", "held", "--store", store)
+        holder.communicate("")
+    assert result.exit_code == 4, result.output
+    assert str(holder.pid) in result.stderr
+
+
+def test_a_damaged_part_is_exit_code_5(store: str, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from factory.store import Store
+
+    copy = tmp_path / "store"
+    with Store.open(store) as opened:
+        opened.seal(force=True)
+    shutil.copytree(store, copy)
+    part = next((copy / "tables" / "candidates").glob("*.parquet"))
+    group = pq.ParquetFile(part).metadata.row_group(0)
+    column = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == "text")
+    raw = bytearray(part.read_bytes())
+    raw[column.dictionary_page_offset + column.total_compressed_size - 3] ^= 0xFF  # in the last page of the texts
+    part.write_bytes(bytes(raw))
+    assert factory("query", "SELECT * FROM candidates", "--store", str(copy)).exit_code == 5
+    assert factory("doctor", "--store", str(copy)).exit_code == 1
+
+
+def test_a_dry_run_asks_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    plan = good("run", "quickstart", "--dry-run", "--store", str(tmp_path / "store"))
+    assert plan["calls_at_most"] > 0
+    assert plan["prompts"]["heldout"] >= 90
+    assert not (tmp_path / "store").exists()
+
+
+def test_doctor_works_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = factory("doctor")
+    assert result.exit_code == 0, result.output
+    assert "python" in result.stdout
+
+
+def test_recipes_are_listed_shown_and_checked(tmp_path: Path) -> None:
+    assert "quickstart" in {row["recipe"] for row in good("recipe", "list")}
+    assert good("recipe", "show", "quickstart", "--set", "seed=99")["seed"] == 99
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("name: x\npanel: []\nwrong: 1\n")
+    result = factory("recipe", "check", str(bad))
+    assert result.exit_code == 2
+    assert "wrong" in result.stderr
+    assert "panel" in result.stderr
+
+
+def test_every_command_has_help_and_json() -> None:
+    shown = factory("--help").stdout
+    for command in ("prompts", "generate", "label", "pair", "agreement", "train", "evaluate", "run", "status", "recipe",
+                    "query", "schema", "export", "report", "doctor"):  # fmt: skip
+        assert command in shown
+    for command in ("generate", "label", "pair", "agreement", "train", "evaluate", "run", "status", "query", "schema",
+                    "export", "report", "doctor"):  # fmt: skip
+        assert "--json" in factory(command, "--help").stdout
