@@ -76,6 +76,7 @@ def test_the_same_command_again_changes_nothing(done: Path, text: str) -> None:
     assert tiny_run.tables_of(done) == before
 
 
+@pytest.mark.slow
 def test_children_give_the_same_tables(done: Path, tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     assert tiny_run.finish(store, tiny_run.recipe_text(tiny_model, prompts, isolate="always")) == 0, tiny_run.log_of(

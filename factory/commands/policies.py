@@ -11,7 +11,6 @@ import typer
 from factory import console
 from factory.commands import options
 
-
 LOCAL = {"transformers", "vllm"}
 """Engines whose model lies here, so that KL and relevance can be scored."""
 
