@@ -34,14 +34,14 @@ def write_prompts(path: Path, count: int = 32) -> Path:
     return path
 
 
-def recipe_text(model: Path, prompts: Path, **overrides: Any) -> str:
+def recipe_text(model: Path, source: Path, **overrides: Any) -> str:
     """A recipe of two rounds: the tiny model samples, a scripted judge leads beside the verifier, DPO with LoRA."""
     recipe: dict[str, Any] = {
         "name": "tiny",
         "seed": 1,
         "model": str(model),
         "engine": {"kind": "transformers", "options": {"dtype": "float32", "threads": 1, "batch_size": 8}},
-        "prompts": {"source": str(prompts), "per_round": 6},
+        "prompts": {"source": str(source), "per_round": 6},
         "generate": {"n": 3, "max_tokens": 8},
         "panel": [{"judge": "pairwise", "engine": {"kind": "scripted"}}, {"judge": "verifier"}],
         "pair": {"strategy": "all", "lead": "pairwise"},
