@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory import crash
 from factory.faults import ConfigError, FactoryError
-from factory.resources import ModelFiles, content_hash, model_files
+from factory.resources import EMBEDDED, ModelFiles, content_hash, model_files
 from factory.schema import Label, Logp, Messages, Preference, digest, now, unique
 from train.config import TrainConfig
 
@@ -363,13 +363,12 @@ def reference_logps(
 
 
 def _base_name(files: ModelFiles) -> str:
-    """What an adapter calls its base: the name that the user gave; a folder by its whole path."""
+    """What an adapter calls its base: the embedded model's or the hub's name; a folder by its whole path."""
     name = files.name
     if files.adapter is not None:
-        name = json.loads((Path(files.adapter) / "adapter_config.json").read_text(encoding="utf-8"))[
-            "base_model_name_or_path"
-        ]
-    return str(Path(files.base).resolve()) if name != files.base and Path(name).exists() else name
+        config = json.loads((Path(files.adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+        name = config["base_model_name_or_path"]
+    return name if name == EMBEDDED or not Path(files.base).exists() else str(Path(files.base).resolve())
 
 
 def _dtype(config: TrainConfig) -> str:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from factory import crash
+from factory import crash, resources
 from factory.faults import ConfigError, FactoryError
 from factory.schema import Candidate, Label, Message, Preference, digest, now
 from factory.store import Store
@@ -154,6 +154,24 @@ def test_a_reference_is_any_policy(store: Store, tiny_model: Path) -> None:
     third = train(store, tiny_model, "third", never, reference=first)
     assert third.first["rewards/margins"] == pytest.approx(-base.first["rewards/margins"], rel=0.2)
     assert json.loads(Path(own.policy, "adapter_config.json").read_text())["base_model_name_or_path"] == str(tiny_model)
+
+
+def test_an_adapter_names_its_base_so_that_it_is_found(
+    store: Store, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A relative folder by its whole path; the embedded model by its name, also when a round goes on with the
+    adapter."""
+    store.append("preferences", [preference(i) for i in range(2)])
+    monkeypatch.chdir(tiny_model.parent)
+    config = Path(train(store, tiny_model.name, "relative").policy, "adapter_config.json")
+    assert json.loads(config.read_text())["base_model_name_or_path"] == str(tiny_model.resolve())
+
+    monkeypatch.setattr(resources, "_embedded", lambda: tiny_model)
+    first = train(store, resources.EMBEDDED, "first").policy
+    second = train(store, first, "second").policy
+    for policy in (first, second):
+        config = Path(policy, "adapter_config.json")
+        assert json.loads(config.read_text())["base_model_name_or_path"] == resources.EMBEDDED
 
 
 def test_the_whole_model_is_a_folder_that_stands_alone(store: Store, tiny_model: Path) -> None:
