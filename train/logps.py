@@ -221,7 +221,7 @@ def _difference(model: nn.Module, sample: Sequence[Group]) -> str:
         model.train(was_training)
     worst = float((plain - packed).square().mean().sqrt())
     exact = next(model.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(plain.device.type)
-    allowed = 1e-3 if exact else 0.1  # nats a token, root mean square; bf16 logits are rounded by up to 0.06
+    allowed = 1e-3 if exact else 0.25  # nats a token, root mean square; two bfloat16 forwards differ by about 0.08
     return "" if worst <= allowed else f"they differ from the model's own forward by {worst:.3g} nats a token"
 
 
