@@ -189,7 +189,7 @@ class PlainForward:
         return torch.cat(parts)
 
 
-_chosen: WeakKeyDictionary[nn.Module, Forward] = WeakKeyDictionary()
+_packs: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # a Forward would hold its model, and so its own key
 
 
 def forward_for(model: nn.Module, sample: Sequence[Group]) -> Forward:
@@ -199,12 +199,12 @@ def forward_for(model: nn.Module, sample: Sequence[Group]) -> Forward:
     them.
     """
     base = causal_model(model)
-    if base not in _chosen:
+    if base not in _packs:
         fault = _difference(base, sample)
         if fault:
             log.warning("packed rows are not used with %s: %s; training is slower", type(base).__name__, fault)
-        _chosen[base] = PlainForward(base) if fault else PackedForward(base)
-    return _chosen[base]
+        _packs[base] = not fault
+    return PackedForward(base) if _packs[base] else PlainForward(base)
 
 
 def _difference(model: nn.Module, sample: Sequence[Group]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from train import logps as module
 from train.data import Encoded
 from train.logps import PackedForward, PlainForward, chunked_logps, completion_logps, forward_for, score, sequence_logps
 from train.packing import Group, UnpackableError, pack
-from train.policy import Policy
+from train.policy import Policy, load_policy
 
 Loader = Callable[..., Policy]
 
@@ -233,3 +235,12 @@ def test_the_rows_compared_hold_the_longest(tiny_model: Path) -> None:
     sample = module.sample_groups(rows)
     assert longest in {len(g.prompt) + len(g.completions[0]) for g in sample}
     assert len(sample) <= 5
+
+
+def test_a_model_that_was_scored_with_can_be_freed(tiny_model: Path) -> None:
+    loaded = load_policy(str(tiny_model), dtype="float32", device="cpu").model
+    sequence_logps(loaded, [Encoded((3, 4, 5), (6, 7))])
+    left = weakref.ref(loaded)
+    del loaded
+    gc.collect()
+    assert left() is None
