@@ -70,30 +70,34 @@ def decide(p_a: float, tie_margin: float) -> Literal["a", "b", "tie"]:
 
 
 def combine_orders(rows: Sequence[Judgment], tie_margin: float = TIE_MARGIN) -> Verdict | None:
-    """Both orders (of every aspect) of one judge on one pair: the mean of p_a; None when one is missing or failed.
+    """Both orders of every aspect of one judge on one pair: the mean of p_a; None when one is missing or failed.
 
-    Text verdicts carry p_a of 0, 1/2 or 1: when they disagree, the pair is a tie.
+    `flipped`: the two orders of an aspect gave different verdicts (aspects may well differ from each other). Text
+    verdicts carry p_a of 0, 1/2 or 1: where the two orders of an aspect disagree, that aspect is a tie.
     """
-    if any(row.failure is not None or row.p_a is None for row in rows) or not _both_orders(rows):
+    if any(row.failure is not None or row.p_a is None for row in rows):
         return None
-    chances = [row.p_a for row in rows if row.p_a is not None]
-    flipped = len({row.verdict for row in rows}) > 1 if _has_orders(rows) else None
-    if flipped and set(chances) <= {0.0, 0.5, 1.0}:
-        return Verdict(0.5, "tie", True)
-    p_a = math.fsum(chances) / len(chances)
-    return Verdict(p_a, decide(p_a, tie_margin), flipped)
-
-
-def _has_orders(rows: Sequence[Judgment]) -> bool:
-    return any(row.shown_first is not None for row in rows)
-
-
-def _both_orders(rows: Sequence[Judgment]) -> bool:
-    """Was every aspect asked in both orders (or has the judge no orders: a person, a program)?"""
-    shown: defaultdict[str, set[str | None]] = defaultdict(set)
+    aspects: defaultdict[str, list[Judgment]] = defaultdict(list)
     for row in rows:
-        shown[row.aspect].add(row.shown_first)
-    return bool(shown) and all(orders in ({"a", "b"}, {None}) for orders in shown.values())
+        aspects[row.aspect].append(row)
+    if not aspects or not all({row.shown_first for row in found} in ({"a", "b"}, {None}) for found in aspects.values()):
+        return None
+    chances = [_of_aspect(found) for found in aspects.values()]
+    flips = [_flips(found) for found in aspects.values() if found[0].shown_first is not None]
+    p_a = math.fsum(chances) / len(chances)
+    return Verdict(p_a, decide(p_a, tie_margin), any(flips) if flips else None)
+
+
+def _of_aspect(rows: Sequence[Judgment]) -> float:
+    """p_a of one aspect: the mean of its orders, 1/2 where they are texts that disagree."""
+    chances = [row.p_a for row in rows if row.p_a is not None]
+    if _flips(rows) and set(chances) <= {0.0, 0.5, 1.0}:
+        return 0.5
+    return math.fsum(chances) / len(chances)
+
+
+def _flips(rows: Sequence[Judgment]) -> bool:
+    return len({row.verdict for row in rows}) > 1
 
 
 def combine_aspects(rows: Sequence[Judgment]) -> Score | None:

@@ -139,6 +139,15 @@ def test_texts_that_disagree_are_a_tie() -> None:
     assert panel.verdict("x", ("b", "c")) == Verdict(0.0, "b", False)
 
 
+def test_aspects_that_differ_from_each_other_are_no_flip() -> None:
+    """Two aspects say a in both orders, one says b in both: 2/3 for a. An aspect whose orders disagree is a half."""
+    rows = [*both("j", "x", "y", 1.0, 1.0, aspect="one"), *both("j", "x", "y", 1.0, 1.0, aspect="two")]
+    third = both("j", "x", "y", 0.0, 0.0, aspect="three")
+    assert verdicts.combine_orders([*rows, *third]) == Verdict(pytest.approx(2 / 3), "a", False)
+    torn = both("j", "x", "y", 1.0, 0.5, aspect="three")
+    assert verdicts.combine_orders([*rows, *torn]) == Verdict(pytest.approx(5 / 6), "a", True)
+
+
 def test_the_tie_margin() -> None:
     rows = both("x", "a", "b", 0.60, 0.46)
     assert_near(verdicts.read(rows, 0.05).verdict("x", ("a", "b")), 0.53, "tie", True)
