@@ -47,9 +47,11 @@ class _Counter:
             parts.append(f"{self.failed} failed")
         if self.reused:
             parts.append(f"{self.reused} reused")
-        if self.tokens:
-            parts.append(f"{self.tokens / seconds:.0f} tokens/s")
         fresh = self.done - self.reused
+        if self.tokens > 2 * fresh:  # answers, not one-token verdicts
+            parts.append(f"{self.tokens / seconds:.0f} tokens/s")
+        elif fresh:
+            parts.append(f"{fresh / seconds:.1f}/s")
         if self.total and fresh > 0 and self.done < self.total:
             parts.append(f"{span((self.total - self.done) * seconds / fresh)} left")
         return ", ".join(parts)
