@@ -155,18 +155,16 @@ VERDICTS = View(
         SELECT run, round, judge, prompt_key, candidate_a, candidate_b, aspect,
             bool_and(failure IS NULL AND p_a IS NOT NULL) AS answered,
             (count(*) = 2 AND count(shown_first) = 2) OR (count(*) = 1 AND count(shown_first) = 0) AS complete,
-            sum(p_a) AS total, count(*) AS n, count(shown_first) > 0 AS ordered,
-            bool_and(p_a IN (0, 0.5, 1)) AS textual,
-            min(coalesce(verdict, '')) AS least, max(coalesce(verdict, '')) AS most
+            avg(p_a) AS p_a, bool_and(p_a IN (0, 0.5, 1)) AS textual,
+            CASE WHEN count(shown_first) > 0
+                THEN min(coalesce(verdict, '')) <> max(coalesce(verdict, '')) END AS flipped
         FROM readings WHERE candidate_b IS NOT NULL GROUP BY ALL
-    ), paired AS (
-        SELECT run, round, judge, prompt_key, candidate_a, candidate_b, sum(total) / sum(n) AS p_a,
-            CASE WHEN bool_or(ordered) THEN min(least) <> max(most) END AS flipped, bool_and(textual) AS textual
-        FROM asked GROUP BY ALL HAVING bool_and(answered AND complete)
     ), judged AS (
         SELECT run, round, judge, prompt_key, candidate_a, candidate_b,
-            CASE WHEN flipped AND textual THEN 0.5 ELSE p_a END AS p_a, flipped, 'pairs' AS read_from, 0.05 AS margin
-        FROM paired
+            avg(CASE WHEN flipped AND textual THEN 0.5 ELSE p_a END) AS p_a, bool_or(flipped) AS flipped,
+            'pairs' AS read_from, 0.05 AS margin
+        FROM asked GROUP BY run, round, judge, prompt_key, candidate_a, candidate_b
+        HAVING bool_and(answered AND complete)
         UNION ALL
         SELECT run, round, judge, prompt_key, a.candidate, b.candidate, 0.5 + (a.share - b.share) / 2, NULL, 'scores',
             1e-9

@@ -132,6 +132,19 @@ def test_agreement_and_judge_stats_count_what_is_there(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_aspects_that_differ_from_each_other_are_no_flip(tmp_path: Path) -> None:
+    """By text: two aspects say a, one says b, each in both orders."""
+    said = {"one": 1.0, "two": 1.0, "three": 0.0}
+    rows = [
+        pairwise(10 * i + (first == "b"), "x", (KEYS[0], KEYS[1]), first, p_a=p_a, verdict="a" if p_a else "b",
+                 aspect=aspect)
+        for i, (aspect, p_a) in enumerate(said.items())
+        for first in ("a", "b")
+    ]  # fmt: skip
+    (verdict,) = filled(tmp_path, rows).sql("FROM verdicts").rows()
+    assert (round(verdict["p_a"], 9), verdict["verdict"], verdict["flipped"]) == (round(2 / 3, 9), "a", False)
+
+
 def test_a_judge_without_orders_has_no_flip_rate(tmp_path: Path) -> None:
     store = filled(tmp_path, [judgment(i, candidate_a=KEYS[i], prompt_key="p", score=i / 3) for i in range(4)])
     (stats,) = store.sql("FROM judge_stats").rows()
