@@ -7,7 +7,7 @@ making.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from itertools import islice
@@ -100,13 +100,26 @@ class _Asking:
         waiting = iter(self.items)
         while keys := list(islice(waiting, LOOKUP)):
             latest = self.store.latest_calls(keys)
+            fitting = self._fitting(latest)
             for key in keys:
                 call = latest.get(key)
-                if call is None or not _stands(call, self.items[key][0][0], retry_failed):
+                if key in fitting:
+                    yield from ((request, fitting[key]) for request, _ in self.items[key])
+                elif call is None or not _stands(call, self.items[key][0][0], retry_failed):
                     self.open.add(key)
                     self.tried[key] = 0 if call is None else call.attempt
                 else:
                     yield from ((request, call) for request, _ in self.items[key])
+
+    def _fitting(self, latest: Mapping[str, Call]) -> dict[str, Call]:
+        """Earlier answers that fit where the latest is one to another limit: what was paid for is not paid again."""
+        again = [key for key, call in latest.items() if call.attempt > 1 and not reusable(call, self.items[key][0][0])]
+        found: dict[str, Call] = {}
+        for call in self.store.rows(Call, {"key": again}) if again else ():
+            best = found.get(call.key)
+            if reusable(call, self.items[call.key][0][0]) and (best is None or best.attempt < call.attempt):
+                found[call.key] = call
+        return found
 
     def ask(self, *, last: bool) -> Iterator[tuple[str, Call]]:
         """Ask for all that is open; yield what is settled. A passing failure stays open unless this is the last try."""

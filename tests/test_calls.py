@@ -174,8 +174,9 @@ def test_a_permanent_failure_is_asked_again_on_demand_only(store: Store) -> None
     assert {row.attempt for request, row in got if row.failure} == {2}
 
 
-def test_what_was_answered_before_the_end_is_kept(store: Store) -> None:
-    engine = ScriptedEngine(rules=[Rule(match="last", abort=True), Rule(latency=0.001)])
+@pytest.mark.parametrize("latency", [0.0, 0.001])
+def test_what_was_answered_before_the_end_is_kept(store: Store, latency: float) -> None:
+    engine = ScriptedEngine(rules=[Rule(match="last", abort=True), Rule(latency=latency)])
     with pytest.raises(EndpointError):
         run(store, engine, [ask("first"), ask("second"), ask("last")])
     assert {row.messages[0]["content"] for row in store.rows(Call)} == {"first", "second"}
@@ -219,3 +220,15 @@ def test_a_longer_limit_asks_again_only_for_what_was_cut(store: Store) -> None:
     assert engine.asked == 1
     assert (got["long"].attempt, got["long"].finish_reason) == (2, "stop")
     assert (got["short"].attempt, got["short"].completion_tokens) == (1, 3)
+
+
+def test_an_answer_to_another_limit_in_between_costs_nothing(store: Store) -> None:
+    long, short = (ask("tea", sampling=Sampling(max_tokens=limit)) for limit in (3, 2))
+    [(_, first)] = run(store, ScriptedEngine(), [long])
+    assert first.finish_reason == "length"
+    [(_, between)] = run(store, ScriptedEngine(), [short])
+    assert (between.attempt, between.completion_tokens) == (2, 2)
+    engine = ScriptedEngine()
+    assert [call for _, call in run(store, engine, [long])] == [first]
+    assert [call for _, call in run(store, engine, [short])] == [between]
+    assert engine.asked == 0
