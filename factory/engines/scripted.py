@@ -137,15 +137,21 @@ class ScriptedEngine:
                     yield self._answer(request, sample)
 
     def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
-        """`generate`, up to 256 at a time."""
+        """`generate`, up to 256 at a time; what was answered before an end comes before it."""
         burst: list[Completion] = []
-        for completion in self.generate(requests, have):
-            burst.append(completion)
-            if len(burst) == BURST or completion.latency:
-                yield burst
-                burst = []
+        ended: FactoryError | None = None
+        try:
+            for completion in self.generate(requests, have):
+                burst.append(completion)
+                if len(burst) == BURST or completion.latency:
+                    yield burst
+                    burst = []
+        except FactoryError as fault:
+            ended = fault
         if burst:
             yield burst
+        if ended is not None:
+            raise ended
 
     def _answer(self, request: Request, sample: int) -> Completion:
         rendered = self.render(request)
