@@ -8,9 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class Strict(BaseModel):
-    """Frozen, and an unknown key is an error."""
+    """Frozen; an unknown key is an error, and so is a yes or no, an infinity or a NaN where a number belongs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool(cls, value: Any) -> Any:
+        """pydantic takes true for 1, and YAML 1.1 reads a bare yes, no, on and off as true or false."""
+        if isinstance(value, bool):
+            raise ValueError("yes/no (in YAML also on/off) is no value here")
+        return value
 
 
 class LoraSpec(Strict):
@@ -72,6 +80,15 @@ class TrainConfig(Strict):
         """YAML 1.1 reads 5e-7 as a string."""
         if isinstance(value, dict):
             return {k: _number(v) for k, v in value.items()}
+        return value
+
+    @field_validator("add", mode="before")
+    @classmethod
+    def _weights(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            for name, weight in value.items():
+                if isinstance(weight, bool):
+                    raise ValueError(f"the weight of {name} is a number, not yes/no")
         return value
 
     @field_validator("add")

@@ -33,6 +33,19 @@ def test_every_fault_of_the_file_at_once() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "warmup: no", "epochs: yes", "learning_rate: on", "clip: yes", "seed: off", "threads: yes", "lora: {r: yes}",
+        "lora: {dropout: no}", "add: {sft: yes}", "learning_rate: .inf", "weight_decay: .nan",
+        "parameters: {beta: .nan}",
+    ],
+)  # fmt: skip
+def test_yes_and_no_and_infinities_are_no_numbers(text: str) -> None:
+    with pytest.raises(ValidationError):
+        TrainConfig(**yaml.safe_load(text))
+
+
 def test_null_means_the_whole_model() -> None:
     assert TrainConfig(**yaml.safe_load("lora: null")).lora is None
 
