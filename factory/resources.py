@@ -116,15 +116,19 @@ def local_folder(base: str) -> Path:
     if Path(base).expanduser().is_dir():
         return Path(base).expanduser()
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
+    # the base of the client's own errors is the transport's, of whichever HTTP library the hub's client uses
+    transport: Any = HfHubHTTPError.__bases__
+    faults: tuple[type[Exception], ...] = (OSError, HFValidationError, EntryNotFoundError, *transport)
     wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
     try:
         return Path(snapshot_download(base, allow_patterns=wanted))
-    except (OSError, HFValidationError) as error:  # all network errors of the hub's client are OSError
+    except faults as error:
         raise FactoryError(
             f"the model {base!r} is no folder and cannot be fetched from the hub: {type(error).__name__}",
-            todo=f"check the name and the network, name a model folder, or use {EMBEDDED}",
+            todo=f"check the name and the network (set HF_HUB_OFFLINE=1 where there is none, and only what the hub's "
+            f"cache holds is taken), name a model folder, or use {EMBEDDED}",
         ) from error
 
 

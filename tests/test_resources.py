@@ -8,7 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from factory import resources
 from factory.faults import FactoryError
@@ -93,6 +95,17 @@ def test_folders_that_are_no_model_are_refused(tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_fetched_is_a_users_error() -> None:
     with pytest.raises(FactoryError, match="cannot be fetched"):
         local_folder("no-such-organisation-here/no-such-model")
+
+
+def test_a_transport_that_fails_midway_is_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    transport_error: type[Exception] = HfHubHTTPError.__bases__[0]
+
+    def torn(*args: object, **options: object) -> str:
+        raise transport_error("the connection was reset")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", torn)
+    with pytest.raises(FactoryError, match="HF_HUB_OFFLINE=1"):
+        local_folder("org/some-model")
 
 
 def hash_of(folder: Path, dtype: str = "float32") -> str:
