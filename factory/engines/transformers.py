@@ -205,10 +205,11 @@ class TransformersEngine:
                 yield from self._answer(batch)
 
     def _batches(self, work: Sequence[_Work]) -> Iterator[list[_Work]]:
-        """Batches of equal sampling, longest prompts first, samples of a prompt together."""
-        groups: dict[Sampling, list[_Work]] = {}
+        """Batches of equal sampling, with wanted answers or without, longest prompts first, samples of a prompt
+        together."""
+        groups: dict[tuple[Sampling, bool], list[_Work]] = {}
         for item in work:
-            groups.setdefault(item.request.sampling, []).append(item)
+            groups.setdefault((item.request.sampling, bool(item.request.answers)), []).append(item)
         for group in groups.values():
             group.sort(key=lambda item: (-len(item.prompt), item.prompt))
             batch: list[_Work] = []
@@ -234,7 +235,11 @@ class TransformersEngine:
             made.append(Row(place, limit, seed_of(item.request.seed, item.sample, item.rendered)))
             rows[id(made[-1])] = item
         sampling = batch[0].request.sampling
-        start = self.decoder.prefill(list(map(list, places)), keep=any(row.limit > 1 for row in made))
+        start = self.decoder.prefill(
+            list(map(list, places)),
+            keep=any(row.limit > 1 for row in made),
+            exact=any(item.request.answers for item in batch),
+        )
         seen = self._seen(batch, places, start.logits)
         stopped = self._stopper(sampling.stop)
         for finished in self.decoder.decode(start, made, sampling, stopped):

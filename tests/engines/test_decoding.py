@@ -256,3 +256,20 @@ def test_layers_that_keep_a_state_are_reordered_and_never_shared() -> None:
     for row in answers(maker, [*PROMPTS, *LONG], 4, Sampling()):
         prompt = [*PROMPTS, *LONG][row.prompt]
         assert row.logprob == pytest.approx(plain_logprob(model, prompt, row.ids), abs=1e-4)
+
+
+def test_logits_to_be_read_are_of_float32_in_a_bfloat16_model(tiny_model: Path) -> None:
+    """Logits of tens, as real models have them: bfloat16 rounds them to eighths; the exact ones are the product of the
+    last hidden states with the head in float32, and the head is as before afterwards."""
+    half = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).eval()
+    with torch.no_grad():
+        half.model.norm.weight.mul_(100)
+    reader = decoder(half)
+    coarse, exact = reader.prefill(PROMPTS[:1]).logits, reader.prefill(PROMPTS[:1], exact=True).logits
+    with torch.inference_mode():
+        hidden = half.model(torch.tensor(PROMPTS[:1])).last_hidden_state[:, -1]
+    assert exact.dtype == torch.float32
+    assert exact.abs().max() > 8
+    torch.testing.assert_close(exact, hidden.float() @ half.lm_head.weight.float().T, atol=1e-3, rtol=0)
+    assert (coarse - exact).abs().max() > 0.01
+    torch.testing.assert_close(reader.prefill(PROMPTS[:1]).logits, coarse, atol=0, rtol=0)
