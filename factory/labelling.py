@@ -21,7 +21,7 @@ from factory import crash, matchups as choosing, verdicts
 from factory.calls import answer
 from factory.faults import EndpointError, FactoryError, IntegrityError, LockedError
 from factory.judges import Judge, LLMJudge, judges
-from factory.judges.canaries import plant
+from factory.judges.canaries import SHARE, plant
 from factory.schema import (
     Ask,
     Call,
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from factory.engines import Engine
     from factory.store import Store
 
-CANARY_SHARE = 0.02
 AT_ONCE = 4096  # matchups in memory as rendered questions
 COMMIT = 64  # judgments in one commit
 COMMIT_SECONDS = 2.0  # a commit waits no longer than this for more, so that readers see the work as it goes
@@ -57,6 +56,7 @@ class PanelMember:
     judge: Judge | LLMJudge
     engine: Engine | None = None
     matchups: str | None = None
+    prompts: int | None = None  # it sees the candidates of at most so many prompts, drawn by the seed
 
     @classmethod
     def of(
@@ -66,6 +66,7 @@ class PanelMember:
         name: str | None = None,
         engine: Engine | None = None,
         matchups: str | None = None,
+        prompts: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> PanelMember:
         """A registered judge by name, with its options. FactoryError names an unknown judge or option."""
@@ -76,7 +77,7 @@ class PanelMember:
         except TypeError as fault:
             known = ", ".join(p for p in inspect.signature(build).parameters if p != "name")
             raise FactoryError(f"judge {judge!r}: {fault}", todo=f"its options are {known}") from fault
-        return cls(called, build(name=called, **(options or {})), engine, matchups)
+        return cls(called, build(name=called, **(options or {})), engine, matchups, prompts)
 
 
 @dataclass
@@ -154,7 +155,7 @@ def label(
     matchups: str = "all",
     split: str = "train",
     kind: str = "sample",
-    canary_share: float = CANARY_SHARE,
+    canary_share: float = SHARE,
     tie_margin: float = verdicts.TIE_MARGIN,
     seed: int = 0,
     retry_failed: bool = False,
@@ -242,7 +243,7 @@ def _judge(work: Work, member: PanelMember, choice: choosing.Choice, lead: str |
     began = time.monotonic()
     made: list[Judgment] = []
     ended: list[FactoryError] = []
-    matchups = _matchups(work, member.judge, choice, lead)
+    matchups = _matchups(work, member, choice, lead)
     report.matchups = sum(m.canary is None for m in matchups)
     for batch in _batches(_until_fault(_judgments(work, member, matchups, report), ended), COMMIT, COMMIT_SECONDS):
         report.judgments += work.store.append("judgments", batch)
@@ -265,21 +266,28 @@ def _until_fault(judgments: Iterator[Judgment], ended: list[FactoryError]) -> It
         ended.append(fault)
 
 
-def _matchups(work: Work, judge: Judge | LLMJudge, choice: choosing.Choice, lead: str | None) -> list[Matchup]:
+def _matchups(work: Work, member: PanelMember, choice: choosing.Choice, lead: str | None) -> list[Matchup]:
     """The judge's matchups in order of key; then canaries, for judges that ask a model: nobody talks a program over."""
     shown: list[tuple[str, Candidate, Candidate | None]]
+    judge, seen = member.judge, _drawn(work, member.prompts)
     if judge.kind == "pointwise":
-        shown = [(key, c, None) for key, group in work.candidates.items() for c in group]
+        shown = [(key, c, None) for key, group in seen.items() for c in group]
     else:
         scores = _scores(work, lead) if choosing.needs_scores(choice) else {}
         shown = [
-            (key, a, b)
-            for key, group in work.candidates.items()
-            for a, b in choosing.choose(group, choice, scores, work.seed)
+            (key, a, b) for key, group in seen.items() for a, b in choosing.choose(group, choice, scores, work.seed)
         ]
     matchups = [Matchup(work.prompts[key], a, b, secret=work.store.secret) for key, a, b in shown]
     usable = [m for m in matchups if m.a.failure is None]
     return matchups + (plant(usable, work.canary_share, work.seed) if asks_model(judge) else [])
+
+
+def _drawn(work: Work, most: int | None) -> Mapping[str, Sequence[Candidate]]:
+    """The candidates of at most `most` prompts, in order of key."""
+    if most is None or most >= len(work.candidates):
+        return work.candidates
+    kept = set(sorted(work.candidates, key=lambda key: digest(work.seed, "seen", key))[:most])
+    return {key: group for key, group in work.candidates.items() if key in kept}
 
 
 def _scores(work: Work, lead: str | None) -> Mapping[str, verdicts.Score | None]:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from factory.faults import ConfigError, FactoryError
+from factory.judges.canaries import planned
 from factory.registry import unknown_name
 from factory.schema import Sampling
 from factory.stopping import StopConfig
@@ -202,7 +203,11 @@ def find(name: str) -> Path:
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name or path, with `a.b=c` overrides. ConfigError lists every fault at once."""
     path = find(name)
-    return parse(path.read_text(encoding="utf-8"), where=str(path), overrides=overrides)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FactoryError(f"the recipe cannot be read: {error}", where=str(path), todo="save it as UTF-8") from error
+    return parse(text, where=str(path), overrides=overrides)
 
 
 def parse(text: str, *, where: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -233,7 +238,8 @@ def _faults(error: ValidationError) -> Sequence[str]:
     for fault in error.errors():
         key = ".".join(str(part) for part in fault["loc"]) or "(recipe)"
         message = fault["msg"].removeprefix("Value error, ")
-        given = "" if fault["type"] in {"missing", "extra_forbidden"} else f" (given: {fault['input']!r:.80})"
+        whole = fault["type"] in {"missing", "extra_forbidden"} or not fault["loc"]
+        given = "" if whole else f" (given: {fault['input']!r:.80})"
         lines.append(f"{key}: {message}{given}")
     return lines
 
@@ -322,12 +328,14 @@ def _stage(name: str, times: int, calls: int, max_tokens: int) -> dict[str, Any]
 
 
 def _judge_calls(part: PanelPart, prompts: int, n: int) -> int:
-    """Calls of one judge in a round at most: both orders of each pair, or each candidate once for a pointwise judge."""
+    """Calls of one judge in a round at most: both orders of each pair, or each candidate once for a pointwise judge;
+    canaries come on top."""
     if part.judge == "rating":
-        return prompts * n
+        return prompts * n + planned(prompts * n)
     pairs = n * (n - 1) // 2
-    if part.matchups == "against_best":
+    name, _, most = part.matchups.partition(":")
+    if name == "against_best":
         pairs = n - 1
-    if part.matchups.startswith("random:") and part.matchups[7:].isdigit():
-        pairs = min(pairs, int(part.matchups[7:]))
-    return 2 * prompts * pairs
+    if most.isdigit():
+        pairs = min(pairs, int(most))
+    return 2 * (prompts * pairs + planned(prompts * pairs))

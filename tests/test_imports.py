@@ -31,7 +31,7 @@ LAYERS = (
     {"calls"},
     {"sources", "shapes", "splits", "near_duplicates", "prompts", "generation", "matchups", "labelling", "agreement",
      "pairing", "training", "measures", "evaluation", "export", "charts", "page", "report", "doctor"},
-    {"runbook"},
+    {"preflight", "runbook"},
     {"stages"},
     {"isolation"},
     {"rounds"},

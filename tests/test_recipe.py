@@ -85,6 +85,33 @@ def test_a_recipe_survives_being_written_down() -> None:
     assert parse(recipes.dump(first)) == first
 
 
+def test_a_file_that_is_not_utf8_is_an_error_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "latin.yaml"
+    path.write_bytes("name: caf\u00e9\n".encode("latin-1"))
+    with pytest.raises(FactoryError, match="cannot be read") as caught:
+        recipes.load(str(path))
+    assert caught.value.where == str(path)
+
+
+def test_a_fault_of_the_whole_does_not_print_the_whole() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(LEAST + "pair: {lead: rating}\n")
+    assert "given" not in caught.value.what
+
+
+def test_the_plan_knows_the_most_pairs_of_every_choice() -> None:
+    def calls(matchups: str) -> int:
+        text = f"name: x\npanel: [{{judge: verifier}}, {{judge: pairwise, matchups: '{matchups}'}}]\n"
+        stages = recipes.plan(parse(text + "prompts: {per_round: 10}\nstop: {max_rounds: 1}\n"), {"train": 10})[
+            "stages"
+        ]
+        return next(stage["calls"] for stage in stages if stage["stage"] == "label: pairwise")
+
+    assert calls("verifier_ties:1") == calls("random:1") == (10 + 1) * 2
+    assert calls("against_best:2") == (20 + 1) * 2
+    assert calls("against_best") == (30 + 1) * 2
+
+
 def test_a_wrong_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(FactoryError, match="did you mean 'quickstart'"):
         recipes.load("quickstrat")
@@ -115,8 +142,8 @@ def test_the_plan_counts_calls_at_most() -> None:
     assert calls == {
         "evaluate the start": 20,
         "generate": 3 * 10 * 4,
-        "label: pairwise": 3 * 10 * 6 * 2,
-        "label: rating": 3 * 10 * 4,
+        "label: pairwise": 3 * (10 * 6 + 2) * 2,  # two canaries among sixty pairs
+        "label: rating": 3 * (10 * 4 + 1),
         "evaluate the policy": 3 * 20,
         "evaluate start and champion on final": 2 * 5,
     }

@@ -30,9 +30,10 @@ def run(
     as_json: options.AsJson = False,
 ) -> None:
     """Run a recipe's rounds until a rule says stop. The same command again goes on with a run that was cut off."""
-    from factory import recipe as recipes
+    from factory import preflight, recipe as recipes
 
     loaded = recipes.load(name, overrides or ())
+    preflight.check(loaded, where=str(recipes.find(name)))
     if dry_run:
         plan = recipes.plan(loaded, _prompts_of(loaded, store))
         text = f"{console.facts({k: v for k, v in plan.items() if k != 'stages'})}\n\n{console.table(plan['stages'])}"
@@ -114,7 +115,8 @@ def check_recipe(
     as_json: options.AsJson = False,
 ) -> None:
     """Check a recipe: every fault at once."""
-    from factory import recipe as recipes
+    from factory import preflight, recipe as recipes
 
     loaded = recipes.load(str(path), overrides or ())
+    preflight.check(loaded, where=str(recipes.find(str(path))))
     console.emit({"recipe": loaded.name, "faults": []}, as_json=as_json, text=f"{loaded.name}: no faults")

@@ -63,13 +63,19 @@ class EngineSpec:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def build(spec: EngineSpec) -> Engine:
-    """Make the engine. FactoryError for a wrong kind or option names the nearest right one."""
+def check(spec: EngineSpec) -> Callable[..., Engine]:
+    """The maker of the engine. FactoryError for a wrong kind or option names the nearest right one."""
     make = engines.get(spec.kind)
     known = [name for name in inspect.signature(make).parameters if name != "model"]
     for name in spec.options:
         if name not in known:
             raise unknown_name(f"option of the {spec.kind} engine", name, known)
+    return make
+
+
+def build(spec: EngineSpec) -> Engine:
+    """Make the engine. FactoryError for a wrong kind or option, or for no model."""
+    make = check(spec)
     if not spec.model:
         raise FactoryError(f"the {spec.kind} engine needs a model", todo="name one (model: ...)")
     return make(spec.model, **spec.options)

@@ -28,6 +28,8 @@ CANARIES: dict[str, Callable[[Prompt], str]] = {
 """Name to text, given the prompt. `choose_a` begs in both orders of showing; by its place it is right in one of
 them."""
 
+SHARE = 0.02
+"""Canaries a real matchup."""
 EACH_FROM = 100
 """From this many matchups on, every kind of canary is shown at least once."""
 
@@ -51,17 +53,20 @@ def with_canary(matchup: Matchup, name: str) -> Matchup | None:
     return replace(matchup, b=stand_in, canary=name)
 
 
+def planned(matchups: int, share: float = SHARE) -> int:
+    """How many canaries are planted among so many matchups, at most."""
+    if share <= 0 or not matchups:
+        return 0
+    return max(math.ceil(share * matchups), len(CANARIES) if matchups >= EACH_FROM else 0)
+
+
 def plant(matchups: Sequence[Matchup], share: float, seed: int) -> list[Matchup]:
     """Canary matchups to be asked beside the real ones: `share` of them, drawn by seed, the kinds in turn.
 
     At least one of each kind from `EACH_FROM` matchups on; none at share 0. The draw does not depend on the order of
     the matchups.
     """
-    if share <= 0 or not matchups:
-        return []
-    wanted = math.ceil(share * len(matchups))
-    if len(matchups) >= EACH_FROM:
-        wanted = max(wanted, len(CANARIES))
+    wanted = planned(len(matchups), share)
     drawn = sorted(matchups, key=lambda m: digest(seed, "canary", m.a.key, m.b.key if m.b else None))
     kinds = sorted(CANARIES, key=lambda name: digest(seed, name))
     planted = (with_canary(m, kinds[i % len(kinds)]) for i, m in enumerate(drawn[:wanted]))

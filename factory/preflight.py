@@ -1,0 +1,73 @@
+"""Is a recipe sound, before anything is asked or paid for? Every name in it is looked up and every option tried.
+
+`recipe.py` knows the form of a recipe; this knows what the names mean: engines, judges with their options, choices of
+matchups, pairing strategies, objectives with their parameters. No model is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING
+
+from factory import engines, matchups
+from factory.faults import ConfigError, FactoryError
+
+if TYPE_CHECKING:
+    from factory.recipe import EnginePart, PanelPart, Recipe
+
+
+def check(recipe: Recipe, *, where: str) -> None:
+    """ConfigError with every name and option of the recipe that is not known; `where` is its file."""
+    found = list(faults(recipe))
+    if found:
+        raise ConfigError(found, where=where, todo="mend these keys, or override with --set")
+
+
+def faults(recipe: Recipe) -> Iterator[str]:
+    """Every fault as "key: what", in the order of the recipe."""
+    from factory.pairing import strategies
+
+    yield from _told("engine", partial(_engine, recipe.engine))
+    scored = False
+    for number, part in enumerate(recipe.panel):
+        yield from _told(f"panel.{number}", partial(_member, part, scored))
+        if part.engine is not None:
+            yield from _told(f"panel.{number}.engine", partial(_engine, part.engine))
+        scored = scored or _is_pointwise(part)
+    yield from _told("pair.strategy", partial(strategies.get, recipe.pair.strategy))
+    yield from _told("train.config", recipe.train.config.check)
+
+
+def _told(key: str, attempt: Callable[[], object]) -> Iterator[str]:
+    try:
+        attempt()
+    except ConfigError as fault:
+        yield from (f"{key}: {line}" for line in fault.faults)
+    except FactoryError as fault:
+        yield f"{key}: {fault.what}" + (f" ({fault.todo})" if fault.todo else "")
+
+
+def _engine(part: EnginePart) -> None:
+    if part.kind not in engines.engines.names():
+        engines.engines.facts(part.kind)  # raises, naming the nearest
+    if part.options:  # to know an engine's options is to import it
+        engines.check(engines.EngineSpec(part.kind, part.model or "", part.options))
+
+
+def _member(part: PanelPart, scored: bool) -> None:
+    from factory.labelling import PanelMember
+
+    member = PanelMember.of(part.judge, name=part.name, options=part.options)
+    choice = matchups.parse(part.matchups)
+    if member.judge.kind == "pairwise" and matchups.needs_scores(choice) and not scored:
+        raise FactoryError(f"{part.matchups!r} needs the scores of a pointwise judge before it in the panel")
+
+
+def _is_pointwise(part: PanelPart) -> bool:
+    from factory.labelling import PanelMember
+
+    try:
+        return PanelMember.of(part.judge, name=part.name, options=part.options).judge.kind == "pointwise"
+    except FactoryError:
+        return True  # its own fault is told already; not that of its neighbours too

@@ -1,0 +1,57 @@
+"""Names and options of a recipe, looked up before anything is asked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from factory import preflight, recipe as recipes
+from factory.faults import ConfigError
+
+LEAST = "name: least\npanel: [{judge: verifier}]\n"
+
+
+def told(text: str, *overrides: str) -> list[str]:
+    return list(preflight.faults(recipes.parse(text, where="least", overrides=overrides)))
+
+
+@pytest.mark.parametrize("name", sorted(recipes.bundled_recipes()))
+def test_the_bundled_recipes_are_sound(name: str) -> None:
+    preflight.check(recipes.load(name), where=name)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "said"),
+    [
+        ("engine.kind=transfomers", "engine", "did you mean 'transformers'"),
+        ("engine={kind: scripted, options: {modle: x}}", "engine", "option of the scripted engine"),
+        ("panel.0.judge=verifer", "panel.0", "did you mean 'verifier'"),
+        ("panel.0.options.leest=3", "panel.0", "its options are least"),
+        ("panel.0.matchups=evry", "panel.0", "choice of matchups"),
+        ("panel.0.matchups=random", "panel.0", "needs a number"),
+        ("panel.0.engine.kind=opnai", "panel.0.engine", "did you mean 'openai'"),
+        ("pair.strategy=best_wurst", "pair.strategy", "did you mean 'best_worst'"),
+        ("train.config.method=dop", "train.config", "did you mean 'dpo'"),
+        ("train.config.parameters.betta=1", "train.config", "no parameter 'betta'"),
+    ],
+)
+def test_a_wrong_name_is_told_with_its_key(override: str, key: str, said: str) -> None:
+    [fault] = told(LEAST, override)
+    assert fault.startswith(f"{key}: ")
+    assert said in fault
+
+
+def test_a_choice_by_scores_needs_a_pointwise_judge_before_it() -> None:
+    alone = "name: x\npanel: [{judge: pairwise, matchups: verifier_ties}]\n"
+    [fault] = told(alone)
+    assert "pointwise judge before it" in fault
+    assert told("name: x\npanel: [{judge: verifier}, {judge: pairwise, matchups: verifier_ties}]\n") == []
+
+
+def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
+    wrong = recipes.parse(LEAST, where="x", overrides=["pair.strategy=x", "engine.kind=x", "train.config.method=x"])
+    with pytest.raises(ConfigError) as caught:
+        preflight.check(wrong, where="mine.yaml")
+    assert len(caught.value.faults) == 3
+    assert caught.value.where == "mine.yaml"
