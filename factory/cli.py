@@ -22,7 +22,7 @@ class FactoryGroup(TyperGroup):
     """Commands in the order of the flow; a fault that the user can cure is printed without a traceback."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(self.commands)
+        return sorted(self.commands, key=lambda name: name != "prompts")  # a group, which typer puts last
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -35,6 +35,13 @@ class FactoryGroup(TyperGroup):
             raise typer.Exit(130) from None
         except BrokenPipeError:
             raise typer.Exit(0) from None
+        except OSError as error:
+            if error.filename is None:
+                raise
+            note(
+                f"error: {error.strerror}\n  where: {error.filename}\n  to do: check the path, its rights, and the disk"
+            )
+            raise typer.Exit(FactoryError.exit_code) from error
 
 
 app = typer.Typer(

@@ -144,6 +144,11 @@ def test_train_and_evaluate_by_hand(store: str, tiny_model: Path) -> None:
         (["run", "quickstrat", "--dry-run"], 2, "did you mean 'quickstart'"),
         (["status", "--run", "nothing"], 2, "no run named"),
         (["generate", "--split", "nothing"], 2, "no prompts"),
+        (["label", "--judge", "verifier", "-J", "least=3"], 2, "does not name its judge"),
+        (["label", "--judge", "verifier", "-J", "verifer.least=3"], 2, "did you mean 'verifier'"),
+        (["query", "SELECT 1", "--out", "/nowhere/at/all.csv"], 2, "/nowhere/at/all.csv"),
+        (["export", "/proc/nothing"], 2, "/proc/"),
+        (["run", "quickstart", "--dry-run", "--set", "pair.strategy=best_wurst"], 2, "did you mean 'best_worst'"),
     ],
 )
 def test_faults_say_what_to_do_and_have_their_code(store: str, arguments: list[str], code: int, said: str) -> None:
@@ -227,11 +232,36 @@ def test_recipes_are_listed_shown_and_checked(tmp_path: Path) -> None:
     assert "panel" in result.stderr
 
 
+def test_commands_by_hand_take_the_newest_run_that_sampled_and_no_evaluation(store: str, tmp_path: Path) -> None:
+    copy = str(tmp_path / "store")
+    shutil.copytree(store, copy)
+    measured = factory("evaluate", "--engine", "scripted", "--limit", "2", "--run", "later", "--store", copy)
+    assert measured.exit_code == 0, measured.output
+    assert "pass_rate" in measured.stdout
+    given = tmp_path / "given.jsonl"
+    given.write_text('{"prompt": "Which is it?", "chosen": "this one", "rejected": "that one"}\n')
+    assert good("prompts", "add", str(given), "--store", copy)["preferences"] == 1
+    for command in (["label", "--judge", "verifier"], ["agreement"], ["pair", "--lead", "verifier"]):
+        assert good(*command, "--store", copy)["run"] == "hand"
+
+
+def test_an_interval_is_shown_as_one(store: str) -> None:
+    shown = factory("evaluate", "--engine", "scripted", "--limit", "2", "--run", "shown", "--store", store).stdout
+    line = next(line for line in shown.splitlines() if line.startswith("pass_rate"))
+    assert line.split(maxsplit=1)[1] == "1 [0.342, 1]"
+
+
+def test_prompts_come_first_in_the_help() -> None:
+    shown = factory("--help").stdout
+    assert shown.index("prompts ") < shown.index("generate ")
+
+
 def test_every_command_has_help_and_json() -> None:
     shown = factory("--help").stdout
     for command in ("prompts", "generate", "label", "pair", "agreement", "train", "evaluate", "run", "status", "recipe",
                     "query", "schema", "export", "report", "doctor"):  # fmt: skip
         assert command in shown
     for command in ("generate", "label", "pair", "agreement", "train", "evaluate", "run", "status", "query", "schema",
-                    "export", "report", "doctor"):  # fmt: skip
-        assert "--json" in factory(command, "--help").stdout
+                    "export", "report", "doctor", "prompts add", "recipe list", "recipe show",
+                    "recipe check"):  # fmt: skip
+        assert "--json" in factory(*command.split(), "--help").stdout

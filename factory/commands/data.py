@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -82,7 +83,10 @@ def generate(
     with options.opened(store) as opened, opened.run_lock(name):
         keys = [prompt.key for prompt in chosen_prompts(opened, split=split, limit=limit)]
         if not keys:
-            raise FactoryError(f"no prompts in split {split!r}", where=str(store), todo="factory prompts add FILE")
+            held = Counter(str(row["split"]) for row in opened.read("prompts", columns=["split"]))
+            todo = f"the store has {', '.join(f'{n} in {name}' for name, n in held.items())}" if held else ""
+            todo = todo or "factory prompts add FILE"
+            raise FactoryError(f"no prompts in split {split!r}", where=str(store), todo=todo)
         if dry_run:
             plan = {"calls_at_most": len(keys) * n, "tokens_at_most": len(keys) * n * max_tokens, "prompts": len(keys)}
             cost = {"cost": "unknown: no prices are given" if engine == "openai" else "nothing is paid for"}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from factory import console
 from factory.commands import options
+
+if TYPE_CHECKING:
+    from factory.doctor import Check
 
 
 def doctor(
@@ -22,6 +25,10 @@ def doctor(
 
     checks = examine(store, model=model, endpoint=endpoint, endpoint_model=endpoint_model)
     rows = [check._asdict() for check in checks]
-    console.emit(rows, as_json=as_json, text=console.table(rows))
+    console.emit(rows, as_json=as_json, text="\n".join(map(_line, checks)))
     if any(check.state == "fail" for check in checks):
         raise typer.Exit(1)
+
+
+def _line(check: Check) -> str:
+    return f"{check.state:<4}  {check.name}: {check.what}" + (f"\n      to do: {check.todo}" if check.todo else "")

@@ -37,22 +37,20 @@ def label(
     from factory.judges import judges
     from factory.labelling import PanelMember, label as label_candidates
 
+    chosen = options.by_judge(judge_option, judge, "--judge-option")
     with ExitStack() as stack:
         opened = stack.enter_context(options.opened(store))
-        name = options.newest(opened, "candidates", run)
+        name = options.newest(opened, "candidates", run, split=split)
         stack.enter_context(opened.run_lock(name))
         asking = [which for which in judge if judges.facts(which)["asks"]]
         spec = EngineSpec(engine, model, options.settings(engine_option, "--engine-option"))
         built = stack.enter_context(closing(build(spec))) if asking else None
-        chosen = options.settings(judge_option, "--judge-option")
         panel = [
             PanelMember.of(
                 which,
                 engine=built if which in asking else None,
                 matchups=matchups,
-                options={
-                    key.removeprefix(f"{which}."): value for key, value in chosen.items() if key.startswith(f"{which}.")
-                },
+                options=chosen[which],
             )
             for which in judge
         ]
@@ -84,7 +82,7 @@ def agreement(
     from factory import agreement as measures
 
     with options.opened(store) as opened:
-        name = options.newest(opened, "judgments", run)
+        name = options.newest(opened, "judgments", run, split=split)
         report = measures.report(opened, run=name, round=round_number, split=split, seed=seed)
     text = "\n\n".join([console.table(report.judge_rows()), console.table(report.pair_rows())])
     console.emit({"run": name} | report.to_json(), as_json=as_json, text=text)
@@ -107,7 +105,7 @@ def pair(
     from factory.pairing import pair as make_pairs
 
     with options.opened(store) as opened:
-        name = options.newest(opened, "judgments", run)
+        name = options.newest(opened, "judgments", run, split="train")
         report = make_pairs(
             opened,
             run=name,

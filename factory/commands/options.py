@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +13,7 @@ import yaml
 
 from factory.console import note
 from factory.faults import FactoryError
+from factory.registry import unknown_name
 
 if TYPE_CHECKING:
     from factory.store import Store
@@ -52,13 +53,22 @@ def dated(command: str, run: str | None) -> str:
     return run or f"{command}-{datetime.now(UTC):%Y-%m-%d}"
 
 
-def newest(store: Store, table: str, run: str | None) -> str:
-    """The run's name: as given, else the newest that has rows in `table`."""
+def newest(store: Store, table: str, run: str | None, *, split: str | None = None) -> str:
+    """The run's name: as given, else the newest that has rows in `table`.
+
+    With a split, only of runs that sampled answers to its prompts: those of an evaluation, or answers that came with a
+    data set, are not what a judge is to label.
+    """
     if run is not None:
         return run
-    rows = store.read(table, columns=["run", "at"])
+    chosen: dict[str, Any] = {}
+    if split is not None:
+        sampled = store.read("candidates", columns=["run"], where={"split": split, "kind": "sample"})
+        chosen["run"] = sorted({row["run"] for row in sampled})
+    rows = store.read(table, columns=["run", "at"], where=chosen)
     if not rows:
-        raise FactoryError(f"the store has no {table} yet", where=str(store.folder), todo=NEEDS[table])
+        of = f" of prompts in the split {split!r}" if split else ""
+        raise FactoryError(f"the store has no {table}{of} yet", where=str(store.folder), todo=NEEDS[table])
     name = str(max(rows, key=lambda row: row["at"])["run"])
     note(f"run: {name} (the newest with {table}; --run names another)")
     return name
@@ -84,4 +94,17 @@ def settings(pairs: list[str] | None, flag: str) -> dict[str, Any]:
             found[key] = yaml.safe_load(raw)
         except yaml.YAMLError as error:
             raise FactoryError(f"{flag} {key}: {raw!r} is not a YAML value", todo="quote the value") from error
+    return found
+
+
+def by_judge(pairs: list[str] | None, judges: Sequence[str], flag: str) -> dict[str, dict[str, Any]]:
+    """judge.option=value settings as options of each judge. FactoryError: one that is of no judge of the panel."""
+    found: dict[str, dict[str, Any]] = {judge: {} for judge in judges}
+    for key, value in settings(pairs, flag).items():
+        judge, dot, option = key.partition(".")
+        if not dot or not option:
+            raise FactoryError(f"{flag} {key!r} does not name its judge", todo=f"write {judges[0]}.{key}=...")
+        if judge not in found:
+            raise unknown_name("judge in the panel", judge, judges)
+        found[judge][option] = value
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -104,7 +105,9 @@ def evaluate(
                 )
     if report is None:
         return
-    result = {"run": name} | report.to_json()
-    console.emit(result, as_json=as_json, text=console.facts(result))
+    shown = {"run": name} | {field.name: getattr(report, field.name) for field in fields(report)}
+    kinds = [{"constraint": kind, "pass_rate": rate} for kind, rate in shown.pop("by_constraint").items()]
+    text = console.facts(shown) + (f"\n\n{console.table(kinds)}" if kinds else "")
+    console.emit({"run": name} | report.to_json(), as_json=as_json, text=text)
     if report.failures:
         raise typer.Exit(1)
