@@ -280,7 +280,7 @@ def _read(store: Store, shape: str, where: Mapping[str, Any], base: str, config:
         raise _nothing(TABLE_OF[shape], where, skipped)
     if skipped:
         log.warning("%d %s are left out: %s", skipped.total(), TABLE_OF[shape], dict(skipped))
-    return _Data(list(SHAPES[shape].completed(rows, config.seed)), truncated, dict(skipped))
+    return _Data(list(SHAPES[shape].completed(rows, config.seed, config.max_length)), truncated, dict(skipped))
 
 
 def _nothing(table: str, where: Mapping[str, Any], skipped: Counter[str]) -> FactoryError:

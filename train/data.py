@@ -188,15 +188,19 @@ def label_row(tokenizer: Tokenizer, row: Labelled, limits: Limits = NO_LIMITS) -
     return LabelRow(prompt, completion, row.desirable, weight=row.weight), cut
 
 
-def with_others(rows: Sequence[LabelRow], seed: int) -> list[LabelRow]:
+def with_others(rows: Sequence[LabelRow], seed: int, total: int | None = None) -> list[LabelRow]:
     """Give every row the completion of a row with another prompt: KTO's mismatched pairs.
 
     The rows stand in a seeded order; each takes from the next one whose prompt and completion are not its own. With
-    a single prompt in the data there is none, and `other` stays empty.
+    a single prompt in the data there is none, and `other` stays empty. It is cut where it would pass `total` tokens
+    with the row's prompt.
     """
+    if len({row.prompt for row in rows}) < 2:
+        return [row._replace(other=()) for row in rows]
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)  # noqa: S311 - not a secret
-    return [row._replace(other=_other(rows, order, place)) for place, row in _in_place(rows, order)]
+    found = ((row, _other(rows, order, place)) for place, row in _in_place(rows, order))
+    return [row._replace(other=other if total is None else other[: total - len(row.prompt)]) for row, other in found]
 
 
 def _in_place(rows: Sequence[LabelRow], order: Sequence[int]) -> list[tuple[int, LabelRow]]:

@@ -33,8 +33,8 @@ class Shape(Protocol):
     def with_reference(self, row: Any, logps: Sequence[float]) -> Any:
         """The row with the reference's log-probs of what `scored` named, in order."""
 
-    def completed(self, rows: Sequence[Any], seed: int) -> Sequence[Any]:
-        """The rows with what they take from each other."""
+    def completed(self, rows: Sequence[Any], seed: int, total: int | None) -> Sequence[Any]:
+        """The rows with what they take from each other, at most `total` tokens with the prompt."""
 
     def sft(self, logps: Any) -> Tensor:
         """Negative log-likelihood of the good answers, mean per token: (batch,); 0 for a row without one."""
@@ -74,7 +74,7 @@ class Pairs:
         """Chosen first."""
         return row._replace(ref_chosen=logps[0], ref_rejected=logps[1])
 
-    def completed(self, rows: Sequence[PairRow], seed: int) -> Sequence[PairRow]:
+    def completed(self, rows: Sequence[PairRow], seed: int, total: int | None) -> Sequence[PairRow]:
         """Pairs are whole."""
         return rows
 
@@ -121,9 +121,9 @@ class Labels:
         """The answer first."""
         return row._replace(ref=logps[0], ref_other=logps[1] if row.other else 0.0)
 
-    def completed(self, rows: Sequence[LabelRow], seed: int) -> Sequence[LabelRow]:
+    def completed(self, rows: Sequence[LabelRow], seed: int, total: int | None) -> Sequence[LabelRow]:
         """Every label with the answer to another prompt."""
-        return with_others(rows, seed)
+        return with_others(rows, seed, total)
 
     def sft(self, logps: LabelLogps) -> Tensor:
         """Of the desirable answers; 0 for the others."""

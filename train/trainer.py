@@ -165,12 +165,12 @@ class Trainer:
         """Parameters that the objective wants from the loop. kl: over the mismatched pairs of the whole batch."""
         if "kl" not in self.objective.supplied:
             return {}
-        other = [row for row in rows if isinstance(row, LabelRow) and row.other]
+        other = [row._replace(completion=row.other) for row in rows if isinstance(row, LabelRow) and row.other]
         self.policy.model.eval()
         sums = []
         with torch.no_grad(), self.policy.precision():
             for part in micro_batches(other, self.limit):
-                groups = [Group(row.prompt, (row.other,)) for row in part]
+                groups = [Group(row.prompt, (row.completion,)) for row in part]
                 refs = torch.tensor([row.ref_other for row in part], device=self.policy.device)
                 sums.append(torch.stack([completion_logps(self.forward, groups), refs]))
         policy, ref = torch.cat(sums, dim=1) if sums else torch.zeros(2, 0)

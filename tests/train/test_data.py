@@ -156,3 +156,10 @@ def test_mismatched_answers_are_never_matched(shape: list[tuple[int, int]], seed
             assert row.other != row.completion
             assert any(r.completion == row.other and r.prompt != row.prompt for r in rows)
     assert [row._replace(other=()) for row in with_others(rows, seed)] == rows
+
+
+def test_a_mismatched_answer_is_cut_to_the_room_that_its_prompt_leaves() -> None:
+    """12 tokens at most: a prompt of 8 leaves 4 of the other's 9, a prompt of 2 all 3."""
+    long, short = LabelRow((1,) * 8, (5, 6, 7), True), LabelRow((2,) * 2, tuple(range(50, 59)), False)
+    first, second = with_others([long, short], 0, total=12)
+    assert (first.other, second.other) == (tuple(range(50, 54)), (5, 6, 7))
