@@ -85,7 +85,9 @@ class PanelPart(Part):
     engine: EnginePart | None = None
     """Engine of the judge; the recipe's by default."""
     matchups: str = "all"
-    """Which pairs it sees: all | against_best | verifier_ties | random:k."""
+    """Which pairs it sees: all | against_best | verifier_ties | random:k; with :k at most k of each prompt."""
+    prompts: Positive | None = None
+    """It sees the candidates of at most so many of the round's prompts: reading is what an LLM judge costs."""
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -330,6 +332,7 @@ def _stage(name: str, times: int, calls: int, max_tokens: int) -> dict[str, Any]
 def _judge_calls(part: PanelPart, prompts: int, n: int) -> int:
     """Calls of one judge in a round at most: both orders of each pair, or each candidate once for a pointwise judge;
     canaries come on top."""
+    prompts = _limited(prompts, part.prompts)
     if part.judge == "rating":
         return prompts * n + planned(prompts * n)
     pairs = n * (n - 1) // 2

@@ -124,13 +124,34 @@ def round_report(flow: Run, number: int) -> Detail:
         "gain_champion": measured.get("gain_champion"),
         "training": said.get("train", {}).get("training"),
         "pairs": said.get("pair", {}).get("pairs"),
-        "labels": said.get("label", {}).get("labels"),
+        "labels": _outcome_of(said.get("label", {}).get("labels")),
         "agreement": said.get("label", {}).get("agreement"),
         "decision": None,
-        "tokens": sum(detail.get("tokens", 0) for detail in said.values()),
+        **spent(flow, number),
         "seconds": round(sum(detail["seconds"] for detail in said.values()), 2),
         "stages": {stage: detail["seconds"] for stage, detail in said.items()},
     }
+
+
+def spent(flow: Run, number: int) -> dict[str, Any]:
+    """What a round was billed: tokens written and read, and dollars (None: some price is unknown)."""
+    columns = ["completion_tokens", "prompt_tokens", "cost"]
+    rows = flow.store.read("calls", columns=columns, where={"run": flow.name, "round": number})
+    costs = [row["cost"] for row in rows]
+    return {
+        "tokens": sum(row["completion_tokens"] for row in rows),
+        "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
+        "cost": None if None in costs else sum(costs),
+    }
+
+
+def _outcome_of(labels: Detail | None) -> Detail | None:
+    """What the panel said, without what this attempt had to do for it: a killed round reports the same."""
+    if labels is None:
+        return None
+    effort = {"judgments", "calls", "reused", "tokens", "cost", "seconds"}
+    judges = [{name: value for name, value in judge.items() if name not in effort} for judge in labels["judges"]]
+    return labels | {"judges": judges}
 
 
 def tell(flow: Run) -> Outcome:

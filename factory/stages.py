@@ -56,7 +56,7 @@ def generate(run: Run, number: int) -> Detail:
             seed=run.recipe.seed + number,
             progress=counter,
         )
-    return {"candidates": report.to_json(), "tokens": report.tokens}
+    return {"candidates": report.to_json()}
 
 
 def label(run: Run, number: int) -> Detail:
@@ -71,7 +71,7 @@ def label(run: Run, number: int) -> Detail:
             run.store, panel, run=run.name, round=number, seed=run.recipe.seed + number, progress=counter
         )
     between = agreement.report(run.store, run=run.name, round=number, seed=run.recipe.seed)
-    return {"labels": report.to_json(), "agreement": between.to_json(), "tokens": report.tokens}
+    return {"labels": report.to_json(), "agreement": between.to_json()}
 
 
 def pair(run: Run, number: int) -> Detail:
@@ -120,8 +120,7 @@ def evaluate(run: Run, number: int) -> Detail:
     from factory.evaluation import compare
 
     report = _measure(run, number, "heldout", 0 if number else None)
-    tokens = round(report.tokens.value * report.answers) if report.tokens else 0
-    detail: Detail = {"report": report.to_json(), "tokens": tokens}
+    detail: Detail = {"report": report.to_json()}
     if number:
         best, limit = run.champion, run.recipe.evaluate.limit
         against = compare(run.store, run=run.name, round=number, baseline_round=best, limit=limit, seed=run.recipe.seed)
@@ -174,7 +173,14 @@ def _panel(run: Run, number: int, stack: ExitStack) -> list[PanelMember]:
             engine = shared.get(key) or stack.enter_context(closing(run.engine(model, spec)))
             shared[key] = engine
         members.append(
-            PanelMember.of(part.judge, name=part.name, engine=engine, matchups=part.matchups, options=part.options)
+            PanelMember.of(
+                part.judge,
+                name=part.name,
+                engine=engine,
+                matchups=part.matchups,
+                prompts=part.prompts,
+                options=part.options,
+            )
         )
     return members
 

@@ -478,3 +478,12 @@ def test_a_killed_run_goes_on_to_the_same_judgments(tmp_path: Path, point: str) 
             assert report.judges[0].verdicts == 120
             assert report.judges[0].reused > 0 or folder == "two"
     assert tables[0] == tables[1]
+
+
+def test_a_member_may_see_a_draw_of_the_prompts(store: Store) -> None:
+    fill(store)
+    report, rows = panel_of(store, PanelMember("llm", PairwiseJudge(), first_wins(), prompts=1))
+    assert len({row.prompt_key for row in rows}) == 1
+    again, more = panel_of(store, PanelMember("llm", PairwiseJudge(), first_wins(), prompts=1))
+    assert {row.key for row in more} == {row.key for row in rows}
+    assert (again.calls, again.matchups) == (0, report.matchups)
