@@ -101,17 +101,18 @@ def train(run: Run, number: int) -> Detail:
     if made < run.recipe.stop.min_preferences:
         return {"training": None, "skipped": f"{made} preferences are fewer than {run.recipe.stop.min_preferences}"}
     begin = run.policy(number - 1) if part.begin_from == "round" else run.recipe.model
-    result = train_policy(
-        run.store,
-        run=run.name,
-        rounds=range(1, number + 1) if part.all_rounds else [number],
-        start=begin,
-        reference=run.recipe.model if part.reference == "start" else begin,
-        out=run.folder(number),
-        config=part.config.model_copy(
-            update={"seed": run.recipe.seed + number, "threads": part.config.threads or run.threads}
-        ),
-    )
+    threads = part.config.threads or run.threads
+    with console.progress("training steps") as counter:
+        result = train_policy(
+            run.store,
+            run=run.name,
+            rounds=range(1, number + 1) if part.all_rounds else [number],
+            start=begin,
+            reference=run.recipe.model if part.reference == "start" else begin,
+            out=run.folder(number),
+            config=part.config.model_copy(update={"seed": run.recipe.seed + number, "threads": threads}),
+            progress=counter,
+        )
     return {"training": result.to_json()}
 
 

@@ -44,7 +44,7 @@ def train(
     )
     with options.opened(store) as opened:
         name = options.newest(opened, needs(method), run)
-        with opened.run_lock(name):
+        with opened.run_lock(name), console.progress("training steps") as counter:
             result = train_policy(
                 opened,
                 run=name,
@@ -53,6 +53,7 @@ def train(
                 reference=reference or model,
                 out=out or opened.run_folder(name) / f"round-{round_number}",
                 config=config,
+                progress=counter,
             )
     console.emit(result.to_json(), as_json=as_json, text=console.facts(result.to_json()))
 
