@@ -352,11 +352,12 @@ def _agree(judge: str, other: str, said: Said, also: Said, seed: int) -> PairSta
     kappa = next(iter(measured.cohen_kappa.values()), unknown)
     decided = [pair for pair in shared if "tie" not in (said[pair].verdict, also[pair].verdict)]
     same = sum(said[pair].verdict == also[pair].verdict for pair in decided)
+    alike = sum(said[pair].verdict == also[pair].verdict for pair in shared)
     return PairStats(
         judge=judge,
         other=other,
         pairs=len(shared),
-        percent=measured.percent,
+        percent=wilson(alike, len(shared)),
         cohen_kappa=kappa,
         krippendorff_alpha=measured.krippendorff_alpha,
         decided=len(decided),

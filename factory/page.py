@@ -158,7 +158,13 @@ _MEASURED: list[tuple[str, str, str, Show]] = [
         "answers that meet more than the start policy's to the same prompt; ties count half",
         percent,
     ),
-    ("KL", "kl_sequence", "from the start policy, nats a sequence, by log-ratios on the policy's own answers", number),
+    (
+        "KL",
+        "kl_sequence",
+        "from the start policy, nats a sequence: mean log-ratio on the policy's own answers as they were sampled "
+        "(with a temperature below 1 or a top-p cut, an index of the distance and no exact KL)",
+        number,
+    ),
     ("tokens", "tokens", "mean length of an answer; never rewarded by itself", number),
     (
         "relevance",

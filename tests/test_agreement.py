@@ -438,6 +438,15 @@ def test_two_judges_on_the_pairs_that_both_judged() -> None:
     assert report.judges[1].mean_score.value == pytest.approx(2 / 3)
 
 
+def test_full_agreement_on_few_pairs_is_not_certainty() -> None:
+    """Three of three: Wilson's interval reaches down to 3 / (3 + 1.96^2) = 43.9%."""
+    candidates = [candidate_of(key) for key in "abc"]
+    pairs = [("a", "b"), ("a", "c"), ("b", "c")]
+    judgments = [row for judge in ("x", "y") for pair in pairs for row in both(judge, *pair, 0.9, 0.9)]
+    (found,) = between(judgments, candidates).pairs
+    assert found.percent == (1.0, pytest.approx(3 / (3 + 1.959964**2), abs=1e-6), 1.0)
+
+
 def test_judges_without_a_common_pair() -> None:
     candidates = [candidate_of(key) for key in "abc"]
     (pair,) = between(both("x", "a", "b", 0.9, 0.9) + both("y", "b", "c", 0.9, 0.9), candidates).pairs
