@@ -57,7 +57,11 @@ CASES: list[tuple[dict[str, Any], list[str], list[str]]] = [
     ),
     ({"kind": "json_object"}, ["{}"], ["null"]),
     ({"kind": "title"}, ["<<My title>>\ntext", "text << t >>"], ["<My title>", "<<>>", "<< ! >>", "<<a\nb>>"]),
-    ({"kind": "quoted"}, ['"all of it"', " “all of it”\n", "«tout»"], ['"all" of it', '"', '""', "'a b'"]),
+    (
+        {"kind": "quoted"},
+        ['"all of it"', " “all of it”\n", "«tout»", '"he said "no" and left"', "“she said “yes” and “no””"],
+        ['"all" of it', '"', '""', "'a b'", '"Rivers" flow to "oceans"', "“Rivers” flow to “oceans”"],
+    ),
     ({"kind": "no_commas"}, ["none here"], ["one, here", "一，二"]),
     ({"kind": "placeholders", "count": 2}, ["[name] at [place]"], ["[name] and [Name]", "[a](b) [c](d)", "[]  [ ]"]),
     ({"kind": "highlights", "count": 2}, ["*one* and **two words**"], ["*one*", "2 * 3 * 4 * 5", "* a\n* b"]),
@@ -191,6 +195,10 @@ ASK = 'Tell me how bread is made. End with the exact words "That is all."'
         ([{"kind": "json_object", "keys": ["answer"]}], '{"answer": "answer", "flour water yeast salt": null}'),
         ([{"kind": "lower_case"}], "sure, here it is"),
         ([{"kind": "title"}], "<<Bread>>"),
+        ([{"kind": "title"}], "<<Warm Loaves Rise Slowly Every Morning>>"),
+        ([{"kind": "no_commas"}], "I will tell you how bread is made without using commas."),
+        ([{"kind": "no_commas"}], "I am sorry but I cannot help with that request."),
+        ([{"kind": "no_commas"}], "I’m sorry but I can’t answer your question."),
         ([{"kind": "lower_case"}], ""),
     ],
 )

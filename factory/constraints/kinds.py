@@ -213,11 +213,21 @@ def title(answer: Answer) -> Check:
 _PAIRS: Final = (('"', '"'), ("“", "”"), ("„", "“"), ("«", "»"))
 
 
+def _open(text: str, mark: str, closing: str) -> bool:
+    """Is the quotation that `mark` opens at the start still open where the text ends? A straight mark between a word
+    and a blank closes; between a blank and a word it opens another."""
+    inner = text[1:-1]
+    if mark != closing:
+        return closing not in inner or mark in inner[: inner.index(closing)]
+    first = inner.find(mark)
+    return first < 0 or not inner[:first].strip() or inner[first - 1].isspace() or inner[first - 1] in "([—–"
+
+
 @kind("quoted")
 def quoted(answer: Answer) -> Check:
     """Double quotation marks around the whole answer."""
     text = answer.text
-    around = len(text) > 2 and any(text.startswith(a) and text.endswith(b) for a, b in _PAIRS)
+    around = len(text) > 2 and any(text.startswith(a) and text.endswith(b) and _open(text, a, b) for a, b in _PAIRS)
     return Check(around, "in double quotes" if around else "no double quotes around the answer")
 
 

@@ -21,7 +21,18 @@ WORDS_PER_CONTENT_WORD: Final = 4  # a limit of n words asks for no more than n/
 LONG_PROMPT: Final = 120  # words: a prompt of this length brings a text of its own to be worked on
 LOOP_WINDOW: Final = 400  # words read at each end of the answer when looking for loops
 
-_CHAT: Final = frozenset(("sure", "okay", "ok", "yes", "certainly", "course", "here's", "thing", "things", "etc"))
+_CHAT: Final = frozenset((
+    "sure", "okay", "ok", "yes", "certainly", "course", "thing", "things", "something", "anything", "everything",
+    "etc", "here's", "i'm", "i'll", "i've", "i'd", "you're", "it's", "that's", "let's", "don't", "doesn't",
+    "didn't", "isn't", "aren't", "can't", "cannot", "couldn't", "won't", "wouldn't",
+))  # fmt: skip
+_FORM: Final = frozenset((
+    "answer", "answers", "response", "reply", "request", "requests", "requested", "question", "questions",
+    "instruction", "instructions", "sorry", "apologies", "apologise", "apologize", "unable", "help", "assist",
+    "use", "using", "used", "without", "write", "writing", "written", "tell", "word", "words", "sentence",
+    "sentences", "comma", "commas", "paragraph", "paragraphs", "bullet", "bullets", "title", "text",
+))  # fmt: skip
+"""Words for the answer itself and for declining one: "I will write my answer without commas", "I cannot help"."""
 
 
 def substance(answer: Answer, constraints: Sequence[Mapping[str, Any]] = (), least: int = CONTENT_WORDS) -> Check:
@@ -32,7 +43,7 @@ def substance(answer: Answer, constraints: Sequence[Mapping[str, Any]] = (), lea
     """
     spoken = _spoken(answer, constraints)
     if not find_words(spoken):
-        return Check(False, "no words" if spoken is answer.text else "no words in the values")
+        return Check(False, "no words" if not find_words(answer.text) else "no words in the values or under the title")
     content = _content(spoken, constraints)
     wanted = _wanted(constraints, least)
     if len(content) < wanted:
@@ -56,9 +67,11 @@ def _wanted(constraints: Sequence[Mapping[str, Any]], least: int) -> int:
 
 
 def _spoken(answer: Answer, constraints: Sequence[Mapping[str, Any]]) -> str:
-    """What the answer says: the values where it is JSON that was asked for, the whole text else."""
-    if not any(c["kind"] == "json_object" for c in constraints):
-        return answer.text
+    """What the answer says: the values where it is JSON that was asked for, what stands under the title where that
+    was, the whole text else."""
+    kinds = {c["kind"] for c in constraints}
+    if "json_object" not in kinds:
+        return answer.body if "title" in kinds else answer.text
     try:
         return "\n".join(_leaves(parse_json(answer.text)))
     except ValueError:
@@ -85,10 +98,10 @@ def _leaves(value: Any) -> list[str]:
 def _content(text: str, constraints: Sequence[Mapping[str, Any]]) -> set[str]:
     """The different words that are neither function words nor the constraints' own material."""
     language = guess(text)
-    function = STOP_WORDS.get("en" if language == UNKNOWN else language, frozenset()) | _CHAT
-    joined = "".join(f" {word} " for word in find_words(text.casefold()))
+    function = STOP_WORDS.get("en" if language == UNKNOWN else language, frozenset()) | _CHAT | _FORM
+    joined = "".join(f" {word} " for word in find_words(text.casefold().replace("’", "'")))
     for material in _material(constraints):
-        own = "  ".join(find_words(material.casefold()))
+        own = "  ".join(find_words(material.casefold().replace("’", "'")))
         joined = joined.replace(f" {own} ", " ")
     return {w for w in joined.split() if w not in function and (len(w) > 1 or w.isdigit() or not w.isascii())}
 

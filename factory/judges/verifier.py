@@ -13,16 +13,20 @@ from factory import constraints
 from factory.faults import ConfigError
 from factory.schema import Candidate, Judgment, Matchup, Prompt, Reading, digest, now
 
+READER = "2"
+"""Version of what the constraints and the floor on substance mean."""
+
 
 class VerifierJudge:
     """Pointwise, instant and deterministic. `least` is the number of content words that the floor asks for."""
 
     kind: Literal["pointwise", "pairwise"] = "pointwise"
-    reader = "1"
 
     def __init__(self, name: str = "verifier", *, least: int = constraints.CONTENT_WORDS) -> None:
         self.name = name
         self.least = least
+        floor = "" if least == constraints.CONTENT_WORDS else f", least {least}"
+        self.reader = f"{READER}{floor}"  # another floor is another reading: what is held is not taken for it
 
     def vote(self, matchups: Iterable[Matchup]) -> Iterator[Judgment]:
         """One judgment for each candidate of each matchup (of a pair: a, then b)."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from factory.judges import judges
-from factory.judges.verifier import VerifierJudge
+from factory.judges.verifier import READER, VerifierJudge
 from factory.schema import Candidate, Judgment, Matchup, Message, Prompt, digest, now
 
 GOOD = "bread rises because yeast makes gas inside the dough."
@@ -51,6 +51,13 @@ def test_all_met() -> None:
     assert judgment.detail["all_met"] is True
 
 
+def test_another_floor_is_another_reading() -> None:
+    usual, stricter = VerifierJudge(), VerifierJudge(least=9)
+    assert usual.reader != stricter.reader
+    shown = [Matchup(prompt(TWO), candidate(GOOD + " heat sets it."))]
+    assert next(usual.vote(shown)).key != next(stricter.vote(shown)).key
+
+
 def test_without_substance_the_score_is_zero_and_the_share_is_kept() -> None:
     judgment = judged([{"kind": "end_phrase", "phrase": "That is all."}], "That is all.")
     assert judgment.score == 0.0
@@ -82,7 +89,7 @@ def test_failures_are_judgments(constraints: Any, columns: dict[str, Any], failu
 
 
 def test_key_names_what_was_judged() -> None:
-    assert judged(TWO, GOOD).key == digest("r", 2, "verifier", "c1", None, None, "", None, "1")
+    assert judged(TWO, GOOD).key == digest("r", 2, "verifier", "c1", None, None, "", None, READER)
     assert judged(TWO, GOOD).key == judged(TWO, "other text").key
     assert judged(TWO, GOOD).key != judged(TWO, GOOD, key="c2").key
 
