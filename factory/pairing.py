@@ -79,6 +79,7 @@ class PairReport:
     held: int = 0  # all preferences of the run and round, those of other strategies too: what training will see
     labels: int = 0
     labels_written: int = 0
+    labels_refused: int = 0  # the run and round hold the opposite label of that answer
     desirable: int = 0  # labels that are true
     mean_margin: float | None = None
     mean_agreement: float | None = None
@@ -293,8 +294,8 @@ def pair(
     doubled.
 
     `judges` narrows the panel (all that judged by default). `label_by`: threshold (see `grade`), pairs (see
-    `from_choices`) or none. A pair whose opposite the run and round hold already is refused (`contradicts_kept`).
-    FactoryError when there is nothing to pair or the lead is unknown.
+    `from_choices`) or none. A pair whose opposite the run and round hold already is refused (`contradicts_kept`), and
+    so is a label (`labels_refused`). FactoryError when there is nothing to pair or the lead is unknown.
     """
     choose = strategies.get(strategy)
     panel = verdicts.read(store.rows(Judgment, {"run": run, "round": round}), tie_margin)
@@ -304,6 +305,7 @@ def pair(
     prompts = {prompt.key: prompt for prompt in store.rows(Prompt, {"key": list(groups)})}
     held = _kept(store, run, round)
     kept = set(held)
+    labelled = _labelled(store, run, round)
     report = PairReport(prompts=len(groups))
     preferences: list[Preference] = []
     labels: list[Label] = []
@@ -316,10 +318,12 @@ def pair(
         graded = grade(group, panel, names, rule, sifted.group.standing, threshold) if label_by == "threshold" else []
         graded = from_choices(sound) if label_by == "pairs" else graded
         labels.extend(_label(prompts[key], g, run, round, label_by) for g in graded)
+    sound_labels = [row for row in labels if labelled.get(row.candidate_key, row.label) == row.label]
+    report.labels_refused = len(labels) - len(sound_labels)
     report.written = store.append("preferences", preferences)
     report.held = len(held) + report.written
-    report.labels_written = store.append("labels", labels)
-    return _finish(report, preferences, labels)
+    report.labels_written = store.append("labels", sound_labels)
+    return _finish(report, preferences, sound_labels)
 
 
 def _names(panel: Panel, judges: Sequence[str] | None, place: str) -> list[str]:
@@ -360,6 +364,12 @@ def _kept(store: Store, run: str, round: int) -> list[Pair]:
     """(chosen, rejected) of the preferences that the run and round hold."""
     rows = store.read("preferences", columns=["chosen_key", "rejected_key"], where={"run": run, "round": round})
     return [(row["chosen_key"], row["rejected_key"]) for row in rows]
+
+
+def _labelled(store: Store, run: str, round: int) -> dict[str, bool]:
+    """The label that the run and round hold of each answer, by whichever strategy."""
+    rows = store.read("labels", columns=["candidate_key", "label"], where={"run": run, "round": round})
+    return {row["candidate_key"]: row["label"] for row in rows}
 
 
 def _tally(

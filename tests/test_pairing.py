@@ -338,6 +338,15 @@ def test_a_preference_against_a_kept_one_is_refused(store: Store) -> None:
     assert len(store.rows(Preference)) == 2
 
 
+def test_a_label_against_a_kept_one_is_refused_and_counted(store: Store) -> None:
+    """By the verifier only a is desirable; by x, which prefers b to a and saw no other, it is the other way round."""
+    fill(store)
+    pair(store, run="r", lead="v", strategy="all")
+    report = pair(store, run="r", lead="x", strategy="all")
+    assert (report.labels_refused, report.labels, report.labels_written) == (2, 0, 0)
+    assert {row.candidate_key: row.label for row in store.rows(Label)} == dict.fromkeys("bcef", False) | {"a": True}
+
+
 def test_reasons_and_preferences_add_up(store: Store) -> None:
     fill(store)
     for strategy in strategies.names():
