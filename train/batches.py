@@ -10,6 +10,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeVar
 
 from factory.schema import digest
@@ -68,10 +69,16 @@ class FixedRows:
     def batch(self, step: int) -> Batch:
         """The rows of a step."""
         epoch, place = divmod(step, self.per_epoch)
-        order = list(range(len(self.rows)))
-        random.Random(f"{self.seed}/{epoch}").shuffle(order)  # noqa: S311 - not a secret
-        picked = order[place * self.batch_size : (place + 1) * self.batch_size]
+        picked = _order(self.seed, epoch, len(self.rows))[place * self.batch_size : (place + 1) * self.batch_size]
         return Batch([self.rows[i] for i in picked], (step + 1) / self.per_epoch)
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
+    """The order of an epoch: drawn once for all its steps."""
+    order = list(range(count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311 - not a secret
+    return tuple(order)
 
 
 def tokens_of(row: Row) -> int:

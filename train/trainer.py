@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -94,9 +95,9 @@ class Trainer:
         self.limit = self.config.micro_batch_tokens or MICRO_TOKENS.get(self.policy.device, ACCELERATOR_MICRO_TOKENS)
         self.watch = FallWatch()
 
-    @property
+    @cached_property
     def stamp(self) -> Stamp:
-        """What this training is of: a checkpoint of another one is refused."""
+        """What this training is of: a checkpoint of another one is refused. Reading it goes over all rows."""
         config = self.config.model_dump(mode="json", exclude={"save_every", "threads"})
         return Stamp(self.source.hash, digest(config), self.model_hash)
 
