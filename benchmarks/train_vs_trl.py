@@ -114,8 +114,8 @@ def train_ours(args: argparse.Namespace, model: str, folder: Path) -> Sample:
 
 
 def train_trl(args: argparse.Namespace, model: str, folder: Path) -> Sample:
-    """The same with TRL as it is shipped, but without the activation checkpointing of its defaults (less memory, slower):
-    ours has none."""
+    """The same with TRL as it is shipped, but without the activation checkpointing of its defaults (less memory,
+    slower): ours has none."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig

@@ -183,7 +183,9 @@ class OpenAIEngine:
     def _unsupported(self, request: Request) -> Failure | None:
         if request.prefix and not self.continues:
             return Failure(
-                "unsupported", 'a started answer (prefix) needs a server such as vLLM and the option prefix: "continue"'
+                "unsupported",
+                'a started answer (prefix) needs a server such as vLLM and the engine\'s option prefix: "continue"; for '
+                'others set the judge\'s prefix: "". Then ask again with --retry-failed',
             )
         if shadowed := [a for a in request.answers for b in request.answers if a != b and b.startswith(a)]:
             return Failure("ambiguous_answers", f"{shadowed[0]!r} begins another answer")
