@@ -184,7 +184,7 @@ class OpenAIEngine:
         if request.prefix and not self.continues:
             return Failure(
                 "unsupported",
-                'a started answer (prefix) needs a server such as vLLM and the engine\'s option prefix: "continue"; for '
+                "a started answer (prefix) needs a server such as vLLM and the engine's option prefix: continue; for "
                 'others set the judge\'s prefix: "". Then ask again with --retry-failed',
             )
         if shadowed := [a for a in request.answers for b in request.answers if a != b and b.startswith(a)]:
