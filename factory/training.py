@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from factory import crash
 from factory.faults import ConfigError, FactoryError
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Judged = TypeVar("Judged", Preference, Label)
 TABLE_OF = {"pairs": "preferences", "labels": "labels"}
 DONE = "training.json"  # in the policy's folder: what the training was, and what it gave
 
@@ -263,11 +264,11 @@ def _read(store: Store, shape: str, where: Mapping[str, Any], base: str, config:
     from train.policy import load_tokenizer
     from train.shapes import SHAPES
 
-    texts, encode = _pairs(store, where) if shape == "pairs" else _labels(store, where)
+    skipped: Counter[str] = Counter()
+    texts, encode = _pairs(store, where, skipped) if shape == "pairs" else _labels(store, where, skipped)
     tokenizer, limits = load_tokenizer(base), Limits(config.max_length, config.max_completion_length)
     rows: list[Any] = []
     truncated = 0
-    skipped: Counter[str] = Counter()
     for text in texts:
         try:
             row, cut = encode(tokenizer, text, limits)
@@ -292,11 +293,21 @@ def _nothing(table: str, where: Mapping[str, Any], skipped: Counter[str]) -> Fac
     )
 
 
-def _pairs(store: Store, where: Mapping[str, Any]) -> tuple[list[Any], Callable[..., tuple[Any, bool]]]:
+def _to_learn_from(store: Store, rows: list[Judged], skipped: Counter[str]) -> list[Judged]:
+    """The rows whose prompt is not kept for measuring. Data that was brought in has prompts of every split."""
+    kept_away = store.read("prompts", columns=["key", "split"], where={"split": ["heldout", "final"]})
+    split = {prompt["key"]: prompt["split"] for prompt in kept_away}
+    skipped.update(f"its prompt is in the split {split[row.prompt_key]!r}" for row in rows if row.prompt_key in split)
+    return [row for row in rows if row.prompt_key not in split]
+
+
+def _pairs(
+    store: Store, where: Mapping[str, Any], skipped: Counter[str]
+) -> tuple[list[Any], Callable[..., tuple[Any, bool]]]:
     """The preferences as text, and how one becomes tokens."""
     from train.data import Answer, Pair, pair_row
 
-    found = store.rows(Preference, where)
+    found = _to_learn_from(store, store.rows(Preference, where), skipped)
     cut = _cut(store, [key for row in found for key in (row.chosen_key, row.rejected_key)])
 
     def answer(messages: Messages, key: str) -> Answer:
@@ -305,11 +316,13 @@ def _pairs(store: Store, where: Mapping[str, Any]) -> tuple[list[Any], Callable[
     return [Pair(r.prompt, answer(r.chosen, r.chosen_key), answer(r.rejected, r.rejected_key)) for r in found], pair_row
 
 
-def _labels(store: Store, where: Mapping[str, Any]) -> tuple[list[Any], Callable[..., tuple[Any, bool]]]:
+def _labels(
+    store: Store, where: Mapping[str, Any], skipped: Counter[str]
+) -> tuple[list[Any], Callable[..., tuple[Any, bool]]]:
     """The labels as text, and how one becomes tokens."""
     from train.data import Answer, Labelled, label_row
 
-    found = store.rows(Label, where)
+    found = _to_learn_from(store, store.rows(Label, where), skipped)
     cut = _cut(store, [row.candidate_key for row in found])
     texts = [
         Labelled(r.prompt, Answer(_answer(r.completion), r.candidate_key not in cut), r.label, r.weight) for r in found

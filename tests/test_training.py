@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from factory import crash, resources
 from factory.faults import ConfigError, FactoryError
-from factory.schema import Candidate, Label, Message, Preference, digest, now
+from factory.schema import Candidate, Label, Message, Preference, Prompt, digest, now
 from factory.store import Store
 from factory.training import config_of, needs, train_policy
 from train import logps
@@ -104,6 +104,25 @@ def test_labels_become_a_policy(store: Store, tiny_model: Path) -> None:
     assert result.last["rewards/margins"] > result.first["rewards/margins"]
     assert result.first["kl"] >= 0
     assert len(store.read("logps")) == 20  # every answer after its own prompt, and after another
+
+
+def prompt(i: int, split: str) -> Prompt:
+    return Prompt(key=str(i), messages=asked(i), split=split, group=str(i), at=now())
+
+
+@pytest.mark.parametrize(("method", "table", "row"), [("dpo", "preferences", preference), ("kto", "labels", label)])
+def test_prompts_kept_for_measuring_are_not_learned_from(
+    store: Store, tiny_model: Path, method: str, table: str, row: Any
+) -> None:
+    splits = ("train", "heldout", "train", "final", "train")
+    store.append("prompts", [prompt(i, split) for i, split in enumerate(splits)])
+    store.append(table, [row(i) for i in range(5)])
+    result = train(store, tiny_model, "out", CONFIG.model_copy(update={"method": method, "epochs": 1}))
+    assert result.rows == 3
+    assert dict(result.skipped) == {
+        "its prompt is in the split 'heldout'": 1,
+        "its prompt is in the split 'final'": 1,
+    }
 
 
 def test_only_the_rounds_that_are_named(store: Store, tiny_model: Path) -> None:
