@@ -45,6 +45,15 @@ class WithoutPandas:
             raise ModuleNotFoundError("pandas is not loaded here", name=name)
 
 
+def end_with_parent() -> None:
+    """On Linux: the kernel kills this process when its parent is gone, also by a kill that could not clean up."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def confine(memory: int, seconds: int) -> None:
     """Limit this process for good: bytes of memory, seconds of processor time, no file written, no core dumped."""
     import resource
@@ -148,6 +157,7 @@ def cut(reader: pa.RecordBatchReader, limit: int | None, max_bytes: int) -> tupl
 def main() -> None:
     """Read one request, answer it, end."""
     sys.meta_path.insert(0, WithoutPandas)
+    end_with_parent()
     import warnings
 
     import duckdb

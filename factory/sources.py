@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
@@ -161,10 +162,17 @@ def _read_csv(path: Path, delimiter: str = ",") -> Iterator[Record | RowFault]:
             if isinstance(cells, RowFault):
                 yield cells
             elif header is None:
-                header = cells
+                header = _header(cells, path)
             elif cells:
                 yield _csv_row(line, header, cells)
             line = reader.line_num + 1
+
+
+def _header(names: list[str], path: Path) -> list[str]:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise FactoryError(f"the column {twice[0]!r} is there twice", where=str(path), todo="give each its own name")
+    return names
 
 
 def _next_cells(reader: Any, line: int) -> list[str] | RowFault | None:

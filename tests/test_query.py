@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from store_rows import AT, call, candidate, judgment, prompt
 
@@ -133,6 +135,26 @@ def test_a_byte_limit_says_when_it_cut(store: Store) -> None:
 def test_a_query_without_end_is_ended(store: Store, text: str) -> None:
     with pytest.raises(FactoryError, match=r"longer than 1\.5 seconds"):
         rows(store, text, seconds=1.5)
+
+
+ASKER = """
+import sys
+from factory.store import Store
+with Store.open(sys.argv[1]) as store:
+    store.sql("SELECT levenshtein(repeat('a', 200000), repeat('b', 200000))")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
+def test_a_query_does_not_outlive_the_process_that_asked(store: Store) -> None:
+    with subprocess.Popen([sys.executable, "-c", ASKER, str(store.folder)]) as asker:
+        children: list[psutil.Process] = []
+        while not (children and children[0].cpu_times().user > 1.0):  # past its start, in the query
+            assert asker.poll() is None
+            time.sleep(0.05)
+            children = psutil.Process(asker.pid).children()
+        asker.kill()
+    assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
 @pytest.mark.parametrize(

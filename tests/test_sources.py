@@ -124,6 +124,7 @@ def test_broken_csv_rows(tmp_path: Path) -> None:
         ("a.json", b'"text"', "holds no list of rows"),
         ("a.parquet", b"PAR1 nonsense", "Parquet file cannot be read"),
         ("a.jsonl.gz", b"not gzip", "cannot be read"),
+        ("a.csv", b"prompt,topic,prompt\na,b,c\n", "the column 'prompt' is there twice"),
         ("a.docx", b"", "'.docx' are not read; known: .arrow, .csv"),
     ],
 )
