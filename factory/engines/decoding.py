@@ -153,9 +153,15 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 def has_plain_cache(config: Any) -> bool:
-    """True when every layer keeps keys and values by position, so that slots and shared prefixes are right for it."""
+    """True when every layer keeps keys and values by position, so that slots are right for it."""
     layers = DynamicCache(config=config).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def has_window(config: Any) -> bool:
+    """True when a layer sees the last so many places only. Padding between a shared prefix and the rest would count
+    among them, so that prefixes are not shared; padding on the left of all is out of sight."""
+    return any(type(layer) is DynamicSlidingWindowLayer for layer in DynamicCache(config=config).layers)
 
 
 # -------------------------------------------------------------------------------------------------------- sampling
@@ -270,6 +276,7 @@ class Decoder:
         self.pad = pad
         self.prefill_tokens = prefill_tokens
         self.plain = has_plain_cache(model.config)
+        self.shares = self.plain and not has_window(model.config)
         self.device = model.device
 
     @torch.inference_mode()
@@ -299,7 +306,7 @@ class Decoder:
 
     def _shared(self, prompts: Sequence[list[int]]) -> int:
         """Tokens at the start that all prompts share, 0 where sharing does not pay or is not right for the model."""
-        if len(prompts) < 2 or not self.plain:
+        if len(prompts) < 2 or not self.shares:
             return 0
         first, last = min(prompts), max(prompts)
         limit = min(map(len, prompts)) - 1

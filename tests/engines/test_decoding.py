@@ -246,6 +246,14 @@ def test_a_sliding_window_is_kept() -> None:
     assert [row.ids for row in rows] == [plain_greedy(model, prompt, 12) for prompt in PROMPTS]
 
 
+def test_a_sliding_window_sees_no_padding_after_a_common_start() -> None:
+    """Prompts that share 20 tokens and differ in length, a window of 24: the shortest still sees the common start."""
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(**SMALL, num_hidden_layers=2, sliding_window=MIN_SHARED + 8)).eval()
+    for row in answers(decoder(model), LONG, 2, Sampling()):
+        assert row.logprob == pytest.approx(plain_logprob(model, LONG[row.prompt], row.ids), abs=1e-4)
+
+
 def test_layers_that_keep_a_state_are_reordered_and_never_shared() -> None:
     torch.manual_seed(0)
     layers = ["conv", "full_attention"]
