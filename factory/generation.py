@@ -48,7 +48,11 @@ def chosen_prompts(
     found = sorted(store.rows(Prompt, where), key=lambda prompt: prompt.key)
     if wanted is not None and split is None and len(found) < len(wanted):
         lost = sorted(set(wanted) - {prompt.key for prompt in found})
-        raise FactoryError(f"the store has no prompt {lost[0]!r} ({len(lost)} in all)", where=str(store.folder))
+        raise FactoryError(
+            f"the store has no prompt {lost[0]!r} ({len(lost)} in all)",
+            where=str(store.folder),
+            todo="add it with factory prompts add, or take keys from: factory query 'SELECT key FROM prompts'",
+        )
     return found[:limit]
 
 

@@ -195,7 +195,9 @@ def _plan(panel: Sequence[PanelMember], matchups: str) -> list[choosing.Choice]:
     """Each member's choice of matchups, with every mistake in the panel found before anything is asked."""
     names = [member.name for member in panel]
     if not panel or len(set(names)) < len(names):
-        raise FactoryError(f"a panel needs judges with different names, not [{', '.join(names)}]")
+        raise FactoryError(
+            f"a panel needs judges with different names, not [{', '.join(names)}]", todo="give each judge its own name"
+        )
     wanted = [choosing.parse(member.matchups or matchups) for member in panel]
     scored = False
     for member, choice in zip(panel, wanted, strict=True):
@@ -230,7 +232,11 @@ def _candidates(store: Store, where: Mapping[str, Any]) -> tuple[dict[str, Promp
     prompts = {prompt.key: prompt for prompt in store.rows(Prompt, {"key": list(groups)})}
     lost = [key for key in groups if key not in prompts]
     if lost:
-        raise IntegrityError(f"{len(lost)} candidates' prompts are not in the store, such as {lost[0]}")
+        raise IntegrityError(
+            f"{len(lost)} candidates' prompts are not in the store, such as {lost[0]}",
+            where=str(store.folder),
+            todo="factory doctor checks the store; add the prompts again with factory prompts add",
+        )
     return prompts, dict(groups)
 
 

@@ -356,7 +356,9 @@ def _groups(store: Store, where: Mapping[str, Any]) -> dict[str, list[Candidate]
         groups[candidate.prompt_key].append(candidate)
     if not groups:
         said = ", ".join(f"{name} {value}" for name, value in where.items())
-        raise FactoryError(f"there are no candidates with {said}", where=str(store.folder))
+        raise FactoryError(
+            f"there are no candidates with {said}", where=str(store.folder), todo="factory generate makes them"
+        )
     return dict(groups)
 
 

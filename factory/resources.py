@@ -100,7 +100,10 @@ def _base_of(adapter: Path) -> str:
     try:
         base = json.loads(where.read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (ValueError, KeyError, OSError) as error:
-        raise FactoryError("the adapter does not name its base model", where=str(where)) from error
+        raise FactoryError(
+            "the adapter does not name its base model", where=str(where),
+            todo="write the base's folder or hub name under base_model_name_or_path",
+        ) from error  # fmt: skip
     beside = adapter / str(base)
     files = model_files(str(beside) if not Path(base).is_dir() and beside.is_dir() else str(base))
     if files.adapter is not None:
@@ -219,7 +222,10 @@ def _weights(folder: Path, *patterns: str) -> Iterator[tuple[str, str]]:
         if found := sorted(folder.glob(pattern)):
             yield from ((path.name, _file_hash(path)) for path in found)
             return
-    raise FactoryError("no weights (safetensors) in the model's folder", where=str(folder))
+    raise FactoryError(
+        "no weights (*.safetensors) in the model's folder", where=str(folder),
+        todo="fetch or save the model anew: save_pretrained writes them",
+    )  # fmt: skip
 
 
 def _json_hash(path: Path, without: tuple[str, ...]) -> str:
@@ -227,7 +233,9 @@ def _json_hash(path: Path, without: tuple[str, ...]) -> str:
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise FactoryError(f"cannot be read as JSON: {error}", where=str(path)) from error
+        raise FactoryError(
+            f"cannot be read as JSON: {error}", where=str(path), todo="fetch or save the model anew"
+        ) from error
     if isinstance(value.get("target_modules"), list):
         value["target_modules"].sort()  # a set of peft's, written in any order
     return digest({key: kept for key, kept in value.items() if key not in without})

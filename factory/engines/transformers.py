@@ -350,7 +350,10 @@ def load_model(files: ModelFiles, dtype: torch.dtype, device: str) -> Any:
             base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
             model = PeftModel.from_pretrained(base, files.adapter).merge_and_unload().to(dtype)
     except (OSError, ValueError, RuntimeError) as error:
-        raise FactoryError(f"the model does not load: {error}", where=files.adapter or str(folder)) from error
+        raise FactoryError(
+            f"the model does not load: {error}", where=files.adapter or str(folder),
+            todo="name a causal language model that this transformers knows, and an adapter made for it",
+        ) from error  # fmt: skip
     return model.to(device).eval()
 
 

@@ -76,7 +76,10 @@ class Constitution(BaseModel):
             if name not in known:
                 raise unknown_name(f"principle with a {question} question", name, known)
         if not known:
-            raise FactoryError(f"constitution {self.name!r} has no principle with a {question} question")
+            raise FactoryError(
+                f"constitution {self.name!r} has no principle with a {question} question",
+                todo=f"write one ({question}: ...), or name another constitution",
+            )
         return tuple(known[name] for name in names) if names else tuple(known.values())
 
 
@@ -89,7 +92,11 @@ def load(name: str) -> Constitution:
         data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
         return Constitution.model_validate(data)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as fault:
-        raise FactoryError(f"cannot read constitution: {fault}", where=str(path)) from fault
+        raise FactoryError(
+            f"cannot read constitution: {fault}",
+            where=str(path),
+            todo="see constitutions/instruction-following.yaml for the form, or name a bundled one",
+        ) from fault
     except ValidationError as fault:
         faults = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in fault.errors()]
         raise ConfigError(faults, where=str(path), todo="see constitutions/instruction-following.yaml") from fault
