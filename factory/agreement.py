@@ -21,6 +21,7 @@ from factory.aggregation import Votes, aggregate, count, encode
 from factory.coefficients import Level
 from factory.faults import FactoryError
 from factory.intervals import mean, wilson
+from factory.matchups import current
 from factory.schema import Candidate, Estimate, Judgment
 
 if TYPE_CHECKING:
@@ -238,7 +239,9 @@ def report(
     where: dict[str, Any] = {"run": run} | ({} if round is None else {"round": round})
     candidates = store.rows(Candidate, where | ({} if split is None else {"split": split}))
     prompts = {c.prompt_key for c in candidates}
-    judgments = [row for row in store.rows(Judgment, where) if split is None or row.prompt_key in prompts]
+    replaced = {c.key for c in candidates} - {c.key for c in current(candidates)}
+    held = (row for row in store.rows(Judgment, where) if row.candidate_a not in replaced)
+    judgments = [row for row in held if split is None or row.prompt_key in prompts]
     if not judgments:
         raise FactoryError(
             f"run {run!r} has no judgments" + ("" if round is None else f" in round {round}"),

@@ -222,7 +222,7 @@ def asks_model(judge: Judge | LLMJudge) -> TypeGuard[LLMJudge]:
 def _candidates(store: Store, where: Mapping[str, Any]) -> tuple[dict[str, Prompt], dict[str, list[Candidate]]]:
     """Prompts and their candidates, in order of key. FactoryError when there are none."""
     groups: defaultdict[str, list[Candidate]] = defaultdict(list)
-    for candidate in sorted(store.rows(Candidate, where), key=lambda c: (c.prompt_key, c.key)):
+    for candidate in sorted(choosing.current(store.rows(Candidate, where)), key=lambda c: (c.prompt_key, c.key)):
         groups[candidate.prompt_key].append(candidate)
     if not groups:
         said = ", ".join(f"{name} {value}" for name, value in where.items())

@@ -9,8 +9,8 @@ nothing to prefer.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from factory.faults import FactoryError
 from factory.registry import Registry
@@ -45,6 +45,20 @@ def parse(text: str) -> Choice:
 def needs_scores(choice: Choice) -> bool:
     """Does the choice go by the scores of an earlier pointwise judge?"""
     return bool(choices.facts(choice.name)["scores"])
+
+
+def current(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates without failures that another attempt at the same answer has replaced; in the order given."""
+    rows = list(candidates)
+    last: dict[tuple[Any, ...], Candidate] = {}
+    for row in sorted(rows, key=lambda c: (c.failure is None, c.at, c.key)):
+        last[_place(row)] = row
+    return [row for row in rows if row.failure is None or last[_place(row)] is row]
+
+
+def _place(row: Candidate) -> tuple[Any, ...]:
+    """The answer that a candidate is an attempt at; one without a call is its own."""
+    return row.run, row.round, row.kind, row.call_key or row.key
 
 
 def same_text(a: Candidate, b: Candidate) -> bool:

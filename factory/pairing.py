@@ -352,7 +352,7 @@ def _lead(names: Sequence[str], combine: str, lead: str | None) -> str | None:
 def _groups(store: Store, where: Mapping[str, Any]) -> dict[str, list[Candidate]]:
     """Candidates by prompt, in order of key."""
     groups: defaultdict[str, list[Candidate]] = defaultdict(list)
-    for candidate in sorted(store.rows(Candidate, where), key=lambda c: (c.prompt_key, c.key)):
+    for candidate in sorted(matchups.current(store.rows(Candidate, where)), key=lambda c: (c.prompt_key, c.key)):
         groups[candidate.prompt_key].append(candidate)
     if not groups:
         said = ", ".join(f"{name} {value}" for name, value in where.items())

@@ -18,14 +18,15 @@ import pytest
 from hypothesis import given, strategies as st
 from judged import AT, candidate_of, pointwise, prompt_of
 
-from factory import matchups, verdicts
+from factory import agreement, matchups, pairing, verdicts
 from factory.engines.scripted import Rule, ScriptedEngine
 from factory.faults import EndpointError, FactoryError
+from factory.generation import generate
 from factory.judges.canaries import CANARIES, plant
 from factory.judges.pairwise import PairwiseJudge
 from factory.judges.rating import RatingJudge
 from factory.labelling import PanelMember, label
-from factory.schema import Ask, Call, Candidate, Completion, Judgment, Matchup, Reading, Request
+from factory.schema import Ask, Call, Candidate, Completion, Judgment, Matchup, Reading, Request, Sampling
 from factory.store import Store
 from factory.verdicts import Score
 
@@ -439,6 +440,26 @@ def test_pointwise_canaries(store: Store) -> None:
     assert (report.canaries, report.fooled) == (5, 2)
     assert sum(row.canary for row in rows) == 5
     assert len(verdicts.read(rows).scores["rating"]) == 120
+
+
+def test_a_failed_answer_that_came_at_last_is_no_failure(store: Store) -> None:
+    """Thing 1 times out three times in a row, and is answered when asked for again: two answers, no failed judgment,
+    though the first attempts stay in the store, one of them judged."""
+    prompts = [prompt_of(f"Tell me about thing {i}.") for i in range(2)]
+    store.append("prompts", prompts)
+    engine = ScriptedEngine(rules=[Rule(match="thing 1", fail="timeout", passing=True, times=3)])
+    asked: dict[str, Any] = {"run": "r", "round": 1, "n": 1, "sampling": Sampling(), "seed": 0, "split": "train"}
+    judge = PanelMember.of("rating", engine=ScriptedEngine())
+    assert generate(store, engine, **asked).failures == 1
+    assert label(store, [judge], run="r", round=1, canary_share=0).failed_candidates == 1
+    assert generate(store, engine, **asked).failures == 0
+    report = label(store, [judge], run="r", round=1, canary_share=0)
+    assert (report.candidates, report.failed_candidates, report.failures) == (2, 0, 0)
+    assert len(store.rows(Candidate)) == 3
+    (stats,) = agreement.report(store, run="r", round=1).judges
+    assert (stats.judgments, stats.failures) == (2, 0)
+    paired = pairing.pair(store, run="r", round=1)
+    assert (paired.candidates, paired.failed_candidates) == (2, 0)
 
 
 def test_rows_are_dated(store: Store) -> None:

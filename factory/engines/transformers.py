@@ -51,7 +51,7 @@ def default_threads() -> int:
 
 
 def _seconds_with(threads: int) -> float:
-    """Best of ten matrix products of the size of a decoding step."""
+    """Median of ten matrix products of the size of a decoding step."""
     torch.set_num_threads(threads)
     left, right = torch.ones(64, 1024), torch.ones(1024, 1024)
     times = []
