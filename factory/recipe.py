@@ -130,7 +130,7 @@ class Recipe(Part):
 
     name: str
     about: str = ""
-    seed: Count = 0
+    seed: Annotated[Count, Field(le=2**31 - 1)] = 0
     model: str = "smollm2-135m-instruct"
     """The start policy."""
     engine: EnginePart = Field(default_factory=EnginePart)

@@ -96,6 +96,8 @@ def test_a_query_with_parameters_and_a_file(store: str, tmp_path: Path) -> None:
 
 def test_agreement_names_both_judges(store: str) -> None:
     report = good("agreement", "--run", "hand", "--store", store)
+    strict = factory("agreement", "--run", "hand", "--json", "--store", store).stdout
+    assert json.loads(strict, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) == report
     assert {judge["judge"] for judge in report["judges"]} == {"verifier", "pairwise"}
     assert "verifier" in factory("agreement", "--run", "hand", "--store", store).stdout
 
@@ -158,6 +160,24 @@ def test_faults_say_what_to_do_and_have_their_code(store: str, arguments: list[s
     assert "error: " in result.stderr
     assert said in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "--seed", str(2**63)],
+        ["generate", "--round", str(2**63)],
+        ["generate", "--top-p", "0"],
+        ["generate", "--temperature", "1e400"],
+        ["evaluate", "--temperature", "nan"],
+        ["train", "--set", f"seed={2**63}"],
+        ["recipe", "show", "quickstart", "--set", f"seed={2**63}"],
+    ],
+)
+def test_numbers_that_nothing_can_hold_are_refused_at_once(arguments: list[str]) -> None:
+    result = factory(*arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
 
 
 def test_a_missing_store_is_an_error_with_a_remedy(tmp_path: Path) -> None:

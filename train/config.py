@@ -67,7 +67,7 @@ class TrainConfig(Strict):
     """Most tokens of prompt and completion together: more is cut from the prompt's start."""
     max_completion_length: int | None = Field(default=None, ge=1)
     """Most tokens of a completion: more is cut from its end."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Of the order of the rows, of dropout and of a new adapter."""
     save_every: int = Field(default=20, ge=1)
     """Steps between checkpoints."""

@@ -72,7 +72,9 @@ def label(
 
 def agreement(
     run: options.Run = None,
-    round_number: Annotated[int | None, typer.Option("--round", min=0, help="One round; all by default.")] = None,
+    round_number: Annotated[
+        int | None, typer.Option("--round", min=0, max=options.LARGEST, help="One round; all by default.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Split of the candidates' prompts.")] = "train",
     seed: options.Seed = 0,
     store: options.StoreFolder = options.STORE,

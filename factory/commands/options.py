@@ -18,18 +18,21 @@ from factory.registry import unknown_name
 if TYPE_CHECKING:
     from factory.store import Store
 
+LARGEST = 2**31 - 1
+"""Of seeds and rounds: what every random generator and every table can hold."""
 StoreFolder = Annotated[Path, typer.Option("--store", envvar="FACTORY_STORE", help="Folder of the store.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Run = Annotated[str | None, typer.Option("--run", help="Name of the run; default: the newest that has the input.")]
 NewRun = Annotated[str | None, typer.Option("--run", help="Name of the run; by default the command and the date.")]
-RoundNumber = Annotated[int, typer.Option("--round", min=0, help="Round of the run.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+RoundNumber = Annotated[int, typer.Option("--round", min=0, max=LARGEST, help="Round of the run.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=LARGEST, help="Seed of everything random.")]
 EngineKind = Annotated[str, typer.Option("--engine", help="Engine: transformers | openai | scripted.")]
 EngineOptions = Annotated[
     list[str] | None,
     typer.Option("--engine-option", "-E", help="Option of the engine: base_url=http://...; repeatable."),
 ]
 Model = Annotated[str, typer.Option("--model", help="Model folder, adapter folder or hub name.")]
+Temperature = Annotated[float, typer.Option("--temperature", min=0, max=5, help="0 is greedy.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be asked and what it costs; ask nothing.")]
 
 STORE = Path("store")

@@ -63,7 +63,7 @@ def evaluate(
     baseline: Annotated[str, typer.Option(help="Policy to win against and to measure KL from.")] = options.EMBEDDED,
     split: Annotated[str, typer.Option(help="heldout | final")] = "heldout",
     n: Annotated[int, typer.Option("--n", min=1, help="Answers a prompt.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 1.0,
+    temperature: options.Temperature = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
     engine: options.EngineKind = "transformers",
