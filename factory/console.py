@@ -79,9 +79,16 @@ def progress(what: str, total: int | None = None) -> Iterator[Progress]:
             counter.show(last=True)
 
 
+def visible(text: str, *, keep: str = "") -> str:
+    """The text with every character that a terminal would act on, or not show, written as an escape; but for `keep`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+
+
 def note(text: str) -> None:
-    """One line to stderr."""
-    sys.stderr.write(text + "\n")
+    """One line (or a few) to stderr."""
+    sys.stderr.write(visible(text, keep="\n") + "\n")
     sys.stderr.flush()
 
 
@@ -96,8 +103,15 @@ def span(seconds: float) -> str:
 
 
 def emit(result: Mapping[str, Any] | Sequence[Any], *, as_json: bool, text: str = "") -> None:
-    """A command's result on stdout: JSON when asked for, else `text`."""
-    sys.stdout.write((json.dumps(result, ensure_ascii=False, indent=2, default=str) if as_json else text) + "\n")
+    """A command's result on stdout: JSON when asked for, else `text`. What would act on a terminal is
+    escaped in the text: names and reasons in it may come from files and from models."""
+    if as_json:  # a lone surrogate, as of a file's name, becomes JSON's own escape
+        text = (
+            json.dumps(result, ensure_ascii=False, indent=2, default=str).encode("utf-8", "backslashreplace").decode()
+        )
+    else:
+        text = visible(text, keep="\n")
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

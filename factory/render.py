@@ -16,6 +16,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from factory.console import visible
 from factory.registry import unknown_name
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _cell(value: Any) -> str:
 
 def as_text(data: pa.Table, width: int | None = None) -> str:
     """Aligned columns with a line under the header; numbers to the right, in six digits."""
-    names, rows = [_visible(name) for name in _names(data)], _rows(data)
+    names, rows = [visible(name) for name in _names(data)], _rows(data)
     right = [all(_is_number(row[i]) for row in rows) for i in range(len(names))]
     cells = [[_shown(value) for value in row] for row in rows]
     widths = [max([_breadth(name), *(_breadth(row[i]) for row in cells)]) for i, name in enumerate(names)]
@@ -130,14 +131,7 @@ def _is_number(value: Any) -> bool:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return _visible(_cell(value)) if value is not None else ""
-
-
-def _visible(text: str) -> str:
-    """The text with every character that a terminal would act on, or not show, written as an escape."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return visible(_cell(value)) if value is not None else ""
 
 
 def _breadth(text: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from factory import console
@@ -49,3 +51,16 @@ def test_progress_ends_with_a_plain_line_on_stderr(capsys: pytest.CaptureFixture
 
 def test_facts_leave_out_what_is_not_known() -> None:
     assert console.facts({"run": "x", "cost": None, "tokens": 12}) == "run     x\ntokens  12"
+
+
+def test_nothing_that_acts_on_a_terminal_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    console.note("reason: \x1b[2Jgone\nnext \u202eline")
+    console.emit({}, as_json=False, text="name \x1b]0;title\x07\udcff\nnext")
+    shown = capsys.readouterr()
+    assert shown.err == "reason: \\x1b[2Jgone\nnext \\u202eline\n"
+    assert shown.out == "name \\x1b]0;title\\x07\\udcff\nnext\n"
+
+
+def test_json_of_any_text_can_be_written_and_read(capsys: pytest.CaptureFixture[str]) -> None:
+    console.emit({"name": "\udcff é \x1b"}, as_json=True)
+    assert json.loads(capsys.readouterr().out.encode()) == {"name": "\udcff é \x1b"}
