@@ -190,19 +190,26 @@ def test_a_missing_store_is_an_error_with_a_remedy(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from factory.store import Store
-with Store.open(sys.argv[1]) as store, store.run_lock("held"):
+with Store.open(sys.argv[1]) as store, store.run_lock(sys.argv[2]):
     print("held", flush=True)
     sys.stdin.read()
 """
 
 
-def test_a_held_run_is_exit_code_4(store: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("held", ["generate", "--engine", "scripted", "--run", "held"]),
+        ("given", ["prompts", "add", "verifiable"]),  # two at once could put paraphrases into different splits
+    ],
+)
+def test_a_held_run_is_exit_code_4(store: str, name: str, arguments: list[str]) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, store], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLDER, store, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        result = factory("generate", "--engine", "scripted", "--run", "held", "--store", store)
+        result = factory(*arguments, "--store", store)
         holder.communicate("")
     assert result.exit_code == 4, result.output
     assert str(holder.pid) in result.stderr

@@ -36,9 +36,10 @@ def add_prompts(
     as_json: options.AsJson = False,
 ) -> None:
     """Add prompts, or preference data, to the store; makes the store when there is none."""
-    from factory.prompts import add_prompts as add
+    from factory.prompts import RUN, add_prompts as add
 
-    with options.opened(store, create=True) as opened:
+    # one at a time: what two add at once could not be grouped, and a paraphrase could be held out
+    with options.opened(store, create=True) as opened, opened.run_lock(RUN):
         report = add(
             opened,
             source,
