@@ -7,7 +7,6 @@ Results go to stdout, progress and faults to stderr. Exit codes: 0 done, 1 done 
 from __future__ import annotations
 
 import os
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -78,6 +77,8 @@ app.command("doctor")(health.doctor)
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"preference-factory {version('preference-factory')}")
         raise typer.Exit
 

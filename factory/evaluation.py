@@ -375,6 +375,7 @@ def report_of(evidence: Evidence) -> PolicyReport:
         distinct_2=measures.distinct_2(answer.text for answer in graded if not answer.failure),
         kl_sequence=moved and moved.sequence,
         kl_token=moved and moved.token,
+        scored=len(evidence.likelihoods.start) if evidence.likelihoods else 0,
         by_constraint=measures.by_kind(graded, seed=seed),
     )
 

@@ -302,12 +302,18 @@ def measured_figures(report: RunReport) -> list[Figure]:
         of(
             "pass_rate", "Held-out pass rate", "Answers that meet every constraint, with 95% intervals.", _whole_percent
         ),
-        of("kl_sequence", "KL from the start", "Nats a sequence, on the policy's own answers."),
+        of("kl_sequence", "KL from the start", f"Nats a sequence, on the policy's own answers{_scored(report)}."),
         of("tokens", "Length", "Mean tokens of an answer. Never rewarded by itself."),
-        of("relevance", "Relevance", "Nats a token that the prompt explains. Never rewarded."),
+        of("relevance", "Relevance", f"Nats a token that the prompt explains{_scored(report)}. Never rewarded."),
         of("distinct_2", "Distinct-2", "Distinct word pairs, samples of equal size. Never rewarded."),
     ]
     return [figure for figure in figures if figure.chart]
+
+
+def _scored(report: RunReport) -> str:
+    """How many answers were read for it, where not all were."""
+    counts = [(view.report.scored, view.report.answers) for view in report.rounds if view.report]
+    return f" ({counts[-1][0]} of {counts[-1][1]})" if counts and counts[-1][0] < counts[-1][1] else ""
 
 
 def _whole_percent(value: float) -> str:

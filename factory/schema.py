@@ -413,6 +413,7 @@ class PolicyReport:
     distinct_2: float | None = None  # distinct word bigrams over all word bigrams
     kl_sequence: Estimate | None = None  # nats
     kl_token: Estimate | None = None  # nats
+    scored: int = 0  # answers that KL and relevance were measured on
     by_constraint: Mapping[str, Estimate] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:

@@ -31,8 +31,6 @@ class Principle(BaseModel):
     """Name in the `aspect` column."""
     source: Text
     """Where it comes from."""
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    """Its weight beside the other principles."""
     comparison: str = ""
     """Question for two answers."""
     rating: str = ""
