@@ -35,7 +35,8 @@ from factory.schema import Completion, Failure, Have, Identity, Request, digest,
 
 PUBLIC = "https://api.openai.com/v1"
 LONGEST_WAIT = 60.0  # seconds between tries, whatever Retry-After says
-UNREACHABLE_AFTER = 8  # connection failures in a row, with no answer ever, that end the run
+UNREACHABLE_AFTER = 8  # connection failures in a row that end the run: at once where there was no answer ever, else
+GONE_AFTER = 120.0  # when they have gone on for so many seconds, in which a server may be started again
 PASSING_STATUS = {408, 409, 425, 429}
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -91,6 +92,7 @@ class OpenAIEngine:
         self._identity = Identity("openai", model, digest("openai", self.base_url, model))
         self._not_before = 0.0  # monotonic time at which calls may go on
         self._refused = 0  # connection failures in a row
+        self._lost_at = 0.0  # monotonic time of the first of them
         self._answered = False
         self.replaced = 0  # answers in which lone surrogates were replaced
 
@@ -124,7 +126,7 @@ class OpenAIEngine:
 
     def generate(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[Completion]:
         """See `Engine.generate`. EndpointError: bad credentials, an exhausted quota, a wrong address or model, or no
-        connection at all. Closing the iterator cancels what is in flight."""
+        connection any more. Closing the iterator cancels what is in flight."""
         for burst in self.bursts(requests, have):
             yield from burst
 
@@ -279,8 +281,9 @@ class OpenAIEngine:
     def _hold_off(self, reply: _Reply) -> None:
         """Let all calls wait: as long as Retry-After says, else longer with each failure to connect."""
         if reply.failure is not None and reply.failure.kind == "connection":
+            self._lost_at = self._lost_at if self._refused else time.monotonic()
             self._refused += 1
-            if self._refused >= UNREACHABLE_AFTER and not self._answered:
+            if self._refused >= UNREACHABLE_AFTER and self._given_up():
                 raise EndpointError(
                     f"the endpoint cannot be reached ({reply.failure.detail})", where=self.base_url,
                     todo="check that it runs, and base_url",
@@ -288,6 +291,9 @@ class OpenAIEngine:
         asked = retry_after(reply.headers or {})
         wait = min(0.25 * 2**self._refused, 10.0) if asked is None else asked
         self._not_before = max(self._not_before, time.monotonic() + min(wait, LONGEST_WAIT))
+
+    def _given_up(self) -> bool:
+        return not self._answered or time.monotonic() - self._lost_at >= GONE_AFTER
 
     def _without_key(self, text: str) -> str:
         """A server's message on one line, cut, and without the key, should the server have repeated it."""

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given, strategies as st
 
-from factory.engines.openai import OpenAIEngine, answer_logprobs, read_answer, retry_after
+from factory.engines.openai import UNREACHABLE_AFTER, OpenAIEngine, answer_logprobs, read_answer, retry_after
 from factory.faults import ConfigError, EndpointError
 from factory.schema import Completion, Request, Sampling
 
@@ -270,6 +270,35 @@ def test_an_endpoint_that_is_not_there_ends_the_run(monkeypatch: pytest.MonkeyPa
         list(engine.generate([ask(n=50)]))
 
 
+async def broken(body: dict[str, Any], endpoint: Endpoint) -> web.StreamResponse:
+    assert endpoint.request.transport is not None
+    endpoint.request.transport.abort()
+    return web.Response()
+
+
+def test_an_endpoint_that_stays_away_ends_the_run(
+    serve: Callable[[Handler], Endpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that dies after its first answers does not cost a wait and a failed row for every call that is left."""
+    monkeypatch.setattr("factory.engines.openai.LONGEST_WAIT", 0.01)
+    monkeypatch.setattr("factory.engines.openai.GONE_AFTER", 0.2)
+    endpoint = serve(in_turn(good, good, broken))
+    engine = engine_for(endpoint, concurrency=1)
+    assert [completion.failure for completion in engine.generate([ask(n=2)])] == [None, None]
+    with pytest.raises(EndpointError, match="cannot be reached"):
+        list(engine.generate([ask("salt", n=100_000)]))
+    assert len(endpoint.seen) >= 2 + UNREACHABLE_AFTER
+
+
+def test_an_endpoint_that_comes_back_goes_on(
+    serve: Callable[[Handler], Endpoint], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.engines.openai.LONGEST_WAIT", 0.01)
+    endpoint = serve(in_turn(good, *[broken] * 12, good))
+    failures = [c.failure for c in engine_for(endpoint, concurrency=1).generate([ask(n=14)])]
+    assert [failure is None for failure in failures] == [True, *[False] * 12, True]
+
+
 # ------------------------------------------------------------------------------------------------------- what passes
 
 
@@ -307,11 +336,6 @@ def test_an_overall_deadline_stops_a_trickle(serve: Callable[[Handler], Endpoint
 
 
 def test_a_connection_that_breaks_is_a_passing_failure(serve: Callable[[Handler], Endpoint]) -> None:
-    async def broken(body: dict[str, Any], endpoint: Endpoint) -> web.StreamResponse:
-        assert endpoint.request.transport is not None
-        endpoint.request.transport.abort()
-        return web.Response()
-
     (completion,) = engine_for(serve(broken)).generate([ask()])
     assert failure_of(completion) == ("connection", True)
 

@@ -383,10 +383,14 @@ def test_a_panel_judges_through_the_server(server: Server, local: TransformersEn
 # ---------------------------------------------------------------------------------------------------------- the end
 
 
-def test_nothing_is_left_when_the_server_is_stopped(server: Server) -> None:
+def test_a_server_that_is_gone_leaves_nothing_and_ends_the_run(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.engines.openai.LONGEST_WAIT", 0.05)
+    monkeypatch.setattr("factory.engines.openai.GONE_AFTER", 1.0)
+    engine = remote(server)
+    assert only(engine.generate([ask(sampling=Sampling(max_tokens=2))])).text
     group = server.members()
     assert group
     server.stop()
     assert not [process for process in group if process.is_running()]
-    with pytest.raises(EndpointError):
-        one_token(server.url, NAME, "OPENAI_API_KEY", 5.0)
+    with pytest.raises(EndpointError, match="cannot be reached"):
+        list(engine.generate([ask(n=100_000)]))
