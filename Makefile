@@ -59,4 +59,4 @@ wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist .
 
 clean:
-	rm -rf dist $(VENV) demo
+	rm -rf dist $(VENV) $(VENV)-vllm demo

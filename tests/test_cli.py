@@ -62,6 +62,20 @@ def test_generate_again_asks_nothing(store: str) -> None:
     assert again["reused"] == again["candidates"]
 
 
+def test_commands_take_the_newest_round_of_a_run_unless_told(store: str, tmp_path: Path) -> None:
+    script, copy = str(Path(store).parent / "script.yaml"), str(tmp_path / "store")
+    shutil.copytree(store, copy)
+    sampled = ("generate", "--engine", "scripted", "--model", script, "--n", "2", "--run", "hand", "--round", "3")
+    assert good(*sampled, "--seed", "5", "--store", copy)["candidates"] > 0
+    assert good("label", "--judge", "verifier", "--run", "hand", "--store", copy)["judges"][0]["judgments"] > 0
+    good("pair", "--run", "hand", "--store", copy)
+    sql = "SELECT DISTINCT round FROM judgments ORDER BY 1"
+    assert json.loads(factory("query", sql, "--format", "json", "--store", copy).stdout) == [{"round": 0}, {"round": 3}]
+    none = factory("label", "--judge", "verifier", "--run", "nobody", "--store", copy)
+    assert none.exit_code == 2
+    assert "no candidates" in none.stderr
+
+
 def test_the_verifier_prefers_answers_without_commas(store: str) -> None:
     sql = "SELECT chosen[1].content AS chosen, rejected[1].content AS rejected FROM preferences"
     rows = json.loads(factory("query", sql, "--format", "json", "--store", store).stdout)

@@ -28,7 +28,7 @@ def label(
     retry_failed: Annotated[bool, typer.Option(help="Ask again also where the failure was permanent.")] = False,
     seed: options.Seed = 0,
     run: options.Run = None,
-    round_number: options.RoundNumber = 0,
+    round_number: options.RoundOf = None,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
@@ -42,6 +42,7 @@ def label(
         opened = stack.enter_context(options.opened(store))
         name = options.newest(opened, "candidates", run, split=split)
         stack.enter_context(opened.run_lock(name))
+        number = options.newest_round(opened, "candidates", name, round_number, split=split)
         asking = [which for which in judge if judges.facts(which)["asks"]]
         spec = EngineSpec(engine, model, options.settings(engine_option, "--engine-option"))
         built = stack.enter_context(closing(build(spec))) if asking else None
@@ -59,7 +60,7 @@ def label(
             opened,
             panel,
             run=name,
-            round=round_number,
+            round=number,
             split=split,
             seed=seed,
             retry_failed=retry_failed,
@@ -99,7 +100,7 @@ def pair(
     min_margin: Annotated[float, typer.Option(min=0, max=1, help="Smallest margin that makes a preference.")] = 0.0,
     seed: options.Seed = 0,
     run: options.Run = None,
-    round_number: options.RoundNumber = 0,
+    round_number: options.RoundOf = None,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
@@ -111,7 +112,7 @@ def pair(
         report = make_pairs(
             opened,
             run=name,
-            round=round_number,
+            round=options.newest_round(opened, "judgments", name, round_number),
             strategy=strategy,
             combine=combine,
             lead=lead,

@@ -24,6 +24,9 @@ StoreFolder = Annotated[Path, typer.Option("--store", envvar="FACTORY_STORE", he
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Run = Annotated[str | None, typer.Option("--run", help="Name of the run; default: the newest that has the input.")]
 NewRun = Annotated[str | None, typer.Option("--run", help="Name of the run; by default the command and the date.")]
+RoundOf = Annotated[
+    int | None, typer.Option("--round", min=0, max=LARGEST, help="Round of the run; default: its newest.")
+]
 RoundNumber = Annotated[int, typer.Option("--round", min=0, max=LARGEST, help="Round of the run.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=LARGEST, help="Seed of everything random.")]
 EngineKind = Annotated[str, typer.Option("--engine", help="Engine: transformers | openai | scripted.")]
@@ -75,6 +78,17 @@ def newest(store: Store, table: str, run: str | None, *, split: str | None = Non
     name = str(max(rows, key=lambda row: row["at"])["run"])
     note(f"run: {name} (the newest with {table}; --run names another)")
     return name
+
+
+def newest_round(store: Store, table: str, run: str, number: int | None, split: str | None = None) -> int:
+    """The round's number: as given, else the last of the run that has rows in `table` (with a split: sampled there)."""
+    if number is not None:
+        return number
+    where = {"run": run} if split is None else {"run": run, "split": split, "kind": "sample"}
+    found = {int(row["round"]) for row in store.read(table, columns=["round"], where=where)}
+    if not found:
+        raise FactoryError(f"run {run!r} has no {table} yet", where=str(store.folder), todo=NEEDS[table])
+    return max(found)
 
 
 NEEDS = {

@@ -30,7 +30,7 @@ def train(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the policy; by default the run's round folder.")] = None,
     run: options.Run = None,
-    round_number: options.RoundNumber = 0,
+    round_number: options.RoundOf = None,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
@@ -44,14 +44,15 @@ def train(
     )
     with options.opened(store) as opened:
         name = options.newest(opened, needs(method), run)
+        number = options.newest_round(opened, needs(method), name, round_number)
         with opened.run_lock(name), console.progress("training steps") as counter:
             result = train_policy(
                 opened,
                 run=name,
-                rounds=[round_number],
+                rounds=[number],
                 start=model,
                 reference=reference or model,
-                out=out or opened.run_folder(name) / f"round-{round_number}",
+                out=out or opened.run_folder(name) / f"round-{number}",
                 config=config,
                 progress=counter,
             )
