@@ -123,10 +123,10 @@ def facts(pairs: Mapping[str, Any]) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Rows as an aligned plain-text table; numbers to the right."""
+    """Rows as an aligned plain-text table; numbers to the right. A column without any value is left out."""
     if not rows:
         return "(no rows)"
-    names = list(columns or rows[0])
+    names = list(columns or (name for name in rows[0] if any(row.get(name) is not None for row in rows)))
     cells = [[show(row.get(name)) for name in names] for row in rows]
     numeric = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in names]
     widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(names)]
@@ -151,6 +151,8 @@ def show(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, tuple) and len(value) == 3 and all(isinstance(v, float) for v in value):
         return f"{value[0]:.3g} [{value[1]:.3g}, {value[2]:.3g}]"
+    if isinstance(value, dict) and value:
+        return ", ".join(f"{name} {show(inner)}" for name, inner in value.items())
     if isinstance(value, list | dict):
         return json.dumps(value, ensure_ascii=False, default=str)
     return str(value)

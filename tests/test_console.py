@@ -15,6 +15,12 @@ def test_table_aligns_numbers_right_and_text_left() -> None:
     assert text.splitlines() == ["judge       n", "--------  ---", "verifier  120", "pairwise    7"]
 
 
+def test_a_column_without_values_is_left_out_unless_asked_for() -> None:
+    rows = [{"judge": "verifier", "fault": None}, {"judge": "rating", "fault": None}]
+    assert console.table(rows).splitlines()[0] == "judge"
+    assert console.table(rows, ["judge", "fault"]).splitlines()[2].split() == ["verifier", "-"]
+
+
 def test_no_rows_are_said_to_be_none() -> None:
     assert console.table([]) == "(no rows)"
 
@@ -26,7 +32,9 @@ def test_no_rows_are_said_to_be_none() -> None:
         (True, "yes"),
         (0.123456, "0.1235"),
         (Estimate(0.391, 0.312, 0.474), "0.391 [0.312, 0.474]"),
-        ({"a": 1}, '{"a": 1}'),
+        ({"loss": 0.123456, "rule": "tie"}, "loss 0.1235, rule tie"),
+        ({}, "{}"),
+        ([1, "b"], '[1, "b"]'),
         ("x", "x"),
     ],
 )
