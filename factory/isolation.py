@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ def in_child(run: Run, number: int, stage: str) -> Detail:
     watched.close()
     try:
         fault, detail = answer.recv()
+    except KeyboardInterrupt:
+        held.close()  # the child ends at once, not at the end of its stage
+        raise
     except EOFError:
         child.join()
         raise FactoryError(
@@ -50,11 +54,12 @@ def in_child(run: Run, number: int, stage: str) -> Detail:
 def _child(
     folder: str, recipe: Recipe, name: str, number: int, stage: str, answering: Connection, watched: Connection
 ) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts both: the parent says so, and ends this one
     threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
     from factory.stages import STAGES
     from factory.store import Store
 
-    with Store.open(folder) as store:
+    with Store.open(folder) as store, store.run_lock(name):
         try:
             answering.send((None, STAGES[stage](Run(store, recipe, name), number)))
         except FactoryError as fault:
