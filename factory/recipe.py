@@ -306,7 +306,8 @@ def plan(recipe: Recipe, prompts: Mapping[str, int]) -> dict[str, Any]:
         _stage("evaluate the policy", rounds, held, recipe.evaluate.max_tokens),
         _stage("evaluate start and champion on final", 2, final, recipe.evaluate.max_tokens),
     ]
-    local = recipe.engine.kind in {"transformers", "vllm", "scripted"}
+    asked = {recipe.engine.kind, *(part.engine.kind for part in judged if part.engine)}
+    local = asked <= {"transformers", "vllm", "scripted"}
     return {
         "recipe": recipe.name,
         "model": recipe.model,

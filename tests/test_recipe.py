@@ -148,3 +148,12 @@ def test_the_plan_counts_calls_at_most() -> None:
         "evaluate start and champion on final": 2 * 5,
     }
     assert plan["calls_at_most"] == sum(calls.values())
+
+
+def test_the_plan_says_that_a_judge_behind_an_endpoint_is_paid_for() -> None:
+    here = "name: x\npanel: [{judge: verifier}, {judge: pairwise}]\n"
+    assert recipes.plan(parse(here), {"train": 8})["cost_usd"] == 0.0
+    there = "name: x\npanel: [{judge: verifier}, {judge: pairwise, engine: {kind: openai}}]\n"
+    plan = recipes.plan(parse(there), {"train": 8})
+    assert plan["cost_usd"] is None
+    assert "unknown" in plan["cost"]
