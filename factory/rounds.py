@@ -123,7 +123,7 @@ def round_report(flow: Run, number: int) -> Detail:
         "report": measured["report"],
         "gain_champion": measured.get("gain_champion"),
         "training": said.get("train", {}).get("training"),
-        "pairs": said.get("pair", {}).get("pairs"),
+        "pairs": _found(said.get("pair", {}).get("pairs")),
         "labels": _outcome_of(said.get("label", {}).get("labels")),
         "agreement": said.get("label", {}).get("agreement"),
         "decision": None,
@@ -134,10 +134,13 @@ def round_report(flow: Run, number: int) -> Detail:
 
 
 def spent(flow: Run, number: int) -> dict[str, Any]:
-    """What a round was billed: tokens written and read, and dollars (None: some price is unknown)."""
-    columns = ["completion_tokens", "prompt_tokens", "cost"]
+    """What a round was billed: tokens written and read, and dollars (None: the price of some answer is unknown).
+
+    Answers that another run paid for are not billed again; calls that failed without a price cost nothing.
+    """
+    columns = ["completion_tokens", "prompt_tokens", "cost", "failure"]
     rows = flow.store.read("calls", columns=columns, where={"run": flow.name, "round": number})
-    costs = [row["cost"] for row in rows]
+    costs = [row["cost"] for row in rows if row["cost"] is not None or row["failure"] is None]
     return {
         "tokens": sum(row["completion_tokens"] for row in rows),
         "prompt_tokens": sum(row["prompt_tokens"] for row in rows),
@@ -152,6 +155,11 @@ def _outcome_of(labels: Detail | None) -> Detail | None:
     effort = {"judgments", "calls", "reused", "tokens", "cost", "seconds"}
     judges = [{name: value for name, value in judge.items() if name not in effort} for judge in labels["judges"]]
     return labels | {"judges": judges}
+
+
+def _found(pairs: Detail | None) -> Detail | None:
+    """What pairing found, without how much of it this attempt had to write: a killed round reports the same."""
+    return pairs and {name: value for name, value in pairs.items() if name not in {"written", "labels_written"}}
 
 
 def tell(flow: Run) -> Outcome:
