@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -83,12 +84,13 @@ def evaluate(
     sampling: Sampling | None = None,
     seed: int = 0,
     limit: int | None = None,
+    until: datetime | None = None,
     scorer: Scorer | None = None,
     score_limit: int | None = None,
     progress: Progress | None = None,
 ) -> PolicyReport:
-    """Answer the prompts of a split (the first `limit` of them by key) with `policy` through `engine`, `n` times each,
-    and measure the answers.
+    """Answer the prompts of a split (the first `limit` of them by key, of those added by the time `until`) with
+    `policy` through `engine`, `n` times each, and measure the answers.
 
     `baseline_round`: the round of this run whose answers to the same prompts are the ones to beat. `start`: the model
     that KL and relevance are measured from; without a scorer these two stay unmeasured. Scoring reads every answer
@@ -97,7 +99,7 @@ def evaluate(
     """
     from factory.generation import generate
 
-    prompts, sampling = held_prompts(store, split, limit), sampling or Sampling()
+    prompts, sampling = held_prompts(store, split, limit, until), sampling or Sampling()
     keys = [prompt.key for prompt in prompts]
     generate(
         store,
@@ -132,19 +134,20 @@ def compare(
     baseline_round: int,
     split: str = "heldout",
     limit: int | None = None,
+    until: datetime | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Win rate and gain of one evaluated round over another, from the answers in the store: nothing is asked."""
-    prompts = held_prompts(store, split, limit)
+    prompts = held_prompts(store, split, limit, until)
     ours, theirs = (_baseline(store, run, number, split, prompts) for number in (round, baseline_round))
     return Comparison(
         measures.win_rate(ours.graded, theirs.graded, seed=seed), measures.gain(ours.graded, theirs.graded, seed=seed)
     )
 
 
-def held_prompts(store: Store, split: str, limit: int | None = None) -> list[Prompt]:
-    """The prompts of a split, in the order of their keys."""
-    prompts = store.rows(Prompt, {"split": split})[:limit]
+def held_prompts(store: Store, split: str, limit: int | None = None, until: datetime | None = None) -> list[Prompt]:
+    """The prompts of a split in the order of their keys: the first `limit` of those added by the time `until`."""
+    prompts = [prompt for prompt in store.rows(Prompt, {"split": split}) if until is None or prompt.at <= until][:limit]
     if not prompts:
         raise FactoryError(
             f"there are no prompts in the split {split!r}", where=str(store.folder), todo="factory prompts add FILE"

@@ -243,6 +243,8 @@ def _gained(report: RunReport) -> Iterator[str]:
 
 def _headline(report: RunReport) -> Iterator[str]:
     final, start = report.final, report.final_start
+    if report.state == "done" and report.champion and final is None:
+        yield "There were no final prompts: nothing that no decision had read confirms it."
     if final is None or final.pass_rate is None:
         return
     text = f"On {final.prompts:,} final prompts, which no decision had read: {rate(final.pass_rate)}"

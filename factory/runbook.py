@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from factory import recipe as recipes
 from factory.faults import FactoryError
-from factory.schema import Decision, now
+from factory.schema import Decision, Prompt, now
 from factory.stopping import RoundEvidence, champion
 
 if TYPE_CHECKING:
@@ -86,6 +87,18 @@ class Run:
         whole = Path(path)
         inside = whole.exists() and whole.resolve().is_relative_to(home)
         return str(whole.resolve().relative_to(home)) if inside else str(path)
+
+    @property
+    def until(self) -> datetime | None:
+        """When the run had its prompts: those that are added later belong to other runs, or rounds could not be
+        compared."""
+        at = (self.done(0, "prompts") or {}).get("until")
+        return datetime.fromisoformat(at) if at else None
+
+    def prompts(self, split: str) -> list[Prompt]:
+        """The run's prompts of a split, in the order of their keys."""
+        held, until = self.store.rows(Prompt, {"split": split}), self.until
+        return [prompt for prompt in held if until is None or prompt.at <= until]
 
     @property
     def threads(self) -> int | None:

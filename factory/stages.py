@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 from factory import console
 from factory.faults import FactoryError
 from factory.runbook import Detail, Run
-from factory.schema import PolicyReport, Prompt, digest
+from factory.schema import PolicyReport, Prompt, digest, now
 
 if TYPE_CHECKING:
     from factory.engines import Engine
     from factory.labelling import PanelMember
+
+
+NO_FINAL = "there are no prompts in the split 'final'"
 
 
 def add_prompts(run: Run, number: int) -> Detail:
@@ -26,6 +29,7 @@ def add_prompts(run: Run, number: int) -> Detail:
     part = run.recipe.prompts
     if part.source != "store":
         add(run.store, part.source, group_by=part.group_by)
+    until = now().isoformat()
     counts = dict.fromkeys(("train", "heldout", "final"), 0)
     for prompt in run.store.rows(Prompt):
         counts[prompt.split] += 1
@@ -34,7 +38,9 @@ def add_prompts(run: Run, number: int) -> Detail:
             raise FactoryError(
                 f"there are no prompts in the split {split!r}", where=part.source, todo="factory prompts add FILE"
             )
-    return {"prompts": counts}
+    if not counts["final"]:
+        console.note(f"{NO_FINAL}: nothing will confirm the gain on held-out prompts")
+    return {"prompts": counts, "until": until}
 
 
 def generate(run: Run, number: int) -> Detail:
@@ -124,7 +130,15 @@ def evaluate(run: Run, number: int) -> Detail:
     detail: Detail = {"report": report.to_json()}
     if number:
         best, limit = run.champion, run.recipe.evaluate.limit
-        against = compare(run.store, run=run.name, round=number, baseline_round=best, limit=limit, seed=run.recipe.seed)
+        against = compare(
+            run.store,
+            run=run.name,
+            round=number,
+            baseline_round=best,
+            limit=limit,
+            until=run.until,
+            seed=run.recipe.seed,
+        )
         detail |= {"against_champion": best, "gain_champion": against.gain and list(against.gain)}
     return detail
 
@@ -132,6 +146,8 @@ def evaluate(run: Run, number: int) -> Detail:
 def final(run: Run, number: int) -> Detail:
     """Open the `final` split once: the champion against the start, on prompts that no decision has read."""
     best = run.champion
+    if not run.prompts("final"):
+        return {"champion": best, "start": None, "report": None, "skipped": NO_FINAL}
     start = _measure(run, 0, "final", None, scored=False)
     report = _measure(run, best, "final", 0, scored=False) if best else None
     return {"champion": best, "start": start.to_json(), "report": report and report.to_json()}
@@ -151,7 +167,7 @@ WITH_MODEL = frozenset({"generate", "label", "train", "evaluate", "final"})
 
 def drawn(run: Run, number: int) -> list[str]:
     """The keys of a round's prompts: a seeded order of the train split, taken in turn, begun again at its end."""
-    keys = [prompt.key for prompt in run.store.rows(Prompt, {"split": "train"})]
+    keys = [prompt.key for prompt in run.prompts("train")]
     order = sorted(keys, key=lambda key: digest(run.recipe.seed, key))
     size = min(run.recipe.prompts.per_round, len(order))
     start = (number - 1) * size
@@ -206,6 +222,7 @@ def _measure(run: Run, number: int, split: str, baseline: int | None, *, scored:
             sampling=part.sampling(),
             seed=run.recipe.seed,
             limit=part.limit,
+            until=run.until,
             scorer=ModelScorer(run.store) if scored else None,
             score_limit=part.score_limit,
             progress=counter,

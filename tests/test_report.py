@@ -205,6 +205,8 @@ def test_no_champion_no_final_and_failures_are_told() -> None:
     assert "final prompts" not in told
     assert "3 held-out answers failed and count as not passing." in told
     assert "also the judge" not in told
+    unconfirmed = " ".join(story(run_report(final=None, final_start=None)))
+    assert "There were no final prompts: nothing that no decision had read confirms it." in unconfirmed
 
 
 def test_a_run_at_work_and_a_run_not_begun() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,12 @@ import pytest
 import tiny_run
 
 from factory import recipe as recipes, rounds
+from factory.evaluation import held_prompts
 from factory.faults import FactoryError, LockedError
+from factory.prompts import add_prompts
 from factory.runbook import Run, open_run
-from factory.schema import Candidate, Prompt
-from factory.stages import drawn
+from factory.schema import Call, Candidate, Prompt
+from factory.stages import STAGES, drawn
 from factory.store import Store
 
 
@@ -134,6 +138,61 @@ def test_a_failed_stage_keeps_its_reason_and_is_tried_again(tiny_model: Path, pr
         tiny_run.write_prompts(prompts.parent / "late.jsonl")
         flow = open_run(store, loaded, "late")
         assert rounds.do(flow, 0, "prompts")["prompts"]["train"] > 0
+
+
+@pytest.fixture
+def copy(done: Path, tmp_path: Path) -> Path:
+    """The ended run's store, to write in."""
+    return Path(shutil.copytree(done, tmp_path / "store"))
+
+
+def test_a_stage_that_is_done_again_says_the_same_in_the_report(copy: Path, text: str) -> None:
+    with Store.open(copy) as store:
+        flow = Run(store, recipes.parse(text, where="test"), "tiny")
+        before = rounds.round_report(flow, 1)
+        again = STAGES["pair"](flow, 1)
+        assert again["pairs"]["written"] == 0
+        store.mark("tiny", 1, "pair", "done", again | {"seconds": before["stages"]["pair"]})
+        after = rounds.round_report(flow, 1)
+    assert before["pairs"]["preferences"] > 0
+    assert after == before
+
+
+def test_prompts_added_later_are_of_no_round_of_the_run(copy: Path, text: str, tmp_path: Path) -> None:
+    loaded = recipes.parse(text, where="test", overrides=["evaluate.limit=null"])
+    with Store.open(copy) as store:
+        flow = Run(store, loaded, "tiny")
+        held = {split: flow.prompts(split) for split in ("train", "heldout", "final")}
+        order = drawn(flow, 1)
+        add_prompts(store, str(tiny_run.write_prompts(tmp_path / "more.jsonl", 160)))
+        assert len(store.rows(Prompt, {"split": "heldout"})) > len(held["heldout"])
+        assert {split: flow.prompts(split) for split in held} == held
+        assert drawn(flow, 1) == order
+        assert held_prompts(store, "heldout", until=flow.until) == held["heldout"]
+
+
+def test_calls_that_failed_without_a_price_cost_nothing(copy: Path, text: str) -> None:
+    with Store.open(copy) as store:
+        flow = Run(store, recipes.parse(text, where="test"), "tiny")
+        before = rounds.spent(flow, 1)
+        paid = store.rows(Call, {"run": "tiny", "round": 1})[0]
+        refused = replace(paid, key="refused", failure="endpoint", cost=None, completion_tokens=0, prompt_tokens=0)
+        store.append("calls", [refused])
+        assert rounds.spent(flow, 1) == before
+        store.append("calls", [replace(refused, key="unpriced", failure=None)])
+        assert (before["cost"], rounds.spent(flow, 1)["cost"]) == (0.0, None)
+
+
+def test_a_run_without_final_prompts_ends_and_says_so(tiny_model: Path, tmp_path: Path) -> None:
+    prompts = tiny_run.write_prompts(tmp_path / "few.jsonl", 10)
+    loaded = recipes.parse(tiny_run.recipe_text(tiny_model, prompts), where="test")
+    with Store.open(tmp_path / "store", create=True) as store:
+        flow = open_run(store, loaded, "few")
+        assert rounds.do(flow, 0, "prompts")["prompts"]["final"] == 0
+        assert rounds.do(flow, 0, "final")["report"] is None
+        told = rounds.progress_of(store, "few")
+    assert told["state"] == "done"
+    assert "no prompts in the split 'final'" in told["stages"][-1]["note"]
 
 
 def test_prompts_are_drawn_in_turn(done: Path, text: str) -> None:
