@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from factory import console, crash
 from factory.faults import FactoryError
 from factory.filesystem import write_whole
 from factory.isolation import in_child
+from factory.recipe import dump
 from factory.runbook import Detail, Run, evidence_of, open_run
 from factory.schema import Decision, PolicyReport, Round, digest, now
 from factory.stages import STAGES, WITH_MODEL
@@ -194,6 +196,13 @@ def progress_of(store: Store, name: str) -> dict[str, Any]:
         for (number, stage), mark in latest.items()
     ]
     return {"run": name, "state": _state(rows, held=store.is_locked(name)), "stages": rows}
+
+
+def unfinished(store: Store, recipe: Recipe) -> str | None:
+    """The newest run of this recipe that was named by a day and is not done: it was cut off, maybe before midnight."""
+    text, dated = dump(recipe), re.compile(re.escape(recipe.name) + r"-\d{4}-\d\d-\d\d")
+    found = [str(run["run"]) for run in store.runs() if run["recipe"] == text and dated.fullmatch(str(run["run"]))]
+    return next((name for name in sorted(found, reverse=True) if progress_of(store, name)["state"] != "done"), None)
 
 
 def _state(rows: list[dict[str, Any]], *, held: bool) -> str:

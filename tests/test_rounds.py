@@ -195,6 +195,17 @@ def test_a_run_without_final_prompts_ends_and_says_so(tiny_model: Path, tmp_path
     assert "no prompts in the split 'final'" in told["stages"][-1]["note"]
 
 
+def test_a_run_that_was_cut_off_before_midnight_is_gone_on_with(tmp_path: Path) -> None:
+    loaded = recipes.parse("name: x\npanel: [{judge: verifier}]\n", where="test")
+    other = recipes.parse("name: x\nseed: 1\npanel: [{judge: verifier}]\n", where="test")
+    with Store.open(tmp_path / "store", create=True) as store:
+        for name, recipe in [("x-2026-01-01", loaded), ("x-2026-01-03", other), ("x-mine", loaded)]:
+            store.put_run(name, recipes.dump(recipe), {})
+        assert rounds.unfinished(store, loaded) == "x-2026-01-01"
+        store.mark("x-2026-01-01", 1, "final", "done", {})
+        assert rounds.unfinished(store, loaded) is None
+
+
 def test_prompts_are_drawn_in_turn(done: Path, text: str) -> None:
     loaded = recipes.parse(text, where="test")
     with Store.open(done) as store:

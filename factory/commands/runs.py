@@ -24,7 +24,9 @@ RecipeName = Annotated[str, typer.Argument(help="Name of a bundled recipe, or a 
 def run(
     name: RecipeName,
     overrides: Overrides = None,
-    run_name: Annotated[str | None, typer.Option("--run", help="Name of the run; default: recipe and date.")] = None,
+    run_name: Annotated[
+        str | None, typer.Option("--run", help="Name; default: of the one cut off, else recipe and date.")
+    ] = None,
     dry_run: options.DryRun = False,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
@@ -40,10 +42,11 @@ def run(
         console.emit(plan, as_json=as_json, text=text)
         return
     from factory import report as reports
-    from factory.rounds import run as run_rounds
+    from factory.rounds import run as run_rounds, unfinished
 
     with options.opened(store, create=True) as opened:
-        outcome = run_rounds(opened, loaded, options.dated(loaded.name, run_name))
+        chosen = run_name or unfinished(opened, loaded) or options.dated(loaded.name, None)
+        outcome = run_rounds(opened, loaded, chosen)
         summary = reports.summary(reports.collect(opened, outcome.run))
     console.emit(outcome.to_json(), as_json=as_json, text=f"{summary}\n\nreport: {outcome.report}")
 
