@@ -75,6 +75,9 @@ class FallWatch:
         self._told = True
         return (
             "chosen and rejected answers both became less likely than under the reference "
-            f"(by {-good:.1f} and {-bad:.1f} nats an answer). To hold the chosen ones, add their negative "
-            "log-likelihood (add: {sft: 0.2}, or more), or take a larger beta or a smaller learning rate."
+            f"(by {-good:.1f} and {-bad:.1f} nats an answer{self._when(line)}). To hold the chosen ones, add their "
+            "negative log-likelihood (add: {sft: 0.2}, or more), or take a larger beta or a smaller learning rate."
         )
+
+    def _when(self, line: Mapping[str, Any]) -> str:
+        return f", the mean over {len(self._recent)} of the steps up to step {line['step']:g}" if "step" in line else ""

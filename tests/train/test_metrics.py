@@ -46,6 +46,8 @@ def test_both_falling_is_told_once_with_the_remedy() -> None:
     assert [bool(text) for text in said] == [False, False, True, False, False, False]
     assert "by 2.0 and 9.0 nats" in said[2]
     assert "add: {sft: 0.2}" in said[2]
+    late = FallWatch(window=1).see(drifts(-2.0, -9.0) | {"step": 7.0})
+    assert "nats an answer, the mean over 1 of the steps up to step 7)" in late
 
 
 def test_a_chosen_that_holds_is_no_fall() -> None:
