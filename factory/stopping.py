@@ -34,9 +34,9 @@ class RoundEvidence:
     report: PolicyReport
     """On held-out prompts; its gain and win rate are against the start policy."""
     seconds: float = 0.0
-    """Wall clock of the whole round."""
+    """Wall clock of the round's stages; an attempt that was cut off is not counted, only the one that ended."""
     tokens: int = 0
-    """Tokens generated in the round, by policies and judges."""
+    """Tokens generated in the round, by policies and judges; answers that another run paid for are not counted."""
     cost: float | None = None
     """US dollars; None: a price is unknown."""
     preferences: int = 0
