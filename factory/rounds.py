@@ -181,7 +181,7 @@ def tell(flow: Run) -> Outcome:
 
 
 def progress_of(store: Store, name: str) -> dict[str, Any]:
-    """Where a run is: its state, and its stages with their states and seconds."""
+    """Where a run is: its state, its stages with their states and seconds, and the last decision."""
     latest: dict[tuple[int, str], dict[str, Any]] = {}
     for mark in store.marks(name):
         latest[mark["round"], mark["stage"]] = mark
@@ -195,7 +195,9 @@ def progress_of(store: Store, name: str) -> dict[str, Any]:
         }
         for (number, stage), mark in latest.items()
     ]
-    return {"run": name, "state": _state(rows, held=store.is_locked(name)), "stages": rows}
+    closed = store.read("rounds", columns=["round", "decision", "rule", "reason"], where={"run": name})
+    last = max(closed, key=lambda row: int(row["round"]), default=None)
+    return {"run": name, "state": _state(rows, held=store.is_locked(name)), "stages": rows, "decision": last}
 
 
 def unfinished(store: Store, recipe: Recipe) -> str | None:

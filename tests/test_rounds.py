@@ -109,6 +109,7 @@ def test_status_says_where_a_run_is(done: Path) -> None:
     stages = {(row["round"], row["stage"]): row["state"] for row in progress["stages"]}
     assert stages[1, "train"] == "done"
     assert set(stages.values()) == {"done"}
+    assert (progress["decision"]["round"], progress["decision"]["rule"]) == (2, "max_rounds")
 
 
 def test_too_few_preferences_end_the_run_without_training(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:

@@ -76,8 +76,17 @@ def status(
             if opened.get_run(name) is None:
                 raise FactoryError(f"no run named {name!r}", where=str(store), todo="factory status lists the runs")
         found = [progress_of(opened, name) for name in names]
-    blocks = [f"{item['run']}: {item['state']}\n{console.table(item['stages'])}" for item in found]
+    blocks = [f"{item['run']}: {item['state']}\n{console.table(item['stages'])}{_decided(item)}" for item in found]
     console.emit(found, as_json=as_json, text="\n\n".join(blocks) or "no runs yet: factory run quickstart")
+
+
+def _decided(progress: dict[str, Any]) -> str:
+    """The last decision as a line below the stages."""
+    last = progress["decision"]
+    if last is None:
+        return ""
+    rule = f" by {last['rule']}" if last["rule"] else ""
+    return f"\nafter round {last['round']}: {last['decision']}{rule}: {last['reason']}"
 
 
 def report(
