@@ -288,7 +288,7 @@ def _index(target: Sequence[Any], step: str, text: str) -> int:
 def plan(recipe: Recipe, prompts: Mapping[str, int]) -> dict[str, Any]:
     """What a run would ask for at most: calls and tokens a stage. `prompts`: number of prompts a split.
 
-    Prices of local engines are nothing; an endpoint's are unknown unless its options give them.
+    Local engines cost nothing. What an endpoint will cost is unknown: prompts' tokens are counted as they are asked.
     """
     drawn = min(recipe.prompts.per_round, prompts.get("train", 0)) or recipe.prompts.per_round
     rounds = recipe.stop.max_rounds
@@ -318,7 +318,9 @@ def plan(recipe: Recipe, prompts: Mapping[str, int]) -> dict[str, Any]:
         "calls_at_most": sum(stage["calls"] for stage in stages),
         "tokens_at_most": sum(stage["tokens"] for stage in stages),
         "cost_usd": 0.0 if local else None,
-        "cost": "nothing is paid for: the model runs here" if local else "unknown: the endpoint's prices are not given",
+        "cost": "nothing is paid for: the model runs here"
+        if local
+        else "unknown: an endpoint counts the tokens of the prompts itself",
     }
 
 

@@ -58,8 +58,13 @@ class FallWatch:
     """Notices when good and bad answers both become less likely: the margin grows, and the policy drifts off both
     (TRL #800). Looks at the mean over the last `window` steps, and speaks once."""
 
-    def __init__(self, window: int = 5, nats: float = 1.0) -> None:
+    def __init__(self, window: int = 5, nats: float = 1.0, *, sft: float = 0.0) -> None:
         self.nats = nats
+        self.remedy = (
+            f"give their negative log-likelihood more weight than {sft:g} (add: {{sft: {2 * sft:g}}})"
+            if sft
+            else "add their negative log-likelihood (add: {sft: 0.2}, or more)"
+        )
         self._recent: deque[tuple[float, float]] = deque(maxlen=window)
         self._told = False
 
@@ -75,8 +80,8 @@ class FallWatch:
         self._told = True
         return (
             "chosen and rejected answers both became less likely than under the reference "
-            f"(by {-good:.1f} and {-bad:.1f} nats an answer{self._when(line)}). To hold the chosen ones, add their "
-            "negative log-likelihood (add: {sft: 0.2}, or more), or take a larger beta or a smaller learning rate."
+            f"(by {-good:.1f} and {-bad:.1f} nats an answer{self._when(line)}). To hold the chosen ones, "
+            f"{self.remedy}, or take a larger beta or a smaller learning rate."
         )
 
     def _when(self, line: Mapping[str, Any]) -> str:

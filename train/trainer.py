@@ -93,7 +93,7 @@ class Trainer:
             self.weights.values(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
         self.limit = self.config.micro_batch_tokens or MICRO_TOKENS.get(self.policy.device, ACCELERATOR_MICRO_TOKENS)
-        self.watch = FallWatch()
+        self.watch = FallWatch(sft=self.config.add.get("sft", 0.0))
 
     @cached_property
     def stamp(self) -> Stamp:

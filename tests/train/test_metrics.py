@@ -59,3 +59,8 @@ def test_a_chosen_that_holds_is_no_fall() -> None:
 def test_a_step_without_one_kind_is_passed_over() -> None:
     watch = FallWatch(window=2)
     assert [bool(watch.see(seen)) for seen in (drifts(-2, -2), {"loss": 1.0}, drifts(-2, -2))] == [False, False, True]
+
+
+def test_the_remedy_knows_what_is_set_already() -> None:
+    said = FallWatch(window=1, sft=0.2).see(drifts(-2.0, -9.0))
+    assert "more weight than 0.2 (add: {sft: 0.4})" in said
