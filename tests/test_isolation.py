@@ -15,7 +15,7 @@ from factory.faults import LockedError
 from factory.store import Store
 
 PARENT = """
-import sys, time
+import signal, sys, time
 from factory import isolation, recipe, stages
 from factory.isolation import in_child
 from factory.runbook import Run
@@ -29,6 +29,7 @@ stages.STAGES = {"generate": stand_still}
 if sys.argv[2] == "deaf":
     isolation._end_with_parent = lambda watched: None
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started deaf to it
     with Store.open(sys.argv[1]) as store, store.run_lock("r"):
         loaded = recipe.parse("name: x\\npanel: [{judge: verifier}]\\n", where="test")
         store.put_run("r", "", {})
