@@ -17,15 +17,30 @@ NETWORK = frozenset({
 MOUNTS = Path("/proc/mounts")
 
 
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file and sync it to the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync the folder's entries, so that a rename in it is durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def write_whole(path: Path, text: str) -> None:
     """The file is there whole or not at all, also after a loss of power."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    write_durably(temporary, text.encode())
     temporary.replace(path)
+    sync_folder(path.parent)
 
 
 def existing(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from factory import crash
 from factory.columns import arrow_schema, columns_of
 from factory.faults import FactoryError, IntegrityError
+from factory.filesystem import sync_folder, write_durably
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,23 +79,6 @@ def _place(path: Path, content: bytes) -> None:
     temporary.replace(path)
     sync_folder(path.parent)
     crash.point("store.seal.after_rename")
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a file and sync it to the disk."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Sync the folder's entries, so that a rename in it is durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _footer_of(tail: bytes, content: bytes) -> bytes:

@@ -249,9 +249,7 @@ class Store:
     def put_run(self, run: str, recipe_yaml: str, info: Mapping[str, Any]) -> None:
         """Keep a run's resolved recipe (also as runs/<run>/recipe.yaml) and what else is known of it."""
         folder = self.run_folder(run)
-        temporary = folder / f".recipe-{os.getpid()}.yaml"
-        parts.write_durably(temporary, clean(recipe_yaml).encode())
-        temporary.replace(folder / "recipe.yaml")
+        filesystem.write_whole(folder / "recipe.yaml", clean(recipe_yaml))
         self._journal.put_run(run, recipe_yaml, info)
 
     def get_run(self, run: str) -> dict[str, Any] | None:
