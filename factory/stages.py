@@ -100,12 +100,13 @@ def pair(run: Run, number: int) -> Detail:
 
 def train(run: Run, number: int) -> Detail:
     """Train the next policy; skipped, with the reason, when there is too little to train on."""
-    from factory.training import train_policy
+    from factory.training import needs, train_policy
 
     part = run.recipe.train
-    made = (run.done(number, "pair") or {})["pairs"]["preferences"]
-    if made < run.recipe.stop.min_preferences:
-        return {"training": None, "skipped": f"{made} preferences are fewer than {run.recipe.stop.min_preferences}"}
+    wanted, least = needs(part.config.method), run.recipe.stop.min_preferences
+    made = (run.done(number, "pair") or {})["pairs"][wanted]
+    if made < least:
+        return {"training": None, "skipped": f"{made} {wanted} are fewer than {least}"}
     begin = run.policy(number - 1) if part.begin_from == "round" else run.recipe.model
     threads = part.config.threads or run.threads
     with console.progress("training steps") as counter:

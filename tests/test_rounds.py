@@ -124,6 +124,23 @@ def test_too_few_preferences_end_the_run_without_training(tiny_model: Path, prom
     assert last["policy"] == str(tiny_model)
 
 
+def test_what_counts_for_training_is_what_the_method_needs(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    """KTO trains on labels: that no pair has the margin asked for does not matter."""
+    train = json.loads(tiny_run.recipe_text(tiny_model, prompts))["train"]
+    train["config"]["method"] = "kto"
+    text = tiny_run.recipe_text(
+        tiny_model,
+        prompts,
+        train=train,
+        pair={"strategy": "all", "lead": "pairwise", "min_margin": 1.0},
+        stop={"max_rounds": 1, "any": [{"rule": "label_starvation", "minimum": 2}]},
+    )
+    assert tiny_run.finish(tmp_path / "store", text) == 0, tiny_run.log_of(tmp_path / "store")
+    tables = tiny_run.tables_of(tmp_path / "store")
+    assert len(tables["preferences"]) < 2 <= len(tables["labels"])
+    assert (tmp_path / "store" / "runs" / "tiny" / "round-1" / "policy" / "adapter_model.safetensors").is_file()
+
+
 def test_a_failed_stage_keeps_its_reason_and_is_tried_again(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
     text = tiny_run.recipe_text(
         tiny_model, prompts, prompts={"source": str(prompts.parent / "late.jsonl"), "per_round": 6}
