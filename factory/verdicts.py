@@ -70,7 +70,8 @@ def decide(p_a: float, tie_margin: float) -> Literal["a", "b", "tie"]:
 
 
 def combine_orders(rows: Sequence[Judgment], tie_margin: float = TIE_MARGIN) -> Verdict | None:
-    """Both orders of every aspect of one judge on one pair: the mean of p_a; None when one is missing or failed.
+    """Both orders of every aspect of one judge on one pair: the mean of p_a, aspects by their weight; None when one is
+    missing or failed.
 
     `flipped`: the two orders of an aspect gave different verdicts (aspects may well differ from each other). Text
     verdicts carry p_a of 0, 1/2 or 1: where the two orders of an aspect disagree, that aspect is a tie.
@@ -84,7 +85,7 @@ def combine_orders(rows: Sequence[Judgment], tie_margin: float = TIE_MARGIN) -> 
         return None
     chances = [_of_aspect(found) for found in aspects.values()]
     flips = [_flips(found) for found in aspects.values() if found[0].shown_first is not None]
-    p_a = math.fsum(chances) / len(chances)
+    p_a = _mean(chances, [_weight(found[0]) for found in aspects.values()])
     return Verdict(p_a, decide(p_a, tie_margin), any(flips) if flips else None)
 
 
@@ -101,15 +102,29 @@ def _flips(rows: Sequence[Judgment]) -> bool:
 
 
 def combine_aspects(rows: Sequence[Judgment]) -> Score | None:
-    """All aspects of one pointwise judge on one candidate: the mean; None when one failed."""
+    """All aspects of one pointwise judge on one candidate: the mean by their weight; None when one failed."""
     if not rows or any(row.failure is not None or row.score is None for row in rows):
         return None
     values = [row.score for row in rows if row.score is not None]
     shares = [_share(row) for row in rows]
     met = [row.detail["all_met"] for row in rows if row.detail and isinstance(row.detail.get("all_met"), bool)]
-    return Score(
-        math.fsum(values) / len(values), math.fsum(shares) / len(shares), all(met) if len(met) == len(rows) else None
-    )
+    weights = [_weight(row) for row in rows]
+    return Score(_mean(values, weights), _mean(shares, weights), all(met) if len(met) == len(rows) else None)
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """The mean by weight; the plain one where nothing has any."""
+    total = math.fsum(weights)
+    if total <= 0:
+        return math.fsum(values) / len(values)
+    return math.fsum(weight * value for weight, value in zip(weights, values, strict=True)) / total
+
+
+def _weight(row: Judgment) -> float:
+    """Weight of the row's aspect among the judge's aspects: `detail["weight"]`, 1 where there is none."""
+    weight = row.detail.get("weight") if isinstance(row.detail, Mapping) else None
+    usable = isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight) and weight >= 0
+    return float(weight) if usable and weight is not None else 1.0
 
 
 def _share(row: Judgment) -> float:
