@@ -203,13 +203,22 @@ class Candidate:
     """One sampled answer to a prompt (TRL calls it a completion), read from a call."""
 
     TABLE: ClassVar[str] = "candidates"
-    key: str = column("hash of run, round, call key, kind and reader version")
+    key: str = column("hash of run, round, call key, kind and reader version; of a critique or revision its parent too")
     run: str = column("run")
     round: int = column("round", 0)
     prompt_key: str = column("prompts.key")
     split: str = column("split of its prompt")
-    kind: str = column("sample | draft | critique | revision | given", "sample")
-    parent: str | None = column("candidates.key of the draft it revises", None)
+    kind: str = column(
+        "sample: an answer | draft: an answer made only to be revised | critique: of its parent, an answer | revision: "
+        "the answer anew after its parent, a critique | given: brought in from outside",
+        "sample",
+    )
+    parent: str | None = column(
+        "candidates.key of what it was made from: of a critique the answer (sample, draft or earlier revision), of a "
+        "revision the critique; null for other kinds",
+        None,
+    )
+    principle: str | None = column("name of the principle that a critique or revision goes by; null otherwise", None)
     call_key: str | None = column("calls.key; null when it was brought in from outside", None)
     model: str = column("name of the model that wrote it")
     model_hash: str = column("content hash of that model", "")
