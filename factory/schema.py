@@ -18,9 +18,12 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
 # ---------------------------------------------------------------------------------------------------------- keys
 
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def digest(*parts: Any) -> str:
     """32 hex digits of SHA-256 over the canonical JSON of `parts`: the form of every key in the store."""
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = _CANONICAL.encode(parts)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
@@ -256,6 +259,7 @@ class Judgment:
     detail: Json = column("JSON: what else the judge gives (constraints met, rationale, mass on valid answers)", None)
     canary: bool = column("true when a canary was shown in place of a candidate: no real work", False)
     canary_name: str | None = column("name of that canary; null for real work", None)
+    batch: str = column("work put before the judge together, which its canaries vouch for; empty: nothing does", "")
     failure: str | None = column("kind of failure; null when it is a verdict", None)
     call_key: str | None = column("calls.key; null for programs and people", None)
     reader: str = column("version of the code that read the call", "1")
