@@ -36,12 +36,14 @@ class Verdict(NamedTuple):
 
 
 class Score(NamedTuple):
-    """What one pointwise judge says of a candidate: `value` on its own scale, `share` of the scale (0 to 1), and
-    whether all that was asked for is met (None when the judge does not say)."""
+    """What one pointwise judge says of a candidate: `value` on its own scale, `share` of the scale (0 to 1), whether
+    all that was asked for is met (None when the judge does not say), and whether the scale is one of log-odds without
+    ends: `share` then only keeps the order, and a difference of values is what counts."""
 
     value: float
     share: float
     all_met: bool | None = None
+    log_odds: bool = False
 
 
 Pair = tuple[str, str]  # candidate keys, canonical (a < b)
@@ -109,7 +111,12 @@ def combine_aspects(rows: Sequence[Judgment]) -> Score | None:
     shares = [_share(row) for row in rows]
     met = [row.detail["all_met"] for row in rows if row.detail and isinstance(row.detail.get("all_met"), bool)]
     weights = [_weight(row) for row in rows]
-    return Score(_mean(values, weights), _mean(shares, weights), all(met) if len(met) == len(rows) else None)
+    return Score(
+        _mean(values, weights),
+        _mean(shares, weights),
+        all(met) if len(met) == len(rows) else None,
+        all(_is_log_odds(row) for row in rows),
+    )
 
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
@@ -127,18 +134,38 @@ def _weight(row: Judgment) -> float:
     return float(weight) if usable and weight is not None else 1.0
 
 
+def _is_log_odds(row: Judgment) -> bool:
+    """A score without ends: a reward model's, whose differences are log-odds."""
+    return row.score_low is None and row.score_high is None
+
+
 def _share(row: Judgment) -> float:
-    """The score as a share of its scale; a scale that is not given runs from 0 to 1."""
+    """The score as a share of its scale. One without ends has none: r / (1 + |r|), moved to 0..1, keeps the order also
+    where a sigmoid would round to 1."""
+    score = row.score or 0.0
+    if _is_log_odds(row):
+        return 0.5 + 0.5 * score / (1.0 + abs(score))
     low = 0.0 if row.score_low is None else row.score_low
     high = 1.0 if row.score_high is None else row.score_high
-    return min(max(((row.score or 0.0) - low) / (high - low), 0.0), 1.0) if high > low else 0.0
+    return min(max((score - low) / (high - low), 0.0), 1.0) if high > low else 0.0
 
 
 def from_scores(a: Score, b: Score) -> Verdict:
-    """A pair by two scores of one judge: p_a = 1/2 + half the difference as a share of the scale; equal scores are a
-    tie."""
-    p_a = 0.5 + (a.share - b.share) / 2
+    """A pair by two scores of one judge; equal scores are a tie.
+
+    p_a = 1/2 + half the difference as a share of the scale. On a scale of log-odds: sigmoid(a - b), as Bradley and
+    Terry's model, which reward models are trained by, has it (Ouyang et al., 2203.02155, eq. 1).
+    """
+    if not (a.log_odds and b.log_odds):
+        p_a = 0.5 + (a.share - b.share) / 2
+        return Verdict(p_a, decide(p_a, 0.0))
+    p_a = sigmoid(a.value - b.value)
     return Verdict(p_a, decide(p_a, 0.0))
+
+
+def sigmoid(x: float) -> float:
+    """1 / (1 + exp(-x)), without overflow."""
+    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
 class Panel(NamedTuple):
