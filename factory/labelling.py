@@ -402,7 +402,10 @@ def _votes(work: Work, member: PanelMember, judge: Judge, matchups: Sequence[Mat
 
 
 def _adopted(work: Work, member: PanelMember, matchup: Matchup, votes: Sequence[Judgment]) -> list[Judgment]:
-    """Votes on one matchup under this panel's run, round and name; a failure where the judge was silent."""
+    """Votes on one matchup under this panel's run, round and name; a failure where the judge was silent, unless it is
+    `partial`: asked about some matchups only, as people are."""
+    if not votes and getattr(member.judge, "partial", False):
+        return []
     if not votes:
         return [_judgment(work, member, matchup, Reading(failure="no_vote"))]
     fields = ("aspect", "verdict", "p_a", "score", "score_low", "score_high", "detail", "failure")

@@ -20,7 +20,8 @@ class Judge(Protocol):
     kind: Literal["pointwise", "pairwise"]
 
     def vote(self, matchups: Iterable[Matchup]) -> Iterator[Judgment]:
-        """One or more judgments for every matchup; a failure is a judgment with `failure` set."""
+        """One or more judgments for every matchup; a failure is a judgment with `failure` set. Only a judge whose
+        attribute `partial` is true may be silent: it was not asked about everything."""
 
 
 class CannotAsk(Exception):  # noqa: N818 - it is a reading of the matchup, not an error of the program
@@ -51,3 +52,4 @@ judges: Registry[Callable[..., Judge | LLMJudge]] = Registry("judge")
 judges.add("verifier", "factory.judges.verifier:VerifierJudge", asks=False)
 judges.add("pairwise", "factory.judges.pairwise:PairwiseJudge", asks=True)
 judges.add("rating", "factory.judges.rating:RatingJudge", asks=True)
+judges.add("human", "factory.judges.human:HumanJudge", asks=False, file=True)
