@@ -50,6 +50,7 @@ def nothing_held(request: Request, sample: int) -> bool:
 
 engines: Registry[Callable[..., Engine]] = Registry("engine")
 engines.add("transformers", "factory.engines.transformers:TransformersEngine")
+engines.add("vllm", "factory.engines.vllm:VllmEngine", devices="tensor_parallel_size")
 engines.add("openai", "factory.engines.openai:OpenAIEngine")
 engines.add("scripted", "factory.engines.scripted:ScriptedEngine")
 
