@@ -2,20 +2,20 @@
 
 `answer` is the one way from a request to a stored call. It works out each answer's key, takes what the store holds,
 asks the engine for the rest and commits each answer before handing it on, so that a kill loses at most what is in the
-making.
+making. Several threads may answer at once: with `Claims` in common, no question is paid for by two of them.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from factory import crash
 from factory.engines import BurstEngine
-from factory.schema import Call, Completion, Have, Request, call_key, now
+from factory.schema import Call, Completion, Have, Request, call_keys, now
 
 if TYPE_CHECKING:
     from factory.console import Progress
@@ -25,6 +25,41 @@ if TYPE_CHECKING:
 LOOKUP = 2000  # keys looked up at once
 
 Item = tuple[Request, int]  # a request and the index of one of its samples
+
+
+class Claims:
+    """Keys that are being asked for, shared by all that answer at the same time in this process.
+
+    `ended` tells all of them to stop: each keeps what has come and gives no more.
+    """
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self._free = threading.Condition()
+        self._taken: set[str] = set()
+
+    def take(self, keys: Iterable[str]) -> set[str]:
+        """Claim the keys that nobody has claimed; these."""
+        with self._free:
+            new = {key for key in keys if key not in self._taken}
+            self._taken |= new
+        return new
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Give up claims: what was asked for is in the store, or will not come."""
+        with self._free:
+            self._taken.difference_update(keys)
+            self._free.notify_all()
+
+    def wait(self, keys: Sequence[str]) -> None:
+        """Until none of the keys is claimed, or the end."""
+        with self._free:
+            while not self.ended.is_set() and not self._taken.isdisjoint(keys):
+                self._free.wait(0.2)
+
+    def end(self) -> None:
+        """Let all that answer stop."""
+        self.ended.set()
 
 
 def answer(
@@ -38,24 +73,20 @@ def answer(
     retry_failed: bool = False,
     attempts: int = 3,
     progress: Progress | None = None,
+    claims: Claims | None = None,
 ) -> Iterator[tuple[Request, Call]]:
     """Yield the latest call of every (request, sample): first those held, in order, then the new ones as they finish.
 
     A passing failure is asked again, `attempts` times in all; a permanent one that is held only with `retry_failed`.
-    Equal requests are asked once and answered each. Raises what the engine raises when it cannot go on (EndpointError);
-    all that was answered until then is stored.
+    Equal requests are asked once and answered each; of those that differ in max_tokens alone the longest is asked
+    first, and the others take its answer where it ended within their limit. Raises what the engine raises when it
+    cannot go on (EndpointError); all that was answered until then is stored.
     """
-    asking = _Asking(store, engine, requests, run, round, purpose)
-    for request, call in asking.held(retry_failed):
-        _report(progress, call, reused=True)
+    asking = _Asking(store, engine, requests, run, round, purpose, claims or Claims())
+    for request, call, reused in asking.all(retry_failed, attempts):
+        if progress is not None:
+            _report(progress, call, reused=reused)
         yield request, call
-    for number in range(attempts):
-        if not asking.open:
-            return
-        for key, call in asking.ask(last=number == attempts - 1):
-            for copy, (request, _) in enumerate(asking.items[key]):
-                _report(progress, call, reused=copy > 0)
-                yield request, call
 
 
 def reusable(call: Call, request: Request) -> bool:
@@ -68,48 +99,88 @@ def reusable(call: Call, request: Request) -> bool:
     return bool(call.sampling["max_tokens"] == limit)
 
 
+Answered = tuple[Request, Call, bool]  # a request, its call, and whether it cost nothing
+
+
 class _Asking:
     """The answers wanted in one `answer`, by key: what is still open, and how often each was tried before."""
 
     def __init__(
-        self, store: Store, engine: Engine, requests: Sequence[Request], run: str, round: int, purpose: str
+        self,
+        store: Store,
+        engine: Engine,
+        requests: Sequence[Request],
+        run: str,
+        round: int,
+        purpose: str,
+        claims: Claims,
     ) -> None:
-        self.store, self.engine = store, engine
+        self.store, self.engine, self.claims = store, engine, claims
         self.run, self.round, self.purpose = run, round, purpose
+        self.identity = engine.identity
         self.items: dict[str, list[Item]] = {}
         self.owned: dict[tuple[int, int], str] = {}  # the request object that is asked for a key: the first that has it
         self.requests: list[Request] = []
-        for request in requests:
-            self._enter(request)
+        self.shorter: list[Request] = []  # another request asks the same with a longer limit: that one comes first
+        keyed = [(request, call_keys(self.identity, engine.render(request), request)) for request in requests]
+        longest: dict[str, int] = {}
+        for request, keys in keyed:
+            longest |= {key: max(request.sampling.max_tokens, longest.get(key, 0)) for key in keys}
+        for request, keys in keyed:
+            if all(longest[key] == request.sampling.max_tokens for key in keys):
+                self._enter(request, keys)
+            else:
+                self.shorter.append(request)
         self.open: set[str] = set()
         self.tried: dict[str, int] = {}
 
-    def _enter(self, request: Request) -> None:
-        rendered = self.engine.render(request)
+    def _enter(self, request: Request, keys: Iterable[str]) -> None:
         first = len(self.owned)
-        for sample in range(request.n):
-            key = call_key(self.engine.identity, rendered, request, sample)
+        for sample, key in enumerate(keys):
             if key not in self.items:
                 self.owned[id(request), sample] = key
             self.items.setdefault(key, []).append((request, sample))
         if len(self.owned) > first:
             self.requests.append(request)
 
-    def held(self, retry_failed: bool) -> Iterator[tuple[Request, Call]]:
-        """The calls that need not be asked for; every other key is open from here on."""
-        waiting = iter(self.items)
-        while keys := list(islice(waiting, LOOKUP)):
-            latest = self.store.latest_calls(keys)
-            fitting = self._fitting(latest)
-            for key in keys:
-                call = latest.get(key)
-                if key in fitting:
-                    yield from ((request, fitting[key]) for request, _ in self.items[key])
-                elif call is None or not _stands(call, self.items[key][0][0], retry_failed):
-                    self.open.add(key)
-                    self.tried[key] = 0 if call is None else call.attempt
-                else:
-                    yield from ((request, call) for request, _ in self.items[key])
+    def all(self, retry_failed: bool, attempts: int) -> Iterator[Answered]:
+        """Every answer, then those to the shorter limits."""
+        keys = list(self.items)
+        try:
+            while keys and not self.claims.ended.is_set():
+                others: list[str] = []
+                yield from self._held(keys, retry_failed, others)
+                for number in range(attempts):
+                    if self.open and not self.claims.ended.is_set():
+                        yield from self._ask(last=number == attempts - 1)
+                self.claims.wait(others)
+                keys = others
+        finally:
+            self.claims.drop(self.open)
+        if self.shorter:
+            again = (self.store, self.engine, self.shorter, self.run, self.round, self.purpose, self.claims)
+            yield from _Asking(*again).all(retry_failed, attempts)
+
+    def _held(self, keys: Iterable[str], retry_failed: bool, others: list[str]) -> Iterator[Answered]:
+        """The calls that need not be asked for. What somebody else is asking for goes to `others`; every other key is
+        open from here on."""
+        waiting = iter(keys)
+        while some := list(islice(waiting, LOOKUP)):
+            mine = self.claims.take(some)
+            self.open |= mine  # until the lookup says better, so that an end gives them up
+            others.extend(key for key in some if key not in mine)
+            latest = self.store.latest_calls(mine) if mine else {}
+            held = {k: call for k, call in latest.items() if _stands(call, self.items[k][0][0], retry_failed)}
+            held |= self._fitting(latest)
+            self.tried |= {key: call.attempt for key, call in latest.items()}
+            self._settle(held)
+            for key in some:
+                if key in held:
+                    yield from ((request, held[key], True) for request, _ in self.items[key])
+
+    def _settle(self, keys: Iterable[str]) -> None:
+        self.open.difference_update(keys)
+        self.claims.drop(keys)
 
     def _fitting(self, latest: Mapping[str, Call]) -> dict[str, Call]:
         """Earlier answers that fit where the latest is one to another limit: what was paid for is not paid again."""
@@ -121,20 +192,22 @@ class _Asking:
                 found[call.key] = call
         return found
 
-    def ask(self, *, last: bool) -> Iterator[tuple[str, Call]]:
+    def _ask(self, *, last: bool) -> Iterator[Answered]:
         """Ask for all that is open; yield what is settled. A passing failure stays open unless this is the last try."""
         answered: set[str] = set()
         with closing(_bursts(self.engine, self.requests, self._have)) as bursts:
             for burst in bursts:
                 new = [(key, completion) for key, completion in self._wanted(burst) if key not in answered]
                 answered.update(key for key, _ in new)
-                for key, call in self._store(new):
-                    if call.passing and not last:
-                        continue
-                    self.open.discard(key)
-                    yield key, call
+                settled = [(key, call) for key, call in self._store(new) if last or not call.passing]
+                self._settle([key for key, _ in settled])
+                for key, call in settled:
+                    for copy, (request, _) in enumerate(self.items[key]):
+                        yield request, call, copy > 0
+                if self.claims.ended.is_set():
+                    return
         if unanswered := len(self.open - answered):
-            raise RuntimeError(f"the {self.engine.identity.kind} engine left {unanswered} requests without any answer")
+            raise RuntimeError(f"the {self.identity.kind} engine left {unanswered} requests without any answer")
 
     def _have(self, request: Request, sample: int) -> bool:
         return self.owned.get((id(request), sample)) not in self.open
@@ -157,10 +230,11 @@ class _Asking:
         return list(calls.items())
 
     def _call(self, key: str, completion: Completion) -> Call:
-        request, failure, identity = completion.request, completion.failure, self.engine.identity
+        request, failure, identity = completion.request, completion.failure, self.identity
+        sampling = request.sampling
         return Call(
             key=key,
-            attempt=self.tried[key] + 1,
+            attempt=self.tried.get(key, 0) + 1,
             run=self.run,
             round=self.round,
             purpose=self.purpose,
@@ -169,7 +243,13 @@ class _Asking:
             model_hash=identity.content,
             tag=request.tag,
             messages=request.messages,
-            sampling=asdict(request.sampling) | {"stop": list(request.sampling.stop)},
+            sampling={
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+                "max_tokens": sampling.max_tokens,
+                "stop": list(sampling.stop),
+            },
             sample=completion.sample,
             seed=request.seed,
             text=completion.text,
@@ -201,8 +281,7 @@ def _bursts(engine: Engine, requests: Sequence[Request], have: Have) -> Generato
         yield from ([completion] for completion in engine.generate(requests, have))
 
 
-def _report(progress: Progress | None, call: Call, *, reused: bool) -> None:
-    if progress is not None:
-        progress.advance(
-            1, failed=int(call.failure is not None), reused=int(reused), tokens=0 if reused else call.completion_tokens
-        )
+def _report(progress: Progress, call: Call, *, reused: bool) -> None:
+    progress.advance(
+        1, failed=int(call.failure is not None), reused=int(reused), tokens=0 if reused else call.completion_tokens
+    )

@@ -132,12 +132,28 @@ class Identity(NamedTuple):
 
 def call_key(identity: Identity, rendered: str, request: Request, sample: int) -> str:
     """The key of one paid answer. max_tokens is left out on purpose: a longer limit reuses what ended by itself."""
-    sampling = dataclasses.asdict(request.sampling)
-    sampling.pop("max_tokens")
-    return digest(
-        identity.kind, identity.content, rendered, sampling, request.answers, request.json_schema, request.prefix,
-        request.seed, sample,
-    )  # fmt: skip
+    return _call_key(_asked(identity, rendered, request), sample)
+
+
+def call_keys(identity: Identity, rendered: str, request: Request) -> list[str]:
+    """The keys of all samples of a request, in their order."""
+    asked = _asked(identity, rendered, request)
+    return [_call_key(asked, sample) for sample in range(request.n)]
+
+
+def _asked(identity: Identity, rendered: str, request: Request) -> str:
+    """Canonical JSON of what is hashed, up to the sample: the start of a list."""
+    sampling = request.sampling
+    kept = {
+        "stop": sampling.stop, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p
+    }  # fmt: skip
+    schema = request.json_schema
+    parts = (identity.kind, identity.content, rendered, kept, request.answers, schema, request.prefix, request.seed)
+    return _CANONICAL.encode(parts)[:-1]
+
+
+def _call_key(asked: str, sample: int) -> str:
+    return hashlib.sha256(f"{asked},{sample}]".encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 Have = Callable[[Request, int], bool]

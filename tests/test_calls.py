@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, strategies as st
 from store_rows import call
 
-from factory.calls import answer, reusable
+from factory.calls import Claims, answer, reusable
 from factory.engines import nothing_held
 from factory.engines.scripted import Rule, ScriptedEngine
 from factory.faults import EndpointError
-from factory.schema import Call, Completion, Have, Identity, Request, Sampling
+from factory.schema import Call, Completion, Have, Identity, Request, Sampling, call_key, call_keys, digest
 from factory.store import Store
 
 
@@ -232,3 +236,131 @@ def test_an_answer_to_another_limit_in_between_costs_nothing(store: Store) -> No
     assert [call for _, call in run(store, engine, [long])] == [first]
     assert [call for _, call in run(store, engine, [short])] == [between]
     assert engine.asked == 0
+
+
+def test_equal_questions_with_different_limits_are_each_answered_to_their_own(store: Store) -> None:
+    """The longest is asked first; what ended by itself within a shorter limit answers that one too."""
+    rules = [Rule(match="short", reply="one two"), Rule(reply="one two three four five six")]
+    requests = [ask(text, sampling=Sampling(max_tokens=n)) for text in ("short", "long") for n in (4, 50, 3)]
+    for _ in range(2):
+        engine = ScriptedEngine(rules=rules)
+        got = run(store, engine, requests)
+        assert Counted.of(got) == {
+            ("short", 50): ("one two", "stop", 3), ("short", 4): ("one two", "stop", 3),
+            ("short", 3): ("one two", "stop", 3), ("long", 50): ("one two three four five six", "stop", 7),
+            ("long", 4): ("one two three four", "length", 4), ("long", 3): ("one two three", "length", 3),
+        }  # fmt: skip
+        assert len(got) == len(requests)
+    assert engine.asked == 0
+    assert len(store.rows(Call)) == 4
+
+
+class Counted:
+    """What came back, by question and limit."""
+
+    @staticmethod
+    def of(got: Iterable[tuple[Request, Call]]) -> dict[tuple[str, int], tuple[str, str, int]]:
+        return {
+            (request.messages[0]["content"], request.sampling.max_tokens): (
+                row.text,
+                row.finish_reason,
+                row.completion_tokens,
+            )
+            for request, row in got
+        }
+
+
+# ------------------------------------------------------------------------------------------------------------- keys
+
+REQUESTS = st.builds(
+    Request,
+    messages=st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "system"]), "content": st.text()})),
+    sampling=st.builds(
+        Sampling,
+        temperature=st.floats(0, 2) | st.integers(0, 2),
+        top_p=st.floats(0, 1),
+        top_k=st.integers(0, 50),
+        max_tokens=st.integers(1, 99),
+        stop=st.lists(st.text(), max_size=2).map(tuple),
+    ),
+    n=st.integers(1, 3),
+    seed=st.integers(0, 2**63),
+    answers=st.lists(st.text(), max_size=3).map(tuple),
+    json_schema=st.none() | st.dictionaries(st.text(), st.integers(), max_size=2),
+    prefix=st.text(),
+)
+
+
+@given(REQUESTS, st.text(st.characters(exclude_categories=())))
+def test_a_key_is_the_hash_that_it_has_always_been(request_: Request, rendered: str) -> None:
+    identity = Identity("openai", "shown", "content")
+    sampling = dataclasses.asdict(request_.sampling)
+    del sampling["max_tokens"]
+    whole = [
+        digest("openai", "content", rendered, sampling, request_.answers, request_.json_schema, request_.prefix,
+               request_.seed, sample)
+        for sample in range(request_.n)
+    ]  # fmt: skip
+    assert call_keys(identity, rendered, request_) == whole
+    assert call_key(identity, rendered, request_, request_.n - 1) == whole[-1]
+
+
+def test_a_key_from_an_older_store_is_found() -> None:
+    identity = Identity("openai", "m", "h")
+    request_ = ask("tea \u00e9", sampling=Sampling(0.5, 0.9, 5, 8, ("\n",)), answers=("A", "B"), prefix="(", seed=7)
+    assert call_key(identity, "tea", request_, 1) == "52ff01aae3270e965161e483429b78b0"
+
+
+# -------------------------------------------------------------------------------------------------- several at once
+
+
+class Slow(ScriptedEngine):
+    """Waits before its first answer until it is let go."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
+        self.begun.set()
+        assert self.go.wait(10)
+        yield from super().bursts(requests, have)
+
+
+def test_two_that_ask_the_same_at_once_pay_once(store: Store) -> None:
+    claims, engine = Claims(), Slow()
+    shared, own = [ask(f"shared {n}") for n in range(5)], ask("only the second")
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(run, store, engine, shared, claims=claims)
+        assert engine.begun.wait(10)
+        second = pool.submit(run, store, ScriptedEngine(), [own, *shared], claims=claims)
+        while not {row.messages[0]["content"] for row in store.rows(Call)} >= {"only the second"}:
+            assert not second.done()
+        engine.go.set()
+        assert len(first.result()) == 5
+        assert {request.messages[0]["content"] for request, _ in second.result()} == {
+            "only the second", *(f"shared {n}" for n in range(5))
+        }  # fmt: skip
+    assert len(store.rows(Call)) == 6
+
+
+def test_what_another_gave_up_is_asked_by_the_one_that_waits(store: Store) -> None:
+    claims, engine = Claims(), Slow(rules=[Rule(abort=True)])
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(run, store, engine, [ask("tea")], claims=claims)
+        assert engine.begun.wait(10)
+        second = pool.submit(run, store, ScriptedEngine(), [ask("tea")], claims=claims)
+        engine.go.set()
+        assert isinstance(first.exception(10), EndpointError)
+        assert [row.failure for _, row in second.result(10)] == [None]
+
+
+def test_an_end_stops_all_and_keeps_what_came(store: Store) -> None:
+    claims = Claims()
+    asking = answer(store, Watched(store.folder), [ask("tea", 4)], run="r", round=0, purpose="test", claims=claims)
+    next(asking)
+    claims.end()
+    assert list(asking) == []
+    assert len(store.rows(Call)) == 1
+    assert claims.take(row.key for row in store.rows(Call))
+    assert run(store, ScriptedEngine(), [ask("salt")], claims=claims) == []
