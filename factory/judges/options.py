@@ -1,4 +1,5 @@
-"""What the options of LLM judges must be, told all at once when a judge is made, before anything is asked or paid for."""
+"""What the options of LLM judges must be, told all at once when a judge is made: before anything is
+paid for."""
 
 from __future__ import annotations
 
