@@ -53,6 +53,9 @@ CREATE INDEX marks_by_run ON marks (run, id);
 """
 
 
+_KEY = "INSERT INTO keys VALUES (?, ?, ?, ?)"
+
+
 class Snapshot(NamedTuple):
     """What one read transaction saw of a table: the sealed parts, and the lines of JSON not yet sealed."""
 
@@ -179,23 +182,38 @@ class Journal:
         """Commit the rows whose key and attempt are not there yet; how many those were, and what now waits to be
         sealed in the table."""
         with self.transaction(write=True) as db:
-            keys = json.dumps([row.key for row in rows])
-            held = set(
-                db.execute(
-                    "SELECT key, attempt FROM keys WHERE tbl = ? AND key IN (SELECT value FROM json_each(?))",
-                    (table, keys),
-                )
-            )
-            fresh = list({(r.key, r.attempt): r for r in reversed(rows) if (r.key, r.attempt) not in held}.values())
-            fresh.reverse()
+            fresh = rows if self._enter_keys(db, table, rows) else self._fresh(db, table, rows)
             pending = self._insert(db, table, fresh)
             crash.point("store.append.before_commit")
         crash.point("store.append.after_commit")
         return len(fresh), pending
 
+    def _enter_keys(self, db: sqlite3.Connection, table: str, rows: Sequence[Encoded]) -> bool:
+        """Enter the keys of all rows; false, and nothing entered, where one is there already: the rare case, found
+        without a question for each key."""
+        try:
+            db.executemany(_KEY, [(table, r.key, r.attempt, r.state) for r in rows])
+        except sqlite3.IntegrityError:
+            db.execute("ROLLBACK")
+            db.execute("BEGIN IMMEDIATE")
+            return False
+        return True
+
+    def _fresh(self, db: sqlite3.Connection, table: str, rows: Sequence[Encoded]) -> list[Encoded]:
+        """The rows whose key and attempt are not there yet, each once; their keys are entered."""
+        held = set(
+            db.execute(
+                "SELECT key, attempt FROM keys WHERE tbl = ? AND key IN (SELECT value FROM json_each(?))",
+                (table, json.dumps([row.key for row in rows])),
+            )
+        )
+        fresh = list({(r.key, r.attempt): r for r in reversed(rows) if (r.key, r.attempt) not in held}.values())
+        fresh.reverse()
+        db.executemany(_KEY, [(table, r.key, r.attempt, r.state) for r in fresh])
+        return fresh
+
     def _insert(self, db: sqlite3.Connection, table: str, rows: Sequence[Encoded]) -> Pending:
-        db.executemany("INSERT INTO keys VALUES (?, ?, ?, ?)", ((table, r.key, r.attempt, r.state) for r in rows))
-        db.executemany("INSERT INTO rows (tbl, key, body) VALUES (?, ?, ?)", ((table, r.key, r.body) for r in rows))
+        db.executemany("INSERT INTO rows (tbl, key, body) VALUES (?, ?, ?)", [(table, r.key, r.body) for r in rows])
         waiting = db.execute(
             "INSERT INTO pending VALUES (?, ?, ?)"
             " ON CONFLICT (tbl) DO UPDATE SET rows = rows + excluded.rows, bytes = bytes + excluded.bytes"
