@@ -1,0 +1,138 @@
+"""What was found, as rows in the store; and what the user should know of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from factory.pairing.finding import Found, Kept, PairReport, Picked, Wanted
+from factory.pairing.grading import Graded, weigh
+from factory.pairing.sifting import length_ratio
+from factory.schema import Label, Message, Preference, Prompt, digest, now
+from factory.verdicts import Pair
+
+if TYPE_CHECKING:
+    from factory.store import Store
+
+
+def kept_in(store: Store, run: str, round: int) -> Kept:
+    where = {"run": run, "round": round}
+    pairs: defaultdict[str, set[Pair]] = defaultdict(set)
+    for row in store.read("preferences", columns=["chosen_key", "rejected_key", "strategy"], where=where):
+        pairs[row["strategy"]].add((row["chosen_key"], row["rejected_key"]))
+    labels = store.read("labels", columns=["candidate_key", "label"], where=where)
+    return Kept(dict(pairs), frozenset().union(*pairs.values()), {row["candidate_key"]: row["label"] for row in labels})
+
+
+def write(store: Store, found: Found, wanted: Wanted) -> PairReport:
+    """Append what was found, and hand back the report, complete."""
+    report = found.report
+    prompts = {prompt.key: prompt for prompt in store.rows(Prompt, {"key": sorted(set(found.prompt_of.values()))})}
+    preferences = [_preference(prompts[p.prompt_key], p, wanted) for p in found.picked]
+    sound = [g for g in found.labels.graded if found.kept.labels.get(g.candidate.key, g.label) == g.label]
+    weights = weigh(sound, wanted.labels.weights)
+    weighed = [(g, weight) for g, weight in zip(sound, weights, strict=True) if weight > 0]
+    labels = [_label(prompts[found.prompt_of[g.candidate.key]], g, weight, wanted) for g, weight in weighed]
+    report.labels_refused = len(found.labels.graded) - len(sound)
+    dropped = Counter(found.labels.dropped) + Counter(no_weight=len(sound) - len(weighed))
+    report.labels_dropped = {reason: n for reason, n in sorted(dropped.items()) if n}
+    report.written = store.append("preferences", preferences)
+    report.labels_written = store.append("labels", labels)
+    _count(report, preferences, labels, found)
+    _held(report, found, wanted)
+    report.warnings.extend(_warnings(report, found, wanted))
+    return report
+
+
+def _count(report: PairReport, preferences: Sequence[Preference], labels: Sequence[Label], found: Found) -> None:
+    report.preferences, report.labels = len(preferences), len(labels)
+    report.desirable = sum(row.label for row in labels)
+    report.mean_margin = _mean(row.margin for row in preferences)
+    report.mean_agreement = _mean(row.agreement for row in preferences)
+    report.mean_probability = _mean(row.probability for row in preferences)
+    report.mean_length_ratio = _mean(length_ratio(p.choice) for p in found.picked)
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
+
+
+def _held(report: PairReport, found: Found, wanted: Wanted) -> None:
+    now_held = {name: set(pairs) for name, pairs in found.kept.pairs.items()}
+    now_held.setdefault(wanted.strategy, set()).update(_keys(found))
+    report.held_by = {name: len(pairs) for name, pairs in sorted(now_held.items()) if pairs}
+    report.held = sum(report.held_by.values())
+
+
+def _keys(found: Found) -> set[Pair]:
+    return {(p.choice.chosen.key, p.choice.rejected.key) for p in found.picked}
+
+
+def _warnings(report: PairReport, found: Found, wanted: Wanted) -> Iterable[str]:
+    """What the user should know before training on this."""
+    if report.labels and report.desirable in (0, report.labels):
+        which = "desirable" if report.desirable else "undesirable"
+        yield (
+            f"all {report.labels} labels are {which}: KTO and its like learn from both kinds "
+            "(another threshold, or label_by quantile)"
+        )
+    others = [f"{name} ({n})" for name, n in report.held_by.items() if name != wanted.strategy]
+    if others:
+        yield (
+            f"the run and round hold preferences of {', '.join(others)} too: "
+            "training takes one strategy, which has to be named"
+        )
+    stale = found.kept.pairs.get(wanted.strategy, set()) - _keys(found)
+    if stale:
+        yield (
+            f"the run and round hold {len(stale)} preferences of {wanted.strategy} that an earlier call made and this "
+            "one does not: training takes them too; rows are never taken back, so pair in another run to be rid of them"
+        )
+
+
+def _said(text: str) -> list[Message]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _preference(prompt: Prompt, picked: Picked, wanted: Wanted) -> Preference:
+    choice = picked.choice
+    chosen, rejected = choice.chosen, choice.rejected
+    return Preference(
+        key=digest(wanted.run, wanted.round, prompt.key, chosen.key, rejected.key, wanted.strategy),
+        run=wanted.run,
+        round=wanted.round,
+        prompt=prompt.messages,
+        chosen=_said(chosen.text),
+        rejected=_said(rejected.text),
+        prompt_key=prompt.key,
+        chosen_key=chosen.key,
+        rejected_key=rejected.key,
+        margin=choice.margin,
+        agreement=choice.agreement,
+        judges=choice.judges,
+        probability=choice.probability,
+        entropy=choice.entropy,
+        weight=picked.weight,
+        strategy=wanted.strategy,
+        at=now(),
+    )
+
+
+def _label(prompt: Prompt, graded: Graded, weight: float, wanted: Wanted) -> Label:
+    return Label(
+        key=digest(wanted.run, wanted.round, prompt.key, graded.candidate.key, wanted.labels.by),
+        run=wanted.run,
+        round=wanted.round,
+        prompt=prompt.messages,
+        completion=_said(graded.candidate.text),
+        label=graded.label,
+        prompt_key=prompt.key,
+        candidate_key=graded.candidate.key,
+        score=graded.score,
+        weight=weight,
+        strategy=wanted.labels.by,
+        at=now(),
+    )
