@@ -21,7 +21,8 @@ from typing import Any, Literal, NamedTuple
 
 from factory.faults import ConfigError, FactoryError
 from factory.filesystem import write_whole
-from factory.schema import Candidate, Judgment, Matchup, Reading, digest, now, text_of
+from factory.judges import votes
+from factory.schema import Candidate, Judgment, Matchup, Reading, digest, text_of
 
 READER = "1"
 SHOWN = 20  # faults listed of one file
@@ -216,41 +217,20 @@ class HumanJudge:
     def vote(self, matchups: Iterable[Matchup]) -> Iterator[Judgment]:
         """One judgment for each matchup that somebody judged; none for a canary, which nobody was shown."""
         for matchup in matchups:
-            votes = self._said.get((matchup.a.key, matchup.b.key if matchup.b else None))
-            if votes and matchup.canary is None:
-                yield self._judgment(matchup, self.read(votes))
+            said = self._said.get((matchup.a.key, matchup.b.key if matchup.b else None))
+            if said and matchup.canary is None:
+                yield votes.judgment(self, matchup.a, self.read(said), b=matchup.b)
 
-    def read(self, votes: Sequence[Given]) -> Reading:
+    def read(self, said: Sequence[Given]) -> Reading:
         """The votes on one question as a reading: the mean of scores, or of verdicts as 1, 1/2 and 0."""
-        persons = {vote.person: vote.verdict or vote.score for vote in votes}
+        persons = {vote.person: vote.verdict or vote.score for vote in said}
         detail = {"persons": persons} if any(persons) else None
         if self.kind == "pointwise":
-            mean = math.fsum(vote.score or 0.0 for vote in votes) / len(votes)
+            mean = math.fsum(vote.score or 0.0 for vote in said) / len(said)
             return Reading(score=mean, score_low=self.low, score_high=self.high, detail=detail)
         worth: dict[Word | None, float] = {"a": 1.0, "tie": 0.5, "b": 0.0}
-        p_a = math.fsum(worth[vote.verdict] for vote in votes) / len(votes)
+        p_a = math.fsum(worth[vote.verdict] for vote in said) / len(said)
         return Reading(verdict="tie" if p_a == 0.5 else "a" if p_a > 0.5 else "b", p_a=p_a, detail=detail)
-
-    def _judgment(self, matchup: Matchup, reading: Reading) -> Judgment:
-        a, b = matchup.a, matchup.b
-        return Judgment(
-            key=digest(a.run, a.round, self.name, a.key, b.key if b else None, None, "", None, self.reader),
-            run=a.run,
-            round=a.round,
-            judge=self.name,
-            kind=self.kind,
-            prompt_key=matchup.prompt.key,
-            candidate_a=a.key,
-            candidate_b=b.key if b else None,
-            verdict=reading.verdict,
-            p_a=reading.p_a,
-            score=reading.score,
-            score_low=reading.score_low,
-            score_high=reading.score_high,
-            detail=reading.detail,
-            reader=self.reader,
-            at=now(),
-        )
 
 
 def _kind(given: Sequence[Given], wanted: Kind | None, file: str) -> Kind:
@@ -278,7 +258,7 @@ def _check_scale(
 ) -> None:
     if low is None or high is None or not low < high:
         raise FactoryError("scores need their scale", where=str(file), todo="set low and high, such as low=1, high=5")
-    outside = [vote.score for votes in said.values() for vote in votes if not low <= (vote.score or 0.0) <= high]
+    outside = [vote.score for each in said.values() for vote in each if not low <= (vote.score or 0.0) <= high]
     if outside:
         raise FactoryError(
             f"{len(outside)} scores are not on the scale from {low:g} to {high:g}, such as {outside[0]:g}",

@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from factory import constraints
 from factory.faults import ConfigError
-from factory.schema import Candidate, Judgment, Matchup, Prompt, Reading, digest, now
+from factory.judges import votes
+from factory.schema import Candidate, Judgment, Matchup, Prompt, Reading
 
 READER = "2"
 """Version of what the constraints and the floor on substance mean."""
@@ -30,11 +31,8 @@ class VerifierJudge:
 
     def vote(self, matchups: Iterable[Matchup]) -> Iterator[Judgment]:
         """One judgment for each candidate of each matchup (of a pair: a, then b)."""
-        for matchup in matchups:
-            stand_in = matchup.b or matchup.a
-            for candidate in filter(None, (matchup.a, matchup.b)):
-                canary = matchup.canary if candidate is stand_in else None
-                yield self._judgment(matchup.prompt, candidate, canary)
+        for prompt, candidate, canary in votes.answers(matchups):
+            yield votes.judgment(self, candidate, self.read(prompt, candidate), canary=canary)
 
     def read(self, prompt: Prompt, candidate: Candidate) -> Reading:
         """What the constraints say of the answer: a score on 0 to 1 with its detail, or why there is none."""
@@ -48,29 +46,6 @@ class VerifierJudge:
             return Reading(failure="bad_constraints", detail={"faults": list(error.faults)})
         score = verdict.share if verdict.substance.met else 0.0
         return Reading(score=score, score_low=0.0, score_high=1.0, detail=_detail(prompt.constraints, verdict))
-
-    def _judgment(self, prompt: Prompt, candidate: Candidate, canary: str | None) -> Judgment:
-        reading = self.read(prompt, candidate)
-        run, round_, order, aspect = candidate.run, candidate.round, None, ""
-        return Judgment(
-            key=digest(run, round_, self.name, candidate.key, None, order, aspect, None, self.reader),
-            run=run,
-            round=round_,
-            judge=self.name,
-            kind=self.kind,
-            prompt_key=prompt.key,
-            candidate_a=candidate.key,
-            aspect=aspect,
-            score=reading.score,
-            score_low=reading.score_low,
-            score_high=reading.score_high,
-            detail=reading.detail,
-            canary=canary is not None,
-            canary_name=canary,
-            failure=reading.failure,
-            reader=self.reader,
-            at=now(),
-        )
 
 
 def _detail(wanted: Iterable[Mapping[str, Any]], verdict: constraints.Verdict) -> dict[str, Any]:
