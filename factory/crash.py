@@ -25,6 +25,7 @@ POINTS: tuple[str, ...] = (
     "store.seal.after_commit",
     "calls.after_append",
     "generation.before_candidates",
+    "revise.before_candidates",
     "labelling.after_append",
     "train.after_score",
     "train.after_step",

@@ -1,4 +1,4 @@
-"""The bundled constitutions are whole: each principle asks everything that it can be asked, and says where it is from."""
+"""The bundled constitutions are whole: each principle asks all that it can be asked, and says where it is from."""
 
 from __future__ import annotations
 
