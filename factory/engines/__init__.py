@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -43,25 +43,44 @@ class BurstEngine(Protocol):
         """`generate` in lists, none empty. The next list is asked for only when this one is stored."""
 
 
+Item = tuple[Request, int]
+"""A request and the index of one of its samples."""
+
+
+@runtime_checkable
+class BatchEngine(Protocol):
+    """An engine whose numbers depend on what is answered together, and which can say what that is."""
+
+    def cut(self, requests: Sequence[Request]) -> list[list[Item]] | None:
+        """The whole list in the batches that `generate` would make of it, a function of the list alone; None when the
+        engine is set to make other batches, which depend on what is held."""
+
+    def answer(self, batch: Sequence[Item]) -> Iterator[list[Completion]]:
+        """Answer one of the batches, in bursts."""
+
+
 def nothing_held(request: Request, sample: int) -> bool:
     """The `Have` of a fresh start."""
     return False
 
 
+# `devices`: GPUs that one engine takes, or the option that says how many; without it, it runs in one process only
 engines: Registry[Callable[..., Engine]] = Registry("engine")
-engines.add("transformers", "factory.engines.transformers:TransformersEngine")
+engines.add("transformers", "factory.engines.transformers:TransformersEngine", devices=1)
 engines.add("vllm", "factory.engines.vllm:VllmEngine", devices="tensor_parallel_size")
 engines.add("openai", "factory.engines.openai:OpenAIEngine")
-engines.add("scripted", "factory.engines.scripted:ScriptedEngine")
+engines.add("scripted", "factory.engines.scripted:ScriptedEngine", devices=0)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """An engine as a recipe or a command names it: its kind, its model, and the options of its constructor."""
+    """An engine as a recipe or a command names it: its kind, its model, the options of its constructor, and in how many
+    processes it runs (see fleet.py)."""
 
     kind: str
     model: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    count: int = 1
 
 
 def check(spec: EngineSpec) -> Callable[..., Engine]:
@@ -75,8 +94,12 @@ def check(spec: EngineSpec) -> Callable[..., Engine]:
 
 
 def build(spec: EngineSpec) -> Engine:
-    """Make the engine. FactoryError for a wrong kind or option, or for no model."""
+    """Make the engine, or the fleet of them. FactoryError for a wrong kind, option or count, or for no model."""
     make = check(spec)
     if not spec.model:
         raise FactoryError(f"the {spec.kind} engine needs a model", todo="name one (model: ...)")
+    if spec.count != 1:
+        from factory.engines.fleet import Fleet
+
+        return Fleet(spec, spec.count)
     return make(spec.model, **spec.options)

@@ -20,7 +20,7 @@ import torch
 from jinja2 import TemplateError
 from torch import Tensor
 
-from factory.engines import nothing_held
+from factory.engines import Item, nothing_held
 from factory.engines.decoding import Decoder, Row
 from factory.faults import FactoryError
 from factory.resources import ModelFiles, content_hash, local_folder, model_files
@@ -188,21 +188,46 @@ class TransformersEngine:
 
     def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
         """`generate`, with the completions that finish at the same moment together."""
-        work: list[_Work] = []
-        for request in requests:
-            prepared = self._prepare(request)
-            if isinstance(prepared, Failure):
-                missing = [sample for sample in range(request.n) if not have(request, sample)]
-                if missing:
-                    yield [Completion(request, sample, failure=prepared) for sample in missing]
-                continue
-            rendered, ids = prepared
-            work += [_Work(request, sample, ids, rendered) for sample in range(request.n)]
+        work, refused = self._works((request, sample) for request in requests for sample in range(request.n))
+        if failed := [c for c in refused if not have(c.request, c.sample)]:
+            yield failed
         if not self.fixed_batches:
             work = [item for item in work if not have(item.request, item.sample)]
         for batch in self._batches(work):
             if not all(have(item.request, item.sample) for item in batch):
                 yield from self._answer(batch)
+
+    def cut(self, requests: Sequence[Request]) -> list[list[Item]] | None:
+        """See `BatchEngine.cut`. What cannot be answered is a batch of its own."""
+        if not self.fixed_batches:
+            return None
+        work, refused = self._works((request, sample) for request in requests for sample in range(request.n))
+        batches = [[(item.request, item.sample) for item in batch] for batch in self._batches(work)]
+        return [[(c.request, c.sample) for c in refused], *batches] if refused else batches
+
+    def answer(self, batch: Sequence[Item]) -> Iterator[list[Completion]]:
+        """See `BatchEngine.answer`."""
+        work, refused = self._works(batch)
+        if refused:
+            yield refused
+        if work:
+            yield from self._answer(work)
+
+    def _works(self, items: Iterable[Item]) -> tuple[list[_Work], list[Completion]]:
+        """The items as work, in order, and the failures of those that cannot be answered."""
+        work: list[_Work] = []
+        refused: list[Completion] = []
+        seen: dict[int, tuple[str, tuple[int, ...]] | Failure] = {}
+        for request, sample in items:
+            if id(request) not in seen:
+                seen[id(request)] = self._prepare(request)
+            prepared = seen[id(request)]
+            if isinstance(prepared, Failure):
+                refused.append(Completion(request, sample, failure=prepared))
+            else:
+                rendered, ids = prepared
+                work.append(_Work(request, sample, ids, rendered))
+        return work, refused
 
     def _batches(self, work: Sequence[_Work]) -> Iterator[list[_Work]]:
         """Batches of equal sampling, with wanted answers or without, longest prompts first, samples of a prompt
