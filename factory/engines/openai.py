@@ -1,9 +1,24 @@
-"""Any OpenAI-compatible chat endpoint, over aiohttp: bounded concurrency, deadlines, and no trust in what comes back.
+"""Any OpenAI-compatible chat endpoint, or several equal ones, over aiohttp: fast, paced, and trusting nothing.
 
 What endpoints do (each seen with real servers and clients): answer 200 with HTML, with half a JSON document, without
-choices or with wrong types; send a byte a second for ever; send 50 MB; write lone surrogates. So every call has an
-overall deadline and a byte cap, an answer is checked before it is believed, and one that is no answer costs a small
-retry budget of its own. A call's slot goes to the next call only when its answer is stored.
+choices or with wrong types; send a byte a second for ever; send 50 MB; write lone surrogates; say yes to n=4 and give
+one. So every call has an overall deadline and a byte cap, an answer is checked before it is believed, and one that is
+no answer costs a small retry budget of its own. A call's slot goes to the next call only when its answer is stored.
+
+What comes back of a reply:
+
+    2xx, a chat completion      the answer. Its text null while finish_reason is length: an empty text (all was spent on
+                                reasoning); a filter's word: failure `filtered`
+    2xx, anything else          asked again `invalid_retries` times, then failure `invalid_response`; passing when it is
+                                not even JSON (some other program has answered)
+    429 503 529                 asked again when the endpoint has room: it is waited for (Retry-After and its kin), and
+                                fewer calls are under way; after BUSY_TRIES a passing failure `rate_limited`,
+                                `server_error`. A wait over `longest_wait` ends the run
+    other 5xx, broken, no end   passing failure `server_error`, `connection`, `timeout`
+    408 409 425                 passing failure `timeout`, `refused`, `refused`
+    400 413 422 ...             failure `refused`; `too_long`, `filtered` where the reply says so. 403 from an endpoint
+                                that has answered before: passing failure `refused` of that one request
+    401 402 403 404 407, 3xx    the run ends (EndpointError); also an exhausted quota, whatever its status
 
 `prefix` needs a server that can go on with an unfinished assistant turn (vLLM: prefix="continue"); else such a request
 fails with kind "unsupported". `top_k` is sent only when set; servers that do not know it refuse the request. vLLM fills
@@ -13,131 +28,200 @@ in what a request leaves open from the model's generation_config.json, unless it
 from __future__ import annotations
 
 import asyncio
-import json
+import itertools
 import logging
-import math
 import os
-import queue
-import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from email.utils import parsedate_to_datetime
-from typing import Any, Literal
-from urllib.parse import urlsplit
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import aiohttp
 
 from factory.engines import nothing_held
+from factory.engines.bodies import OWN, Bodies, LimitName, canonical, first_seed, seed_for
+from factory.engines.endpoints import Auth, Endpoint, Endpoints, addresses, closed
+from factory.engines.flights import Flight, Job, Line, Slots
+from factory.engines.pace import Pace, wait_asked
+from factory.engines.prices import read_prices
+from factory.engines.replies import Choice, NoAnswerError, Outcome, Usage, outcome_of, printable, read, unsupported
 from factory.faults import ConfigError, EndpointError
-from factory.schema import Completion, Failure, Have, Identity, Request, digest, seed_of
+from factory.schema import Completion, Failure, Have, Identity, Request, Sampling, digest
 
-PUBLIC = "https://api.openai.com/v1"
-LONGEST_WAIT = 60.0  # seconds between tries, whatever Retry-After says
-UNREACHABLE_AFTER = 8  # connection failures in a row that end the run: at once where there was no answer ever, else
-GONE_AFTER = 120.0  # when they have gone on for so many seconds, in which a server may be started again
-PASSING_STATUS = {408, 409, 425, 429}
-SURROGATE = re.compile("[\ud800-\udfff]")
+BUSY_TRIES = 8  # of one call at an endpoint that has too much, before it is a failure
+BUSY_PAUSE = 0.5  # seconds, twice as long each time, where the endpoint does not say how long
+LONGEST_BUSY_PAUSE = 30.0
+HEALTH_SECONDS = 20.0  # deadline of a health check
+MOST_AT_ONCE = 16  # samples in one call
+BYTES_A_TOKEN = 3.0  # to estimate a prompt's tokens; a byte-level vocabulary has at least 1
 
 log = logging.getLogger("factory")
+Land = Callable[[Completion], None]
+HELLO = Request([{"role": "user", "content": "Say yes."}], sampling=Sampling(temperature=1.0, max_tokens=1))
 
 
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    """What came over the wire: status, headers (lower case), body; or the failure to get any."""
+class Reply(NamedTuple):
+    """What came over the wire: status, headers (names in any case) and body; or the failure to get any."""
 
-    status: int = 0
-    headers: Mapping[str, str] | None = None
-    body: bytes = b""
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
     failure: Failure | None = None
+
+
+class _Traffic:
+    """What is open while an engine is used: the loop's thread, connections, slots, pace."""
+
+    def __init__(self, make: Callable[[], tuple[Endpoints, Pace | None]], concurrency: int) -> None:
+        self.line = Line()
+        self.slots = Slots(concurrency)
+
+        async def there() -> tuple[Endpoints, Pace | None]:
+            return make()
+
+        self.endpoints, self.pace = self.line.wait_for(there())
+
+    def close(self) -> None:
+        """Close the connections, end the thread."""
+        self.line.end(self.endpoints.close)
+        self.line.join()
 
 
 class OpenAIEngine:
     """Answers requests through POST {base_url}/chat/completions.
 
-    model: the name that the endpoint knows. base_url: OPENAI_BASE_URL by default, else OpenAI's own. api_key_env: name
-    of the environment variable that holds the key; unset, none is sent. concurrency: calls in flight. timeout: seconds
-    for a call from first to last byte. max_bytes: of a body. invalid_retries: tries more when a 200 holds no valid
-    answer. prices: US dollars for a million tokens, {"prompt": ..., "completion": ...}; None: the cost is unknown.
-    prefix: see above. top_logprobs: how many the endpoint is asked for where `answers` are wanted. logprobs: ask for
-    them always. max_tokens_name: "max_completion_tokens" for endpoints that want that.
+    model: the name that the endpoint knows. base_url: OPENAI_BASE_URL by default, else OpenAI's own; a list, or text
+    with commas: equal endpoints, asked in turn. A query (Azure's api-version) is kept. name: what the answers are kept
+    under in place of the address; needed for several endpoints, so that a key depends neither on which one answered nor
+    on which there are (an address as the name goes on with what that endpoint alone has answered). api_key_env: name of
+    the environment variable that holds the key; unset, none is sent. auth: how it is sent (auto: in `api-key` to
+    Azure, else as a bearer). OPENAI_ORG_ID and OPENAI_PROJECT_ID are sent where set. concurrency: answers under way at
+    most; fewer while the endpoint has too much. requests_per_minute, tokens_per_minute: kept by all calls together.
+    timeout: seconds for a call from first to last byte. longest_wait: seconds that an endpoint may ask to wait; more
+    ends the run. max_bytes: of a body. invalid_retries: tries more when a 200 holds no valid answer. n_in_one_call: ask
+    for several samples in one call, which bills the prompt once; where the server cannot, single calls follow. The
+    samples' keys are those of single calls, but their texts come from the seed of the first. prices: US dollars for a
+    million tokens, {"prompt": ..., "completion": ..., "cached_prompt": ...}, or a table of such by model, or a file
+    with either; None, or a model that is not there: the cost is unknown. prefix: see above. top_logprobs: how many the
+    endpoint is asked for where `answers` are wanted. logprobs: ask for them always. max_tokens_name: how the endpoint
+    calls the limit (auto: max_completion_tokens at OpenAI and Azure, else max_tokens; either is changed where the
+    endpoint asks for the other). extra_body: further fields of every request (reasoning_effort, ...).
     """
 
     def __init__(
         self,
         model: str,
         *,
-        base_url: str | None = None,
-        api_key_env: str = "OPENAI_API_KEY",
+        base_url: str | Sequence[str] | None = None,
+        name: str | None = None,
+        api_key_env: str | None = None,
+        auth: Auth = "auto",
         concurrency: int = 16,
+        requests_per_minute: float | None = None,
+        tokens_per_minute: float | None = None,
         timeout: float = 120.0,
+        longest_wait: float = 600.0,
         max_bytes: int = 8_000_000,
         invalid_retries: int = 2,
-        prices: Mapping[str, float] | None = None,
+        n_in_one_call: bool = False,
+        prices: Mapping[str, Any] | str | None = None,
         prefix: Literal["refuse", "continue"] = "refuse",
         top_logprobs: int = 20,
         logprobs: bool = False,
-        max_tokens_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens",
+        max_tokens_name: Literal["auto", "max_tokens", "max_completion_tokens"] = "auto",
+        extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
-        self.base_url = (base_url or os.environ.get("OPENAI_BASE_URL") or PUBLIC).rstrip("/")
-        self.api_key_env = api_key_env
-        self.concurrency, self.timeout, self.max_bytes = concurrency, timeout, max_bytes
-        self.invalid_retries, self.prices = invalid_retries, dict(prices) if prices is not None else None
-        self.continues, self.top_logprobs, self.logprobs = prefix == "continue", top_logprobs, logprobs
-        self.max_tokens_name = max_tokens_name
-        if faults := self._faults(prefix):
+        self.addresses = addresses(base_url)
+        self.name, self.auth = name, auth
+        self.api_key_env = api_key_env or _key_variable(any(one.is_azure for one in self.addresses))
+        self.concurrency, self.timeout, self.longest_wait = concurrency, timeout, longest_wait
+        self.requests_per_minute, self.tokens_per_minute = requests_per_minute, tokens_per_minute
+        self.max_bytes, self.invalid_retries, self.n_in_one_call = max_bytes, invalid_retries, n_in_one_call
+        self.prices, price_faults = read_prices(prices, model)
+        self.continues = prefix == "continue"
+        extra = {} if extra_body is None else extra_body
+        if faults := [*self._faults(), *_choice_faults(prefix, auth, max_tokens_name), *price_faults,
+                      *_extra_faults(extra)]:  # fmt: skip
             raise ConfigError(faults, where="the openai engine's options")
-        self._identity = Identity("openai", model, digest("openai", self.base_url, model))
-        self._not_before = 0.0  # monotonic time at which calls may go on
-        self._refused = 0  # connection failures in a row
-        self._lost_at = 0.0  # monotonic time of the first of them
-        self._answered = False
+        official = all(one.is_official for one in self.addresses)
+        limit_name: LimitName = "max_completion_tokens" if official else "max_tokens"
+        self.bodies = Bodies(
+            model,
+            limit_name=limit_name if max_tokens_name == "auto" else max_tokens_name,
+            sparse=official,
+            logprobs=logprobs,
+            top_logprobs=top_logprobs,
+            extra=extra,
+        )
+        known_as = name or self.addresses[0].name
+        more = [dict(extra)] if extra else []
+        self._identity = Identity("openai", model, digest("openai", known_as, model, *more))
         self.replaced = 0  # answers in which lone surrogates were replaced
+        self._lock = threading.Lock()
+        self._traffic: _Traffic | None = None
 
-    def _faults(self, prefix: str) -> list[str]:
-        parts = urlsplit(self.base_url)
+    def _faults(self) -> list[str]:
+        limits = {"requests_per_minute": self.requests_per_minute, "tokens_per_minute": self.tokens_per_minute}
         checks = {
-            "base_url: not an http(s) address": parts.scheme in {"http", "https"} and bool(parts.hostname),
-            "base_url: holds a user name or password; put the key into the environment": parts.username is None,
-            "concurrency: must be at least 1": self.concurrency >= 1,
-            "timeout: must be above 0": self.timeout > 0,
-            "max_bytes: must be above 0": self.max_bytes > 0,
-            "prefix: must be refuse or continue": prefix in {"refuse", "continue"},
-            "prices: must hold prompt and completion, US dollars for a million tokens": self.prices is None
-            or set(self.prices) == {"prompt", "completion"},
+            "concurrency: must be a whole number of 1 or more": _whole(self.concurrency, 1),
+            "invalid_retries: must be a whole number of 0 or more": _whole(self.invalid_retries, 0),
+            "timeout: must be above 0": _positive(self.timeout),
+            "longest_wait: must be above 0": _positive(self.longest_wait),
+            "max_bytes: must be above 0": _positive(self.max_bytes),
+            "base_url: no address": bool(self.addresses),
+            "base_url: several endpoints need a name, under which their answers are kept whichever gave them; the "
+            "address of the first as the name goes on with its answers": len(self.addresses) < 2 or bool(self.name),
         }
-        return [fault for fault, met in checks.items() if not met]
+        checks |= {f"{option}: must be above 0": value is None or _positive(value) for option, value in limits.items()}
+        found = [fault for fault, met in checks.items() if not met]
+        for address in self.addresses:
+            found += address.faults()
+        if _unsendable(os.environ.get(self.api_key_env, "")):
+            found.append(f"{self.api_key_env}: the key holds characters that no HTTP header can carry")
+        return found
+
+    @property
+    def base_url(self) -> str:
+        """The endpoints' addresses as they may be shown."""
+        return ", ".join(address.shown for address in self.addresses)
 
     @property
     def identity(self) -> Identity:
-        """Kind, model, and a hash of address and model: an endpoint shows nothing more of itself."""
+        """Kind, model, and a hash of name or address and model: an endpoint shows nothing more of itself."""
         return self._identity
 
     def render(self, request: Request) -> str:
         """The messages as canonical JSON: the endpoint applies the chat template."""
-        return json.dumps(request.messages, ensure_ascii=False, sort_keys=True)
+        return canonical(request.messages)
 
     def close(self) -> None:
-        """Nothing is open between calls of `generate`."""
+        """Close the connections and end the thread that makes the calls. The engine may be used again."""
+        with self._lock:
+            if self._traffic is not None:
+                self._traffic.close()
+            self._traffic = None
 
-    # -------------------------------------------------------------------------------- from the event loop to the caller
+    # ------------------------------------------------------------------------------------------------ for the caller
 
     def generate(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[Completion]:
         """See `Engine.generate`. EndpointError: bad credentials, an exhausted quota, a wrong address or model, or no
-        connection any more. Closing the iterator cancels what is in flight."""
+        connection any more; what was under way has landed by then. Closing the iterator cancels what is under way."""
         for burst in self.bursts(requests, have):
             yield from burst
 
     def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
-        """`generate`, with all that has come by now together. Slots are freed when the next burst is asked for."""
-        todo = [(r, sample) for r in requests for sample in range(r.n) if not have(r, sample)]
-        if not todo:
+        """`generate`, with all that has come by now together. Slots are freed when the next burst is asked for. Several
+        threads may iterate at once: concurrency and pace are the engine's."""
+        todo = [(r, wanted) for r in requests if (wanted := [s for s in range(r.n) if not have(r, s)])]
+        left = sum(len(wanted) for _, wanted in todo)
+        if not left:
             return
-        flight = _Flight(self, todo)
+        traffic = self._open()
+        flight = Flight(traffic.line, traffic.slots, self._jobs(todo), self._answering(traffic))
         try:
-            left = len(todo)
             while left:
                 burst = flight.landed()
                 yield burst
@@ -146,42 +230,62 @@ class OpenAIEngine:
         finally:
             flight.cancel()
 
-    async def answer(self, session: aiohttp.ClientSession, request: Request, sample: int) -> Completion:
-        """One answer, with the retries for what is no valid answer."""
-        if fault := self._unsupported(request):
-            return Completion(request, sample, failure=fault)
-        payload = self._payload(request, sample)
-        failure = Failure("invalid_response")
-        began = time.monotonic()
-        for _ in range(self.invalid_retries + 1):
-            await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
+    def check_health(self, seconds: float = HEALTH_SECONDS) -> Completion:
+        """Have an endpoint complete one token within a deadline: the only proof that it lives."""
+        traffic = self._open()
+
+        async def ask() -> Completion:
+            endpoint = traffic.endpoints.every[0]
             began = time.monotonic()
-            reply = await self._post(session, payload)
-            if found := self._fault_of(reply):
-                return Completion(request, sample, latency=time.monotonic() - began, failure=found)
-            try:
-                completion = read_answer(reply.body, request, sample)
-            except ValueError as error:
-                failure = Failure("invalid_response", _printable(str(error)))
-                continue
-            return self._finished(completion, time.monotonic() - began)
-        return Completion(request, sample, latency=time.monotonic() - began, failure=failure)
+            reply = await self._post(endpoint, self._hello(), seconds)
+            return self._read_hello(endpoint, reply, time.monotonic() - began)
 
-    def _finished(self, completion: Completion, latency: float) -> Completion:
-        text = SURROGATE.sub("\ufffd", completion.text)
-        if text != completion.text:
-            self.replaced += 1
-            log.warning("%s: lone surrogates in an answer were replaced (%d so far)", self.model, self.replaced)
-        return replace(completion, text=text, latency=latency, cost=self._cost(completion))
+        return traffic.line.wait_for(ask())
 
-    def _cost(self, completion: Completion) -> float | None:
-        """US dollars; None when a price or a count of tokens is unknown."""
-        if self.prices is None or not completion.prompt_tokens:
-            return None
-        paid = completion.prompt_tokens * self.prices["prompt"]
-        return (paid + completion.completion_tokens * self.prices["completion"]) / 1e6
+    def _open(self) -> _Traffic:
+        with self._lock:
+            if self._traffic is None or self._traffic.line.pid != os.getpid():
+                self._traffic = _Traffic(self._connections, self.concurrency)
+                weakref.finalize(self, self._traffic.line.end, partial(closed, self._traffic.endpoints.every))
+            return self._traffic
 
-    # ------------------------------------------------------------------------------------------------ over the wire
+    def _connections(self) -> tuple[Endpoints, Pace | None]:
+        key = self._key()
+        every = [Endpoint(address, self.concurrency, self.auth, key) for address in self.addresses]
+        limits = self.requests_per_minute, self.tokens_per_minute
+        return Endpoints(every, self._is_healthy), Pace(*limits) if any(limits) else None
+
+    def _key(self) -> str | None:
+        return os.environ.get(self.api_key_env, "").strip() or None
+
+    def _jobs(self, todo: Sequence[tuple[Request, list[int]]]) -> Iterator[Job]:
+        for request, samples in todo:
+            messages = self.bodies.messages(request)
+            seed = first_seed(request, messages)
+            size = min(MOST_AT_ONCE, self.concurrency) if self.n_in_one_call else 1
+            for start in range(0, len(samples), size):
+                yield Job(request, tuple(samples[start : start + size]), messages, seed)
+
+    # ------------------------------------------------------------------------------------------------ for one request
+
+    def _answering(self, traffic: _Traffic) -> Callable[[Job, Land], Any]:
+        endpoints, pace = traffic.endpoints, traffic.pace
+
+        async def answer(job: Job, land: Land) -> None:
+            request = job.request
+            if fault := self._unsupported(request):
+                for sample in job.samples:
+                    land(Completion(request, sample, failure=fault))
+                return
+            call = _Call(self, job, land)
+            while call.left:
+                endpoint = await endpoints.turn()
+                try:
+                    await call.ask(endpoint, endpoints, pace)
+                finally:
+                    endpoints.leave(endpoint)
+
+        return answer
 
     def _unsupported(self, request: Request) -> Failure | None:
         if request.prefix and not self.continues:
@@ -194,313 +298,323 @@ class OpenAIEngine:
             return Failure("ambiguous_answers", f"{shadowed[0]!r} begins another answer")
         return None
 
-    def _payload(self, request: Request, sample: int) -> dict[str, Any]:
-        sampling = request.sampling
-        payload: dict[str, Any] = {
-            "model": self.model,
-            "messages": list(request.messages),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            self.max_tokens_name: sampling.max_tokens,
-            "seed": seed_of(request.seed, sample, self.render(request)) % 2**31,
-        }
-        if sampling.top_k:
-            payload["top_k"] = sampling.top_k
-        if sampling.stop:
-            payload["stop"] = list(sampling.stop)
-        if request.answers or self.logprobs:
-            payload["logprobs"] = True
-        if request.answers:
-            payload["top_logprobs"] = self.top_logprobs
-        if request.json_schema is not None:
-            form = {"name": "answer", "schema": request.json_schema, "strict": True}
-            payload["response_format"] = {"type": "json_schema", "json_schema": form}
-        if request.prefix:
-            payload["messages"].append({"role": "assistant", "content": request.prefix})
-            payload |= {"continue_final_message": True, "add_generation_prompt": False}
-        return payload
-
-    async def _post(self, session: aiohttp.ClientSession, payload: Mapping[str, Any]) -> _Reply:
+    async def _post(self, endpoint: Endpoint, body: bytes, seconds: float) -> Reply:
         """The reply within deadline and byte cap; never raises for what the network or the server did."""
-        key = os.environ.get(self.api_key_env)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        url = f"{self.base_url}/chat/completions"
         try:
-            async with asyncio.timeout(self.timeout):
-                async with session.post(url, json=payload, headers=headers, allow_redirects=False) as response:
-                    body = bytearray()
-                    async for chunk in response.content.iter_any():
-                        body += chunk
-                        if len(body) > self.max_bytes:
-                            return _Reply(failure=Failure("too_large", f"more than {self.max_bytes} bytes"))
-                    lower = {name.lower(): value for name, value in response.headers.items()}
-                    return _Reply(response.status, lower, bytes(body))
+            async with asyncio.timeout(seconds):
+                response = await endpoint.session.post(endpoint.url, data=body, allow_redirects=False)
+                try:
+                    return await self._received(response)
+                finally:
+                    response.close()
         except TimeoutError:
-            return _Reply(failure=Failure("timeout", f"no whole answer in {self.timeout:g} s", passing=True))
+            return Reply(0, {}, b"", Failure("timeout", f"no whole answer in {seconds:g} s", passing=True))
         except (aiohttp.ClientError, OSError) as error:
-            return _Reply(failure=Failure("connection", type(error).__name__, passing=True))
+            return Reply(0, {}, b"", Failure("connection", type(error).__name__, passing=True))
 
-    def _fault_of(self, reply: _Reply) -> Failure | None:
-        """The failure that a reply stands for, if any; sets the time until which all calls wait. EndpointError where no
-        later call can do better."""
+    async def _received(self, response: aiohttp.ClientResponse) -> Reply:
+        headers = response.headers
+        length = response.content_length
+        if length is not None and length <= self.max_bytes and "Content-Encoding" not in headers:
+            return Reply(response.status, headers, await response.read())
+        body = bytearray()
+        async for chunk in response.content.iter_any():
+            body += chunk
+            if len(body) > self.max_bytes:
+                return Reply(0, {}, b"", Failure("too_large", f"more than {self.max_bytes} bytes"))
+        return Reply(response.status, headers, bytes(body))
+
+    def without_key(self, text: str) -> str:
+        """A text on one line, cut, and without the key, should the server have repeated it."""
+        key = self._key()
+        return printable(text.replace(key, "[key]") if key else text)
+
+    def noted_replacement(self) -> None:
+        """Lone surrogates in an answer were replaced."""
+        self.replaced += 1
+        log.warning("%s: lone surrogates in an answer were replaced (%d so far)", self.model, self.replaced)
+
+    def single_calls(self) -> None:
+        """The server does not give several answers in one call: say so, once."""
+        if self.n_in_one_call:
+            self.n_in_one_call = False
+            log.warning("%s does not give several answers in one call: one call each from here on", self.base_url)
+
+    # --------------------------------------------------------------------------------------------------------- health
+
+    def _hello(self) -> bytes:
+        return self.bodies.encode(HELLO, self.bodies.messages(HELLO), 0)
+
+    async def _is_healthy(self, endpoint: Endpoint) -> bool:
+        reply = await self._post(endpoint, self._hello(), min(HEALTH_SECONDS, self.timeout))
+        endpoint.reached = endpoint.reached or reply.status > 0
+        return reply.status == 429 or self._read_hello(endpoint, reply, 0.0).failure is None
+
+    def _read_hello(self, endpoint: Endpoint, reply: Reply, latency: float) -> Completion:
+        if reply.failure is None and not 200 <= reply.status < 300:
+            outcome = outcome_of(reply.status, reply.body, answered=False, secret=self._key())
+            if outcome.fate == "ended":
+                raise self.ended(endpoint, outcome, reply.status)
+            return Completion(HELLO, 0, latency=latency, failure=outcome.failure)
+        if reply.failure is not None:
+            return Completion(HELLO, 0, latency=latency, failure=reply.failure)
+        try:
+            choice = read(reply.body).choices[0]
+        except NoAnswerError as error:
+            fault = str(error)
+        else:
+            fault = choice.fault
+            if not fault:
+                return Completion(HELLO, 0, text=choice.text, finish_reason=choice.finish_reason, latency=latency)
+        return Completion(HELLO, 0, latency=latency, failure=Failure("invalid_response", self.without_key(fault)))
+
+    def ended(self, endpoint: Endpoint, outcome: Outcome, status: int) -> EndpointError:
+        """The fault that ends the run."""
+        what = outcome.what
+        if status == 404:
+            what = f"{what} {self.model!r}"
+        todo = "check base_url, model and account"
+        if status in {401, 403}:
+            state = "is set" if self._key() else "is not set"
+            todo = f"check the key in the environment variable {self.api_key_env}, which {state}"
+        return EndpointError(f"{what} ({outcome.failure.detail})", where=endpoint.shown, todo=todo)
+
+
+class _Call:
+    """One job on its way: the samples that have no answer yet, what was tried, and what was paid for nothing."""
+
+    __slots__ = ("busy", "engine", "invalid", "job", "land", "left", "wasted")
+
+    def __init__(self, engine: OpenAIEngine, job: Job, land: Land) -> None:
+        self.engine, self.job, self.land = engine, job, land
+        self.left = job.samples
+        self.invalid = self.busy = 0
+        self.wasted = 0.0  # US dollars for replies that held no answer
+
+    async def ask(self, endpoint: Endpoint, endpoints: Endpoints, pace: Pace | None) -> None:
+        """Make one call for what is left, and read its reply."""
+        engine, job = self.engine, self.job
+        asked = self.left if engine.n_in_one_call else self.left[:1]
+        estimate = 0.0
+        if pace is not None:
+            estimate = len(job.messages) / BYTES_A_TOKEN + len(asked) * job.request.sampling.max_tokens
+            await pace.enter(estimate)
+        body = engine.bodies.encode(job.request, job.messages, seed_for(job.seed, asked[0]), len(asked))
+        sent = time.monotonic()
+        reply = await engine._post(endpoint, body, engine.timeout)
+        latency = time.monotonic() - sent
+        if reply.failure is None and 200 <= reply.status < 300:
+            self._read(endpoint, endpoints, reply.body, asked, latency)
+        else:
+            self._refused(endpoint, endpoints, reply, asked, sent, latency)
+        if pace is not None:
+            pace.correct(estimate, self._used(reply, estimate))
+
+    def _used(self, reply: Reply, estimate: float) -> float:
+        """Tokens that count against the pace: as the endpoint says, none where it refused, else what was estimated."""
+        if not 200 <= reply.status < 300:
+            return 0.0 if reply.status else estimate
+        try:
+            usage = read(reply.body).usage
+        except NoAnswerError as error:
+            usage = error.usage
+        return float(usage.prompt + usage.completion) if usage.known else estimate
+
+    def _read(
+        self, endpoint: Endpoint, endpoints: Endpoints, body: bytes, asked: Sequence[int], latency: float
+    ) -> None:
+        request = self.job.request
+        try:
+            choices, usage = read(body, request.answers)
+        except NoAnswerError as error:
+            self._not_valid(endpoint, endpoints, error, asked, latency)
+            return
+        endpoint.served()
+        if len(choices) < len(asked):
+            self.engine.single_calls()
+        shares = shared(usage, choices, len(asked), request.sampling.max_tokens)
+        for sample, choice, share in zip(asked, choices, shares, strict=False):
+            if choice.fault:
+                self._again(sample, choice.fault, share, latency)
+            else:
+                self._landed(sample, choice, share, latency)
+
+    def _landed(self, sample: int, choice: Choice, share: Usage, latency: float) -> None:
+        engine = self.engine
+        if choice.replaced:
+            engine.noted_replacement()
+        prices = engine.prices
+        cost = None
+        if prices is not None and share.known:
+            cost = self.wasted + prices.cost(*share)
+            self.wasted = 0.0
+        self.left = tuple(other for other in self.left if other != sample) if len(self.left) > 1 else ()
+        self.invalid = 0
+        self.land(
+            Completion(
+                self.job.request,
+                sample,
+                choice.text,
+                choice.finish_reason,
+                share.prompt,
+                share.completion,
+                choice.logprob,
+                choice.answer_logprobs,
+                cost,
+                latency,
+                None if choice.filtered is None else Failure("filtered", engine.without_key(choice.filtered)),
+            )
+        )
+
+    def _again(self, sample: int, fault: str, share: Usage, latency: float) -> None:
+        """A reply held no valid answer for a sample: it is asked for once more, or has failed."""
+        prices = self.engine.prices
+        if prices is not None and share.known:
+            self.wasted += prices.cost(*share)
+        self.invalid += 1
+        if self.invalid > self.engine.invalid_retries:
+            self._failed([sample], Failure("invalid_response", self.engine.without_key(fault)), latency)
+
+    def _not_valid(
+        self, endpoint: Endpoint, endpoints: Endpoints, error: NoAnswerError, asked: Sequence[int], latency: float
+    ) -> None:
+        if error.foreign:
+            endpoint.reached = True
+            endpoints.strike(endpoint)
+        else:
+            endpoint.served()
+        prices = self.engine.prices
+        if prices is not None and error.usage.known:
+            self.wasted += prices.cost(*error.usage)
+        self.invalid += 1
+        if self.invalid > self.engine.invalid_retries:
+            detail = self.engine.without_key(str(error))
+            self._failed(asked, Failure("invalid_response", detail, passing=error.foreign), latency)
+
+    def _failed(self, samples: Sequence[int], failure: Failure, latency: float) -> None:
+        cost = self.wasted or None
+        self.wasted, self.invalid, self.busy = 0.0, 0, 0
+        self.left = tuple(sample for sample in self.left if sample not in samples)
+        for sample in samples:
+            self.land(Completion(self.job.request, sample, cost=cost, latency=latency, failure=failure))
+            cost = None
+
+    def _refused(
+        self, endpoint: Endpoint, endpoints: Endpoints, reply: Reply, asked: Sequence[int], sent: float, latency: float
+    ) -> None:
+        """A reply that is no 2xx, or none at all."""
+        engine = self.engine
         if reply.failure is not None:
             if reply.failure.passing:
-                self._hold_off(reply)
-            return reply.failure
-        self._refused, self._answered = 0, True
-        if reply.status == 200:
-            return None
-        code, message = _error_of(reply.body)
-        detail = f"HTTP {reply.status}: {self._without_key(message)}"
-        if ends := self._end_of(reply, code):
-            raise EndpointError(f"{ends} ({detail})", where=self.base_url, todo=self._cure(reply.status))
-        if reply.status in PASSING_STATUS or reply.status >= 500:
-            self._hold_off(reply)
-            kind = "rate_limited" if reply.status == 429 else "server_error"
-            return Failure(kind, detail, passing=True)
-        return Failure("refused", detail)
-
-    def _end_of(self, reply: _Reply, code: str) -> str | None:
-        """Why this reply ends the run, if it does."""
-        if reply.status in {401, 403}:
-            return "the endpoint refuses the credentials"
-        if code == "insufficient_quota" or reply.status == 402:
-            return "the quota is exhausted"
-        if reply.status == 404:
-            return f"the endpoint does not know this address or the model {self.model!r}"
-        if 300 <= reply.status < 400:
-            return "the endpoint sends calls elsewhere, which are not followed"
-        return None
-
-    def _cure(self, status: int) -> str:
-        if status in {401, 403}:
-            state = "is set" if os.environ.get(self.api_key_env) else "is not set"
-            return f"check the key in the environment variable {self.api_key_env}, which {state}"
-        return "check base_url, model and account"
-
-    def _hold_off(self, reply: _Reply) -> None:
-        """Let all calls wait: as long as Retry-After says, else longer with each failure to connect."""
-        if reply.failure is not None and reply.failure.kind == "connection":
-            self._lost_at = self._lost_at if self._refused else time.monotonic()
-            self._refused += 1
-            if self._refused >= UNREACHABLE_AFTER and self._given_up():
-                raise EndpointError(
-                    f"the endpoint cannot be reached ({reply.failure.detail})", where=self.base_url,
-                    todo="check that it runs, and base_url",
-                )  # fmt: skip
-        asked = retry_after(reply.headers or {})
-        wait = min(0.25 * 2**self._refused, 10.0) if asked is None else asked
-        self._not_before = max(self._not_before, time.monotonic() + min(wait, LONGEST_WAIT))
-
-    def _given_up(self) -> bool:
-        return not self._answered or time.monotonic() - self._lost_at >= GONE_AFTER
-
-    def _without_key(self, text: str) -> str:
-        """A server's message on one line, cut, and without the key, should the server have repeated it."""
-        key = os.environ.get(self.api_key_env)
-        return _printable(text.replace(key, "[key]") if key else text)
-
-
-class _Flight:
-    """The calls of one `generate`: an event loop in a thread of its own, `concurrency` slots, and the way back."""
-
-    def __init__(self, engine: OpenAIEngine, todo: Sequence[tuple[Request, int]]) -> None:
-        self.engine = engine
-        self.todo = iter(todo)
-        self.done: queue.SimpleQueue[Completion | BaseException] = queue.SimpleQueue()
-        self.loop = asyncio.new_event_loop()
-        self.slots = asyncio.Semaphore(engine.concurrency)
-        self.main: asyncio.Task[None] | None = None
-        self.thread = threading.Thread(target=self._work, name="openai-engine", daemon=True)
-        self.thread.start()
-
-    def landed(self) -> list[Completion]:
-        """Wait for one completion; hand over all that have come. Raises what ended the flight, once nothing is left."""
-        came = [self.done.get()]
-        while not self.done.empty():
-            came.append(self.done.get())
-        burst = [item for item in came if isinstance(item, Completion)]
-        for item in came:
-            if isinstance(item, BaseException):
-                if not burst:
-                    raise item
-                self.done.put(item)
-        return burst
-
-    def release(self, count: int) -> None:
-        """Free the slots of completions that are stored by now."""
-        for _ in range(count):
-            self.loop.call_soon_threadsafe(self.slots.release)
-
-    def cancel(self) -> None:
-        """Stop all calls and wait for the thread."""
-        if self.thread.is_alive():
-            self.loop.call_soon_threadsafe(self._cancel_main)
-        self.thread.join()
-        self.loop.close()
-
-    def _cancel_main(self) -> None:
-        if self.main is not None:
-            self.main.cancel()
-
-    def _work(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.main = self.loop.create_task(self._fly())
-        try:
-            self.loop.run_until_complete(self.main)
-        except asyncio.CancelledError:
+                endpoints.strike(endpoint)
+            self._failed(asked, reply.failure, latency)
             return
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the caller's thread raises it
-            self.done.put(error)
+        endpoint.reached = True
+        if len(asked) > 1 and reply.status in {400, 422}:
+            engine.single_calls()
+            return
+        if self._renamed(reply):
+            return
+        outcome = outcome_of(reply.status, reply.body, answered=endpoint.answered, secret=engine._key())
+        if outcome.fate == "ended":
+            raise engine.ended(endpoint, outcome, reply.status)
+        if outcome.struck:
+            endpoints.strike(endpoint)
+        elif outcome.fate == "failed":
+            endpoint.strikes = 0
+        if outcome.fate == "busy" and self._waits(endpoint, endpoints, reply, sent):
+            return
+        self._failed(asked, outcome.failure, latency)
 
-    async def _fly(self) -> None:
-        limit = aiohttp.TCPConnector(limit=self.engine.concurrency)
-        async with aiohttp.ClientSession(connector=limit, timeout=aiohttp.ClientTimeout(total=None)) as session:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for request, sample in self.todo:
-                        await self.slots.acquire()
-                        group.create_task(self._one(session, request, sample))
-            except BaseExceptionGroup as several:
-                raise several.exceptions[0] from None
+    def _waits(self, endpoint: Endpoint, endpoints: Endpoints, reply: Reply, sent: float) -> bool:
+        """The endpoint has too much: let it rest. Is the call made again?"""
+        engine = self.engine
+        asked = wait_asked(reply.headers)
+        if asked is not None and asked > engine.longest_wait:
+            raise EndpointError(
+                f"the endpoint asks to wait for {asked:.0f} s", where=endpoint.shown,
+                todo=f"run again then, or set longest_wait (now {engine.longest_wait:g} s)",
+            )  # fmt: skip
+        if endpoint.window.pushed_back(sent, time.monotonic()):
+            endpoint.busy += 1
+            log.info("%s has too much: %.0f calls at once from here on", endpoint.shown, endpoint.window.size)
+        wait = min(BUSY_PAUSE * 2 ** max(0, endpoint.busy - 1), LONGEST_BUSY_PAUSE) if asked is None else asked
+        endpoints.hold(endpoint, wait)
+        self.busy += 1
+        return self.busy < BUSY_TRIES
 
-    async def _one(self, session: aiohttp.ClientSession, request: Request, sample: int) -> None:
-        self.done.put(await self.engine.answer(session, request, sample))
-
-
-# ------------------------------------------------------------------------------------------------ reading an answer
-
-
-def read_answer(body: bytes, request: Request, sample: int) -> Completion:
-    """A chat completion's body as a Completion. ValueError says what is wrong with a body that is no valid answer."""
-    data = _loaded(body)
-    choice = _first_choice(data)
-    content = choice.get("message", {}).get("content") if isinstance(choice.get("message"), dict) else None
-    finish = choice.get("finish_reason")
-    prompt_tokens, completion_tokens = _usage(data)
-    if finish == "content_filter" or (isinstance(content, type(None)) and _refusal(choice)):
-        failure = Failure("filtered", _printable(_refusal(choice) or "content_filter"))
-        return Completion(request, sample, prompt_tokens=prompt_tokens, failure=failure)
-    if not isinstance(content, str):
-        raise ValueError("the message's content is no text")
-    if finish not in {"stop", "length"}:
-        raise ValueError(f"finish_reason is {finish!r}")
-    tokens = _logprobs(choice)
-    return Completion(
-        request,
-        sample,
-        text=content,
-        finish_reason=finish,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens or len(tokens),
-        logprob=math.fsum(logprob for _, logprob, _ in tokens) if tokens else None,
-        answer_logprobs=answer_logprobs(tokens, request.answers) if request.answers and tokens else None,
-    )
-
-
-def _loaded(body: bytes) -> dict[str, Any]:
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"no JSON: {body[:60]!r}") from error
-    if not isinstance(data, dict):
-        raise ValueError("the JSON is no object")
-    return data
+    def _renamed(self, reply: Reply) -> bool:
+        """Does the endpoint call the longest answer otherwise? Then so do we from here on."""
+        other: dict[str, LimitName] = {
+            "max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens",
+        }  # fmt: skip
+        bodies, named = self.engine.bodies, unsupported(reply.status, reply.body)
+        if named not in other or self.invalid:
+            return False
+        self.invalid += 1  # once a call, lest two names be changed for ever
+        bodies.limit_name = other[named]
+        return True
 
 
-def _first_choice(data: Mapping[str, Any]) -> dict[str, Any]:
-    choices = data.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise ValueError("no choices")
-    return choices[0]
+def shared(usage: Usage, choices: Sequence[Choice], asked: int, limit: int) -> list[Usage]:
+    """What a call was billed, shared out over its answers so that the sums stay exact.
+
+    Prompt and cached tokens go out evenly. Tokens of an answer are its own where they were counted (log-probs came with
+    it) or one answer has all; else they go by length of text, up to `limit`.
+    """
+    count = min(len(choices), asked)
+    if count == 1:
+        completion = usage.completion or choices[0].tokens
+        return [usage if completion == usage.completion else usage._replace(completion=completion)]
+    counted = [choice.tokens for choice in choices[:count]]
+    if not usage.completion or (all(counted) and sum(counted) == usage.completion):
+        completions = counted
+    else:
+        completions = by_weight(usage.completion, [len(c.text.encode()) + 1 for c in choices[:count]])
+    even = [1] * count
+    columns = by_weight(usage.prompt, even), completions, by_weight(usage.cached, even)
+    return [Usage(*parts) for parts in zip(*columns, strict=True)]
 
 
-def _refusal(choice: Mapping[str, Any]) -> str:
-    refusal = choice["message"].get("refusal") if isinstance(choice.get("message"), dict) else None
-    return refusal if isinstance(refusal, str) else ""
+def by_weight(total: int, weights: Sequence[int]) -> list[int]:
+    """A whole number in parts as near to the weights as whole numbers come, with the same sum."""
+    ends = [0]
+    whole, seen = sum(weights), 0
+    for weight in weights:
+        seen += weight
+        ends.append(total * seen // whole)
+    return [end - start for start, end in itertools.pairwise(ends)]
 
 
-def _usage(data: Mapping[str, Any]) -> tuple[int, int]:
-    """Prompt and completion tokens; 0 where the endpoint does not say."""
-    usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
-    counts = [(usage or {}).get(name) for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (n if type(n) is int and n >= 0 else 0 for n in counts)
-    return prompt, completion
+def _key_variable(azure: bool) -> str:
+    name = "AZURE_OPENAI_API_KEY"
+    return name if azure and os.environ.get(name) else "OPENAI_API_KEY"
 
 
-Shown = tuple[str, float]  # a token's text and its log-prob
-Token = tuple[str, float, Sequence[Shown]]  # the token, its log-prob, and the most likely ones at its place
+def _unsendable(key: str) -> bool:
+    return any(not 32 < ord(letter) < 127 for letter in key.strip())
 
 
-def _logprobs(choice: Mapping[str, Any]) -> list[Token]:
-    """The answer's tokens, empty where the endpoint gives none."""
-    given = choice.get("logprobs")
-    content = given.get("content") if isinstance(given, dict) else None
-    return [_token(entry) for entry in content] if isinstance(content, list) else []
+def _whole(value: object, least: int) -> bool:
+    return type(value) is int and value >= least
 
 
-def _token(entry: Any) -> Token:
-    token, logprob = _pair(entry)
-    top = entry.get("top_logprobs") or []
-    if not isinstance(top, list):
-        raise ValueError("top_logprobs is no list")
-    shown = list(dict.fromkeys(map(_pair, top)))  # tokens may differ and read the same: "A" and, in Llama 2, "\u2581A"
-    if token not in {text for text, _ in shown}:
-        shown.append((token, logprob))
-    return token, logprob, shown
+def _positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-def _pair(entry: Any) -> Shown:
-    token = entry.get("token") if isinstance(entry, dict) else None
-    logprob = entry.get("logprob") if isinstance(entry, dict) else None
-    if not isinstance(token, str) or not isinstance(logprob, int | float) or not logprob <= 1e-3:
-        raise ValueError(f"a log-prob of the wrong form: {str(entry)[:60]}")
-    return token, min(0.0, float(logprob))
+def _choice_faults(prefix: object, auth: object, max_tokens_name: object) -> list[str]:
+    allowed = {
+        "prefix": (prefix, ("refuse", "continue")),
+        "auth": (auth, ("auto", "bearer", "api-key")),
+        "max_tokens_name": (max_tokens_name, ("auto", "max_tokens", "max_completion_tokens")),
+    }
+    return [f"{option}: must be {' or '.join(names)}" for option, (value, names) in allowed.items()
+            if value not in names]  # fmt: skip
 
 
-def answer_logprobs(tokens: Sequence[Token], answers: Sequence[str]) -> dict[str, float]:
-    """Log-probability that the first token begins each answer, over the tokens shown. Variants with white space around
-    and tokens that read the same count together; a token that begins two answers counts for none. No entry: below what
-    the endpoint shows."""
-    shown: dict[str, list[float]] = {}
-    for token, logprob in tokens[0][2]:
-        bare = token.strip()
-        begun = [answer for answer in answers if bare and answer.startswith(bare)]
-        if len(begun) == 1:
-            shown.setdefault(begun[0], []).append(math.exp(logprob))
-    return {answer: math.log(min(1.0, math.fsum(shares))) for answer, shares in shown.items() if math.fsum(shares) > 0}
-
-
-# -------------------------------------------------------------------------------------------------- reading an error
-
-
-def _error_of(body: bytes) -> tuple[str, str]:
-    """Code and message of an error body, in OpenAI's form or any other."""
-    try:
-        data = _loaded(body)
-    except ValueError:
-        return "", body[:200].decode("utf-8", "replace")
-    error = data.get("error", data)
-    if not isinstance(error, dict):
-        return "", str(error)
-    return str(error.get("code") or error.get("type") or ""), str(error.get("message", ""))
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that Retry-After (seconds or a date; header names in lower case) asks for; None without a valid one."""
-    value = headers.get("retry-after", "").strip()
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(0.0, seconds) if math.isfinite(seconds) else None
-
-
-def _printable(text: str) -> str:
-    """One line of at most 300 characters."""
-    return " ".join(SURROGATE.sub("\ufffd", text).split())[:300]
+def _extra_faults(extra: object) -> list[str]:
+    if not isinstance(extra, Mapping):
+        return ["extra_body: must be a mapping"]
+    own = sorted(set(extra) & OWN)
+    return [f"extra_body: {', '.join(own)} must not be set there"] if own else []

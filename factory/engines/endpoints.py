@@ -1,0 +1,246 @@
+"""Equal endpoints of one model, asked in turn; one that no longer answers is left out until it completes a token again.
+
+An endpoint that has failed STRIKES times without an answer in between is asked for one token within a deadline: only
+an answer counts, since servers are seen dead behind a /health or /version that says 200. Until it gives one, no call
+goes there. When none is left the run waits GONE_AFTER seconds for one to come back; where not even a connection was
+ever made, it ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+import urllib.request
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
+
+import aiohttp
+from yarl import URL
+
+from factory.engines.pace import Window
+from factory.faults import EndpointError
+
+PUBLIC = "https://api.openai.com/v1"
+AZURE = re.compile(r"\.azure\.(com|us|cn)$")
+STRIKES = 8  # failures in a row after which an endpoint is asked for one token
+GONE_AFTER = 120.0  # seconds without any endpoint after which the run ends
+LONGEST_PAUSE = 10.0  # seconds between two tries of an endpoint that fails, and between two health checks
+FIRST_PAUSE = 0.25
+LONGEST_OPENING = 30.0  # seconds for a TCP or TLS connection
+KEEP_ALIVE = 4.0  # seconds that an idle connection is kept: uvicorn closes its own after 5
+AGENT = "preference-factory"
+
+log = logging.getLogger("factory")
+Auth = Literal["auto", "bearer", "api-key"]
+
+
+class Address:
+    """Where an endpoint is: `shown` may stand in messages (a query may hold secrets), `url` is what is asked."""
+
+    def __init__(self, text: str) -> None:
+        self.parts: SplitResult = urlsplit(text.strip())
+        path = self.parts.path.rstrip("/")
+        self.shown = urlunsplit((self.parts.scheme, self.parts.netloc, path, "", ""))
+        self.url = urlunsplit(self.parts._replace(path=f"{path}/chat/completions", fragment=""))
+        kept = urlencode([pair for pair in parse_qsl(self.parts.query) if pair[0] != "api-version"])
+        self.name = f"{self.shown}?{kept}" if kept else self.shown
+        """What an engine's identity holds of it: not which version of the API carries the answers."""
+
+    def faults(self) -> list[str]:
+        """What is wrong with it."""
+        try:
+            good = self.parts.scheme in {"http", "https"} and bool(self.parts.hostname) and self.parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            return ["base_url: not an http(s) address"]
+        if self.parts.username is not None or self.parts.password is not None:
+            return ["base_url: holds a user name or password; put the key into the environment"]
+        return []
+
+    @property
+    def is_azure(self) -> bool:
+        """Is it one of Azure's, which want the key in a header of their own?"""
+        return bool(AZURE.search(self.parts.hostname or ""))
+
+    @property
+    def is_official(self) -> bool:
+        """Is it OpenAI's API itself, or Azure's?"""
+        return self.is_azure or self.parts.hostname == "api.openai.com"
+
+
+def addresses(given: str | Sequence[str] | None) -> list[Address]:
+    """The endpoints' addresses: as given (a list, or text with commas), else OPENAI_BASE_URL, else OpenAI's own."""
+    text = given or os.environ.get("OPENAI_BASE_URL") or PUBLIC
+    listed = text.split(",") if isinstance(text, str) else list(text)
+    return [Address(one) for one in dict.fromkeys(item.strip() for item in listed) if one]
+
+
+def headers(address: Address, auth: Auth, key: str | None) -> dict[str, str]:
+    """The headers of every call: the key as the endpoint wants it, organisation and project by the environment."""
+    found = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": AGENT}
+    if key and (auth == "api-key" or (auth == "auto" and address.is_azure)):
+        found["api-key"] = key
+    elif key:
+        found["Authorization"] = f"Bearer {key}"
+    for variable, header in (("OPENAI_ORG_ID", "OpenAI-Organization"), ("OPENAI_PROJECT_ID", "OpenAI-Project")):
+        if value := os.environ.get(variable, "").strip():
+            found[header] = value
+    return found
+
+
+def proxy(address: Address) -> str | None:
+    """The proxy that the environment names for an address; never one for this machine itself."""
+    host = address.parts.hostname or ""
+    if host in {"localhost", "::1"} or host.startswith("127.") or urllib.request.proxy_bypass(host):
+        return None
+    return urllib.request.getproxies().get(address.parts.scheme)
+
+
+class Endpoint:
+    """One endpoint: its connections, its window, its health."""
+
+    def __init__(self, address: Address, most: int, auth: Auth, key: str | None) -> None:
+        self.shown = address.shown
+        self.url = URL(address.url, encoded=True)
+        self.window = Window(most)
+        self.flying = 0  # calls under way
+        self.not_before = 0.0  # monotonic time at which calls may go on
+        self.busy = 0  # times in a row that it had too much
+        self.strikes = 0  # failures in a row
+        self.lost_at = 0.0  # monotonic time of the first of them
+        self.alive = True
+        self.reached = False  # has it ever sent anything?
+        self.answered = False  # has it ever answered?
+        self.session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
+            headers=headers(address, auth, key),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, connect=LONGEST_OPENING),
+            proxy=proxy(address),
+        )
+
+    def served(self) -> None:
+        """It has answered."""
+        self.strikes = self.busy = 0
+        self.reached = self.answered = True
+        self.window.served()
+
+    def pause(self) -> float:
+        """Seconds that a failing endpoint is left alone: none for the first ones, then longer each time."""
+        return 0.0 if self.strikes < 3 else min(FIRST_PAUSE * 2 ** (self.strikes - 3), LONGEST_PAUSE)
+
+
+Check = Callable[[Endpoint], Awaitable[bool]]
+"""Does the endpoint complete one token? EndpointError: it refuses for good."""
+
+
+class Endpoints:
+    """The equal endpoints of an engine. All methods belong to the thread of its event loop."""
+
+    def __init__(self, every: Sequence[Endpoint], check: Check) -> None:
+        self.every = list(every)
+        self.check = check
+        self._next = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._checks: set[asyncio.Task[None]] = set()
+        self.lost: EndpointError | None = None
+
+    async def turn(self) -> Endpoint:
+        """The endpoint whose turn it is, once one may be asked. EndpointError: none answers any more."""
+        while (endpoint := self._free()) is None:
+            if self.lost is not None:
+                raise self.lost
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            await future
+        endpoint.flying += 1
+        return endpoint
+
+    def _free(self) -> Endpoint | None:
+        """The least busy endpoint that may be asked now; equals in turn."""
+        now = time.monotonic()
+        best: Endpoint | None = None
+        count = len(self.every)
+        for place in range(self._next, self._next + count):
+            one = self.every[place % count]
+            if one.alive and one.flying + 1 <= one.window.size and one.not_before <= now:
+                best = one if best is None or one.flying < best.flying else best
+        self._next = (self._next + 1) % count
+        return best
+
+    def leave(self, endpoint: Endpoint) -> None:
+        """A call is over."""
+        endpoint.flying -= 1
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+                return
+
+    def _wake(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+        self._waiting.clear()
+
+    def hold(self, endpoint: Endpoint, seconds: float) -> None:
+        """Ask the endpoint nothing for so long."""
+        if seconds <= 0:
+            return
+        endpoint.not_before = max(endpoint.not_before, time.monotonic() + seconds)
+        asyncio.get_running_loop().call_later(seconds + 0.001, self._wake)
+
+    def strike(self, endpoint: Endpoint) -> None:
+        """A call failed in a way that speaks against the endpoint's health."""
+        if endpoint.strikes == 0:
+            endpoint.lost_at = time.monotonic()
+        endpoint.strikes += 1
+        self.hold(endpoint, endpoint.pause())
+        if endpoint.strikes >= STRIKES and endpoint.alive:
+            endpoint.alive = False
+            log.warning("%s has failed %d times in a row: it is left out until it answers", endpoint.shown, STRIKES)
+            task = asyncio.get_running_loop().create_task(self._revive(endpoint))
+            self._checks.add(task)
+            task.add_done_callback(self._checks.discard)
+
+    async def _revive(self, endpoint: Endpoint) -> None:
+        """Ask for one token until there is one, or until no endpoint is left."""
+        wait = FIRST_PAUSE
+        try:
+            while not await self.check(endpoint):
+                if self._given_up():
+                    names = ", ".join(one.shown for one in self.every)
+                    todo = "check that it runs, and base_url"
+                    raise EndpointError("the endpoint cannot be reached or answers no more", where=names, todo=todo)
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, LONGEST_PAUSE)
+        except EndpointError as error:
+            self.lost = error
+        else:
+            log.warning("%s answers a health check: it is asked again", endpoint.shown)
+            endpoint.alive, endpoint.strikes, endpoint.not_before = True, 0, 0.0
+        self._wake()
+
+    def _given_up(self) -> bool:
+        if any(one.alive for one in self.every):
+            return False
+        away = time.monotonic() - max(one.lost_at for one in self.every)
+        return away >= GONE_AFTER or not any(one.reached for one in self.every)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for task in self._checks:
+            task.cancel()
+        await asyncio.gather(*self._checks, return_exceptions=True)
+        await closed(self.every)
+
+
+async def closed(every: Sequence[Endpoint]) -> None:
+    """Close the connections of some endpoints."""
+    await asyncio.gather(*(one.session.close() for one in every))
