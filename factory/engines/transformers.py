@@ -8,12 +8,10 @@ missing is batched; the answers are then the same up to the rounding of a differ
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -21,6 +19,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 
 from factory.engines import Item, nothing_held
+from factory.engines.chat import ChatText, Prepared
 from factory.engines.decoding import Decoder, Row
 from factory.faults import FactoryError
 from factory.resources import ModelFiles, content_hash, local_folder, model_files
@@ -68,8 +67,12 @@ class _Work:
 
     request: Request
     sample: int
-    prompt: tuple[int, ...]
-    rendered: str
+    prepared: Prepared
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """Its token ids."""
+        return self.prepared.ids
 
     @property
     def room(self) -> int:
@@ -117,7 +120,7 @@ class TransformersEngine:
         self.context = int(getattr(language_model.config, "max_position_embeddings", 0) or 2**31)
         ends = end_tokens(language_model, self.tokenizer)
         self.decoder = Decoder(language_model, ends, min(ends), prefill_tokens)
-        self._variants = lru_cache(maxsize=256)(self._answer_tokens)
+        self.chat = ChatText(self.tokenizer, ends, self.context)
 
     @property
     def identity(self) -> Identity:
@@ -130,54 +133,9 @@ class TransformersEngine:
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
-    # ------------------------------------------------------------------------------------------- from text to tokens
-
     def render(self, request: Request) -> str:
-        """The conversation under the chat template, the assistant's turn opened and `prefix` said. A request that the
-        template refuses renders as its canonical JSON; `generate` gives its failure."""
-        try:
-            return self._render(request)
-        except TemplateError:
-            return json.dumps(request.messages, ensure_ascii=False, sort_keys=True)
-
-    def _render(self, request: Request) -> str:
-        text: str = self.tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
-        return text + request.prefix
-
-    def _prepare(self, request: Request) -> tuple[str, tuple[int, ...]] | Failure:
-        """Rendered text and token ids, or why there is no answer to be had."""
-        if fault := _request_fault(request):
-            return fault
-        try:
-            rendered = self._render(request)
-        except TemplateError as error:
-            return Failure("template", str(error))
-        ids = self._encode(rendered)
-        if not ids:
-            return Failure("empty_prompt", "the rendered request has no tokens")
-        if len(ids) >= self.context:
-            return Failure("too_long", f"the prompt has {len(ids)} tokens, the model's context {self.context}")
-        if self._variants(request.answers) is None:
-            return Failure("ambiguous_answers", f"two of {list(request.answers)} begin with the same token")
-        return rendered, tuple(ids)
-
-    def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
-
-    def _answer_tokens(self, answers: tuple[str, ...]) -> dict[str, list[int]] | None:
-        """The tokens that begin each answer: as it stands, after a space, and at the start of a line. A token that is
-        only white space begins none. None when two answers share a token, or one has none."""
-        found: dict[str, list[int]] = {}
-        line = self._encode("\n")
-        for answer in answers:
-            after_line = self._encode("\n" + answer)
-            ways = [self._encode(answer), self._encode(" " + answer)]
-            ways += [after_line[len(line) :]] if after_line[: len(line)] == line else []
-            firsts = {way[0] for way in ways if way}
-            found[answer] = sorted(token for token in firsts if self.tokenizer.decode([token]).strip())
-        tokens = [token for firsts in found.values() for token in firsts]
-        return found if len(tokens) == len(set(tokens)) and all(found.values()) else None
+        """See `ChatText.render`."""
+        return self.chat.render(request)
 
     # -------------------------------------------------------------------------------------------------- the work list
 
@@ -217,7 +175,7 @@ class TransformersEngine:
         """The items as work, in order, and the failures of those that cannot be answered."""
         work: list[_Work] = []
         refused: list[Completion] = []
-        seen: dict[int, tuple[str, tuple[int, ...]] | Failure] = {}
+        seen: dict[int, Prepared | Failure] = {}
         for request, sample in items:
             if id(request) not in seen:
                 seen[id(request)] = self._prepare(request)
@@ -225,9 +183,13 @@ class TransformersEngine:
             if isinstance(prepared, Failure):
                 refused.append(Completion(request, sample, failure=prepared))
             else:
-                rendered, ids = prepared
-                work.append(_Work(request, sample, ids, rendered))
+                work.append(_Work(request, sample, prepared))
         return work, refused
+
+    def _prepare(self, request: Request) -> Prepared | Failure:
+        if request.json_schema is not None:
+            return Failure("unsupported", "the transformers engine does not support json_schema; use vllm or openai")
+        return self.chat.prepare(request)
 
     def _batches(self, work: Sequence[_Work]) -> Iterator[list[_Work]]:
         """Batches of equal sampling, with wanted answers or without, longest prompts first, samples of a prompt
@@ -257,7 +219,7 @@ class TransformersEngine:
         for item in batch:
             place = places.setdefault(item.prompt, len(places))
             limit = min(item.request.sampling.max_tokens, self.context - len(item.prompt))
-            made.append(Row(place, limit, seed_of(item.request.seed, item.sample, item.rendered)))
+            made.append(Row(place, limit, seed_of(item.request.seed, item.sample, item.prepared.rendered)))
             rows[id(made[-1])] = item
         sampling = batch[0].request.sampling
         start = self.decoder.prefill(
@@ -281,13 +243,12 @@ class TransformersEngine:
     ) -> dict[tuple[tuple[int, ...], tuple[str, ...]], dict[str, float]]:
         """Log-probability that the first token begins each wanted answer, by prompt and answers; `logits` (prompts,
         vocabulary)."""
-        wanted = {(item.prompt, item.request.answers) for item in batch if item.request.answers}
+        wanted = {(item.prompt, item.request.answers): item.prepared.answers for item in batch if item.request.answers}
         seen = {}
-        for prompt, answers in wanted:
+        for (prompt, answers), variants in wanted.items():
             logprobs = logits[places[prompt]].log_softmax(-1)
-            variants = self._variants(answers) or {}
             seen[prompt, answers] = {
-                answer: min(0.0, float(logprobs[tokens].logsumexp(0))) for answer, tokens in variants.items()
+                answer: min(0.0, float(logprobs[list(tokens)].logsumexp(0))) for answer, tokens in variants.items()
             }
         return seen
 
@@ -297,7 +258,7 @@ class TransformersEngine:
         return Completion(
             item.request,
             item.sample,
-            text=self._text(row.ids, item.request.sampling.stop),
+            text=self.chat.text(row.ids, item.request.sampling.stop),
             finish_reason=row.finish_reason,
             prompt_tokens=len(item.prompt),
             completion_tokens=len(row.ids),
@@ -306,13 +267,6 @@ class TransformersEngine:
             cost=0.0,
             latency=latency,
         )
-
-    def _text(self, ids: Sequence[int], stops: Sequence[str]) -> str:
-        """The answer without its end token, cut before the first stop string."""
-        ended = bool(ids) and ids[-1] in self.decoder.ends
-        text: str = self.tokenizer.decode(ids[:-1] if ended else ids, skip_special_tokens=True)
-        cuts = [at for stop in stops if (at := text.find(stop)) >= 0]
-        return text[: min(cuts)] if cuts else text
 
     def _stopper(self, stops: tuple[str, ...]) -> Any:
         """A function that tells whether a row's text holds a stop string by now; None without any."""
@@ -328,18 +282,6 @@ class TransformersEngine:
             return any(stop in text for stop in stops)
 
         return stopped
-
-
-def _request_fault(request: Request) -> Failure | None:
-    """What makes a request one that can never be answered."""
-    sampling = request.sampling
-    if request.json_schema is not None:
-        return Failure("unsupported", "the transformers engine does not support json_schema; use an openai engine")
-    if sampling.max_tokens < 1 or sampling.temperature < 0 or sampling.top_k < 0 or not 0 < sampling.top_p <= 1:
-        return Failure("bad_request", f"sampling out of range: {sampling}")
-    if not request.messages:
-        return Failure("bad_request", "no messages")
-    return None
 
 
 # ---------------------------------------------------------------------------------------------------------- loading
