@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from factory.faults import ConfigError, FactoryError
 from factory.schema import Candidate, Label, Message, Messages, Preference, Prompt, Row, digest, now
-from factory.shapes import FIELDS, SHAPES, Example, Given, RowError, find, mapped, read_row, shape_of
+from factory.shapes import EXTRAS, FIELDS, SHAPES, Example, Given, RowError, find, mapped, read_row, shape_of
 from factory.sources import Record, RowFault, bundled_prompts, open_source
 from factory.splits import SPLITS, Shares, group_of, most_guarded, split_of
 
@@ -28,6 +28,7 @@ RUN: Final = "given"
 SHARES: Final = Shares(heldout=0.15, final=0.05)
 BUNDLED_SHARES: Final = Shares(heldout=0.25, final=0.15)  # a small set: more of it is needed to measure anything
 
+_ADDED: Final = {"split": list(SPLITS)}  # not what judges were asked
 _LOOKED_AT: Final = 100  # rows that are looked at to recognise the shape
 _BATCH: Final = 2000  # rows written in one commit
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -225,7 +226,7 @@ class _Reader:
             raise RowError(
                 "", f"no known shape; columns with a value: {', '.join(n for n, v in row.items() if v is not None)}"
             )
-        self._used.update((*shape.needs, *shape.may, "system", "topic", "task", "group", "constraints", "reference"))
+        self._used.update((*shape.needs, *shape.may, *EXTRAS))
         if not self.group_by:
             return read_row(record.line, row, shape)
         row["group"] = find(values, self.group_by)
@@ -260,11 +261,12 @@ class _Ledger:
         self.shares = shares
         self.report = AddReport(source)
         self.failures: list[RowFault] = []
-        held = store.read("prompts", columns=["key", "split", "group", "constraints"])
+        held = store.read("prompts", columns=["key", "split", "group", "constraints", "rubric"], where=_ADDED)
         self._held = {row["key"] for row in held}
         self._split = {row["key"]: row["split"] for row in held}
         self._group_split = {row["group"]: row["split"] for row in held}
         self._constraints = {row["key"]: digest(row["constraints"]) for row in held if row["constraints"]}
+        self._rubrics = {row["key"]: digest(row["rubric"]) for row in held}
         self._labels: dict[str, bool] = {}
         self._said: set[str] = set()
         self._groups: set[str] = set()
@@ -300,7 +302,7 @@ class _Ledger:
 
     def _is_new(self, key: str, example: Example) -> bool:
         self.report.shapes[example.shape] = self.report.shapes.get(example.shape, 0) + 1
-        said = digest(key, example.given[1:], example.reference, example.constraints)
+        said = digest(key, example.given[1:], example.reference, example.constraints, example.rubric)
         if said in self._said:
             self.report.duplicates += 1
             return False
@@ -309,6 +311,11 @@ class _Ledger:
         if example.constraints and self._constraints.setdefault(key, mine) != mine:
             reason = "the same prompt is there already, with other constraints"
             self.failures.append(RowFault(example.line, "constraints", reason))
+            return False
+        rubric = digest(example.rubric)
+        if self._rubrics.setdefault(key, rubric) != rubric and example.rubric:
+            reason = "the same prompt is there already, with another rubric or with none"
+            self.failures.append(RowFault(example.line, "rubric", reason))
             return False
         return self._agrees(key, example)
 
@@ -338,7 +345,7 @@ class _Ledger:
         """The group of each waiting prompt: that of the store's prompts near it, else a new one."""
         from factory.near_duplicates import clusters
 
-        held = self.store.read("prompts", columns=["key", "messages", "split", "group"])
+        held = self.store.read("prompts", columns=["key", "messages", "split", "group"], where=_ADDED)
         new = {key: example.given.messages for key, example in self._waiting if key not in self._split}
         keys = [row["key"] for row in held] + list(new)
         labels = clusters([_said_text(m) for m in chain((row["messages"] for row in held), new.values())])
@@ -384,6 +391,7 @@ def _prompt_row(key: str, example: Example, split: str, group: str, source: str)
         task=example.task,
         constraints=example.constraints,
         reference=example.reference,
+        rubric=example.rubric,
         source=source,
         at=now(),
     )

@@ -175,12 +175,16 @@ class Prompt:
     TABLE: ClassVar[str] = "prompts"
     key: str = column("hash of the messages")
     messages: Messages = column("the conversation, oldest turn first, ending with the user's")
-    split: str = column("train | heldout (decisions read it) | final (opened once, after the champion is fixed)")
+    split: str = column(
+        "train | heldout (decisions read it) | final (opened once, after the champion is fixed) | judging (what judges "
+        "were asked, for a meta-judge)"
+    )
     group: str = column("prompts of one group share a split: a column's value, topic and task, or a cluster")
     topic: str | None = column("what it is about, as given", None)
     task: str | None = column("what is to be done, as given", None)
     constraints: Json = column("checkable constraints: JSON list of {kind, ...parameters}", None)
     reference: str | None = column("a reference answer, where there is one", None)
+    rubric: Json = column("criteria of its own: JSON list of {text, weight}; a negative weight is a fault's", None)
     source: str = column("the file or hub name it came from", "")
     at: datetime = column("when it was added (UTC)")
 

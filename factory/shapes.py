@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from factory.constraints import faults as constraint_faults
+from factory.faults import ConfigError
+from factory.judges.criteria import criteria_of
 from factory.schema import Message, Messages
 
 Values = Mapping[str, Any]
@@ -51,6 +53,7 @@ class Example:
     group: str | None = None
     constraints: list[dict[str, Any]] | None = None
     reference: str | None = None
+    rubric: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +281,7 @@ SHAPES: Final = (
 )
 """Tried in this order: the first whose needed columns a row has is the row's shape."""
 
-EXTRAS: Final = ("system", "topic", "task", "group", "constraints", "reference")
+EXTRAS: Final = ("system", "topic", "task", "group", "constraints", "reference", "rubric")
 """Columns that any shape may have."""
 
 FIELDS: Final = tuple(dict.fromkeys([n for s in SHAPES for n in (*s.needs, *s.may)] + list(EXTRAS)))
@@ -321,6 +324,7 @@ def read_row(line: int, row: Values, shape: Shape, group_column: str = "group") 
         group=_name(row, group_column),
         constraints=_constraints(row.get("constraints")),
         reference=_plain(row, "reference") or (given.answer if given.label is None else None),
+        rubric=_rubric(row.get("rubric")),
     )
 
 
@@ -331,17 +335,37 @@ def _name(row: Values, column: str) -> str | None:
     return None if value is None or not str(value).strip() else str(value).strip()
 
 
-def _constraints(value: Any) -> list[dict[str, Any]] | None:
+def _rubric(value: Any) -> list[dict[str, Any]] | None:
+    value = _listed(value, "rubric")
+    if value is None:
+        return None
+    try:
+        return [criterion.as_json() for criterion in criteria_of(value)]
+    except ConfigError as fault:
+        raise RowError("rubric", "; ".join(fault.faults)) from None
+
+
+def _listed(value: Any, column: str) -> Any:
+    """A list of objects, itself or as JSON text; None for none. A table gives every object every key of the column,
+    null where it has none: those go."""
     if value is None or value == "" or value == []:
         return None
     if isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
-            raise RowError("constraints", "not JSON") from None
-    # A table gives every constraint every parameter of the column, null where it has none.
+            raise RowError(column, "not JSON") from None
     if isinstance(value, list):
-        value = [{k: v for k, v in c.items() if v is not None} if isinstance(c, Mapping) else c for c in value]
+        return [
+            {k: v for k, v in item.items() if v is not None} if isinstance(item, Mapping) else item for item in value
+        ]
+    return value
+
+
+def _constraints(value: Any) -> list[dict[str, Any]] | None:
+    value = _listed(value, "constraints")
+    if value is None:
+        return None
     faults = constraint_faults(value)
     if faults:
         raise RowError("constraints", "; ".join(faults))
