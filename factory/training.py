@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import time
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from factory import crash
 from factory.faults import ConfigError, FactoryError
+from factory.registry import unknown_name
 from factory.resources import EMBEDDED, ModelFiles, content_hash, model_files
 from factory.schema import Label, Logp, Messages, Preference, digest, now, unique
 from train.config import TrainConfig
@@ -105,14 +107,17 @@ def train_policy(
     reference: str = "start",
     out: Path,
     config: TrainConfig,
+    strategy: str | Sequence[str] | None = None,
     where: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train a policy on the preferences or labels of a run's rounds, held to `reference`, into `out`/policy.
 
-    start, reference: names of policies; reference "start" is the start itself. where: further conditions on the rows.
-    Rows that cannot be trained on are skipped and counted. FactoryError: no rows, a model that does not load, a loss
-    that is not finite, or an `out` that holds another training.
+    start, reference: names of policies; reference "start" is the start itself. strategy: how the rows were made (one
+    pairing strategy, or way to label, or several on purpose); it has to be named where the rows are of several. where:
+    further conditions on the rows. Rows that cannot be trained on are skipped and counted. FactoryError: no rows, rows
+    of strategies that were not named, a model that does not load, a loss that is not finite, or an `out` that holds
+    another training.
     """
     from train import losses
     from train.trainer import threads
@@ -122,7 +127,9 @@ def train_policy(
     objective.check(config.parameters)
     files = model_files(start)
     held_to = files if reference in ("start", start) else model_files(reference)
-    picked = {"run": run, "round": list(rounds), **(where or {})}
+    picked = _of_strategy(
+        store, TABLE_OF[objective.data], {"run": run, "round": list(rounds), **(where or {})}, strategy
+    )
     data = _read(store, objective.data, picked, files.base, config)
     job = _Job(store, files, held_to, data, config, out, _dtype(config))
     if done := job.finished():
@@ -284,6 +291,30 @@ def _read(store: Store, shape: str, where: Mapping[str, Any], base: str, config:
     return _Data(list(SHAPES[shape].completed(rows, config.seed, config.max_length)), truncated, dict(skipped))
 
 
+def _of_strategy(
+    store: Store, table: str, where: Mapping[str, Any], strategy: str | Sequence[str] | None
+) -> dict[str, Any]:
+    """The conditions with those strategies; rows of several are one training only where they are named.
+
+    FactoryError: rows of several strategies and none named, or one named that made none.
+    """
+    wanted = [strategy] if isinstance(strategy, str) else list(strategy or ())
+    held = Counter(row["strategy"] for row in store.read(table, columns=["strategy"], where=where))
+    if wanted:
+        for name in wanted:
+            if held and name not in held:
+                raise unknown_name(f"strategy among these {table}", name, held)
+        return {**where, "strategy": wanted}
+    if len(held) > 1:
+        made = ", ".join(f"{name or 'none'} ({count})" for name, count in sorted(held.items()))
+        raise FactoryError(
+            f"these {table} were made in several ways: {made}",
+            where=", ".join(f"{key} {value}" for key, value in where.items()),
+            todo="name the strategy to train on; name several to train on them together",
+        )
+    return dict(where)
+
+
 def _nothing(table: str, where: Mapping[str, Any], skipped: Counter[str]) -> FactoryError:
     reasons = "".join(f"; {count} left out: {reason}" for reason, count in skipped.items())
     return FactoryError(
@@ -294,11 +325,16 @@ def _nothing(table: str, where: Mapping[str, Any], skipped: Counter[str]) -> Fac
 
 
 def _to_learn_from(store: Store, rows: list[Judged], skipped: Counter[str]) -> list[Judged]:
-    """The rows whose prompt is not kept for measuring. Data that was brought in has prompts of every split."""
+    """The rows whose prompt is not kept for measuring (data that was brought in has prompts of every split), and that
+    weigh something."""
     kept_away = store.read("prompts", columns=["key", "split"], where={"split": ["heldout", "final"]})
     split = {prompt["key"]: prompt["split"] for prompt in kept_away}
     skipped.update(f"its prompt is in the split {split[row.prompt_key]!r}" for row in rows if row.prompt_key in split)
-    return [row for row in rows if row.prompt_key not in split]
+    rows = [row for row in rows if row.prompt_key not in split]
+    heavy = [row for row in rows if row.weight > 0 and math.isfinite(row.weight)]
+    if len(heavy) < len(rows):
+        skipped["its weight is not above 0"] += len(rows) - len(heavy)
+    return heavy
 
 
 def _pairs(
@@ -313,7 +349,10 @@ def _pairs(
     def answer(messages: Messages, key: str) -> Answer:
         return Answer(_answer(messages), key not in cut)
 
-    return [Pair(r.prompt, answer(r.chosen, r.chosen_key), answer(r.rejected, r.rejected_key)) for r in found], pair_row
+    texts = [
+        Pair(r.prompt, answer(r.chosen, r.chosen_key), answer(r.rejected, r.rejected_key), r.weight) for r in found
+    ]
+    return texts, pair_row
 
 
 def _labels(

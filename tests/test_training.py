@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,40 @@ def test_only_the_rounds_that_are_named(store: Store, tiny_model: Path) -> None:
     assert train(store, tiny_model, "a", rounds=[1]).rows == 3
     assert train(store, tiny_model, "b", rounds=range(1, 4)).rows == 9
     assert train(store, tiny_model, "c", where={"prompt_key": ["0", "3", "1"]}).rows == 2
+
+
+def test_the_loss_is_the_weighted_mean(store: Store, tiny_model: Path) -> None:
+    """The first loss of rows of weights 1 and 3 is (l0 + 3 l1) / 4, of the losses of each alone."""
+    store.append("preferences", [replace(preference(i), weight=weight) for i, weight in enumerate((1.0, 3.0))])
+    config = CONFIG.model_copy(update={"method": "simpo", "epochs": 1})
+    first, second = (
+        train(store, tiny_model, f"only{i}", config, where={"prompt_key": str(i)}).first["loss"] for i in (0, 1)
+    )
+    assert first != pytest.approx(second)
+    assert train(store, tiny_model, "both", config).first["loss"] == pytest.approx((first + 3 * second) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize(("method", "table", "row"), [("dpo", "preferences", preference), ("kto", "labels", label)])
+def test_rows_that_weigh_nothing_are_left_out(
+    store: Store, tiny_model: Path, method: str, table: str, row: Any
+) -> None:
+    weights = (1.0, 0.5, 0.0, math.nan)
+    store.append(table, [replace(row(i), weight=weight) for i, weight in enumerate(weights)])
+    result = train(store, tiny_model, "out", CONFIG.model_copy(update={"method": method, "epochs": 1}))
+    assert (result.rows, dict(result.skipped)) == (2, {"its weight is not above 0": 2})
+
+
+def test_rows_of_two_strategies_are_trained_on_when_named(store: Store, tiny_model: Path) -> None:
+    strategies = ("all", "all", "best_worst", "given")
+    store.append("preferences", [replace(preference(i), strategy=name) for i, name in enumerate(strategies)])
+    with pytest.raises(FactoryError, match=r"several ways: all \(2\), best_worst \(1\), given \(1\)") as fault:
+        train(store, tiny_model, "out")
+    assert "name the strategy" in fault.value.todo
+    with pytest.raises(FactoryError, match="did you mean 'best_worst'"):
+        train(store, tiny_model, "out", strategy="best_wurst")
+    assert train(store, tiny_model, "one", strategy="all").rows == 2
+    assert train(store, tiny_model, "two", strategy=["all", "best_worst"]).rows == 3
+    assert train(store, tiny_model, "where", where={"strategy": "given"}).rows == 1
 
 
 def test_the_reference_is_scored_once(store: Store, tiny_model: Path, forwards: list[int]) -> None:

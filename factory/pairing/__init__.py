@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory import matchups, verdicts
@@ -60,7 +61,7 @@ def pair(
     consistency: Mapping[str, float] | None = None,
     labels: LabelRule | None = None,
     split: str = "train",
-    kind: str = "sample",
+    kind: str | Sequence[str] = "sample",
     quarantine: bool = True,
     seed: int = 0,
 ) -> PairReport:
@@ -68,22 +69,25 @@ def pair(
     doubled.
 
     `combine`: see `combining`; `judges` narrows the panel (all that judged by default). `filters`: see `Filters`;
-    `min_margin` is short for the filter of that name. `weights` of preferences in training: none (1), margin,
-    probability, or `consistency` by prompt key (such as CREAM's, 2410.12735). `quarantine`: leave out what fooled
-    judges said. A pair whose opposite the run and round hold already is refused (`contradicts_kept`), and so is a label
-    (`labels_refused`). FactoryError: there is nothing to pair, or a name or value is wrong.
+    `min_margin` is short for the filter of that name, and the larger of both holds. `weights` of preferences in
+    training: none (1), margin, probability, or `consistency` by prompt key (such as CREAM's, 2410.12735). `labels`: see
+    `LabelRule`. `quarantine`: leave out what fooled judges said. A pair whose opposite the run and round hold already
+    is refused (`contradicts_kept`), and so is a label (`labels_refused`). FactoryError: there is nothing to pair, or a
+    name or value is wrong.
     """
-    filters = filters or Filters(min_margin=min_margin)
+    filters = filters or Filters()
+    filters = replace(filters, min_margin=max(filters.min_margin, min_margin))
     labels = labels or LabelRule()
     wanted = Wanted(run, round, strategy, filters, weights, consistency or {}, labels, seed)
     wanted.check()
     bench = _bench(store, wanted, judges, tie_margin, quarantine)
+    names = [] if wanted.unjudged and _undecided(bench.judges, combine, lead) else bench.judges
     rule = rule_of(
-        bench.judges, combine=combine, lead=lead, break_ties=break_ties, tie_margin=tie_margin, weights=judge_weights
+        names, combine=combine, lead=lead, break_ties=break_ties, tie_margin=tie_margin, weights=judge_weights
     )
     kinds = list(LINEAGE) if wanted.lineage else kind
     groups = _groups(store, {"run": run, "round": round, "split": split, "kind": kinds})
-    found = find(groups, bench.panel, bench.judges, rule, wanted, kept_in(store, run, round))
+    found = find(groups, bench.panel, names, rule, wanted, kept_in(store, run, round))
     found.report.quarantined = bench.quarantined
     return write(store, found, wanted)
 
@@ -114,6 +118,11 @@ def _bench(store: Store, wanted: Wanted, judges: Sequence[str] | None, tie_margi
         if name not in known:
             raise unknown_name("judge", name, known)
     return _Bench(panel, sorted(set(judges)) if judges else known, out)
+
+
+def _undecided(judges: Sequence[str], combine: str, lead: str | None) -> bool:
+    """Has the panel no lead that could decide?"""
+    return combine == "lead" and (len(judges) != 1 if lead is None else lead not in judges)
 
 
 def _groups(store: Store, where: Mapping[str, Any]) -> dict[str, list[Candidate]]:

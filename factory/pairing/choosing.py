@@ -78,7 +78,7 @@ def max_margin(group: Group, seed: int) -> list[Choice]:
 
 @strategies.register("best_worst", lineage=False)
 def best_worst(group: Group, seed: int) -> list[Choice]:
-    """The best answer over the worst by standing (2401.10020, section 2.3; 2405.07863 pairs so). Where these two were
+    """The best answer over the worst by standing (so pair 2401.10020 and 2405.07863). Where these two were
     not judged against each other, the decided pair whose standings lie farthest apart; of equals one that most judges
     saw, drawn by seed."""
     ahead = _ahead(group, group.standing)
@@ -87,8 +87,8 @@ def best_worst(group: Group, seed: int) -> list[Choice]:
 
 @strategies.register("best_random", lineage=False)
 def best_random(group: Group, seed: int) -> list[Choice]:
-    """The best answer by score over another, drawn by seed among those that it beats (2310.16944, section 4, which
-    finds that this varies what is rejected more than the worst does)."""
+    """The best answer by score over another, drawn by seed among those that it beats: so pairs 2310.16944, to vary what
+    is rejected and to make it harder to tell than the worst."""
     ahead = _of_best(_ahead(group, group.scores), group.scores)
     return sorted(ahead, key=lambda c: drawn(c, seed))[:1]
 
@@ -139,7 +139,8 @@ def tie_aware(group: Group, seed: int) -> list[Choice]:
 
 @strategies.register("draft_revision", lineage=True)
 def draft_revision(group: Group, seed: int) -> list[Choice]:
-    """Every revision over the draft that it came from, by key (2212.08073, section 3). See `sifting.lineages`."""
+    """Every revision over the draft that it came from, by key: section 3 of 2212.08073 trains on its revisions; here
+    the draft is kept beside it, as what is rejected. See `sifting.lineages`."""
     return every(group, seed)
 
 

@@ -23,7 +23,18 @@ from factory.pairing.grading import (
     by_threshold,
     from_choices,
 )
-from factory.pairing.sifting import Filters, Matched, Sifted, balance, lineages, matched, most, near_duplicates, sift
+from factory.pairing.sifting import (
+    Filters,
+    Matched,
+    Sifted,
+    balance,
+    lineages,
+    matched,
+    most,
+    near_duplicates,
+    nearness,
+    sift,
+)
 from factory.registry import unknown_name
 from factory.schema import Candidate
 from factory.verdicts import Pair, Panel
@@ -75,7 +86,7 @@ class PairReport:
     dropped: dict[str, int] = field(default_factory=dict)
     labels_dropped: dict[str, int] = field(default_factory=dict)  # answers without a label, by reason
     held_by: dict[str, int] = field(default_factory=dict)  # of `held`, by strategy
-    judges: dict[str, float | None] = field(default_factory=dict)  # accuracy by judge, where the way to combine knows
+    judge_accuracy: dict[str, float | None] = field(default_factory=dict)  # where the way to combine knows it
     effective_judges: float | None = None  # how many independent judges the panel is worth (Kish), where it knows
     quarantined: int = 0  # batches of judgments that do not count: canaries fooled the judge
     warnings: list[str] = field(default_factory=list)
@@ -188,7 +199,7 @@ def find(
     picked = _balanced(picked, wanted, dropped, report)
     report.dropped = {reason: n for reason, n in sorted(dropped.items()) if n}
     if together.model is not None:
-        report.judges = {name: _finite(value) for name, value in together.model.accuracy.items()}
+        report.judge_accuracy = {name: _finite(value) for name, value in together.model.accuracy.items()}
         report.effective_judges = _finite(together.model.effective)
     report.warnings.extend(together.notes)
     everyone = [c for group in answers.values() for c in group]
@@ -202,10 +213,11 @@ def _finite(value: float | None) -> float | None:
 
 def _among(groups: Mapping[str, Sequence[Candidate]], panel: Panel, wanted: Wanted) -> dict[str, Matched]:
     """The pairs of each prompt that the panel is asked about."""
-    if wanted.lineage:
-        return {key: lineages(group) for key, group in groups.items()}
     threshold = wanted.filters.near_duplicates
-    alike = near_duplicates(groups.values(), threshold, panel) if threshold is not None else frozenset[str]()
+    near = None if threshold is None else nearness((c for group in groups.values() for c in group), threshold)
+    if wanted.lineage:
+        return {key: lineages(group, near) for key, group in groups.items()}
+    alike = near_duplicates(groups.values(), near, panel) if near else frozenset[str]()
     return {key: matched(group, alike) for key, group in groups.items()}
 
 

@@ -29,7 +29,7 @@ BALANCE = (1.0, 4 / 3)
 
 class Scored(NamedTuple):
     """The panel's score of one answer, 0 to 1; whether all that was asked for is met (None: not all judges say); and
-    its reward: the score on the judge's own scale where there is one judge, else the score."""
+    its reward: the score on the judge's own scale where one judge gives it, else the score."""
 
     share: float
     all_met: bool | None
@@ -67,14 +67,14 @@ def scores_of(
     found: dict[str, Scored] = {}
     for key in (c.key for c in candidates if c.failure is None):
         said = {judge: score for judge in used if (score := panel.scores[judge].get(key)) is not None}
-        if said and (scored := _together(said, rule)) is not None:
+        if said and (scored := _together(said, rule, alone=len(used) == 1)) is not None:
             found[key] = scored
         elif not used and key in standing:
             found[key] = Scored(standing[key], None, standing[key])
     return found
 
 
-def _together(said: Mapping[str, Score], rule: Rule) -> Scored | None:
+def _together(said: Mapping[str, Score], rule: Rule, *, alone: bool) -> Scored | None:
     """The judges' scores of one answer as one; None when none of them has weight."""
     weights = {judge: rule.weights.get(judge, 0.0) if rule.weights else 1.0 for judge in said}
     total = math.fsum(weights.values())
@@ -82,8 +82,8 @@ def _together(said: Mapping[str, Score], rule: Rule) -> Scored | None:
         return None
     share = math.fsum(weights[judge] * score.share for judge, score in said.items()) / total
     met = [score.all_met for score in said.values() if score.all_met is not None]
-    only = next(iter(said.values())).value if len(said) == 1 else share
-    return Scored(share, all(met) if len(met) == len(said) else None, only)
+    reward = next(iter(said.values())).value if alone else share
+    return Scored(share, all(met) if len(met) == len(said) else None, reward)
 
 
 # ------------------------------------------------------------------------------------------------- scores to labels

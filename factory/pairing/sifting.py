@@ -9,9 +9,9 @@ from __future__ import annotations
 import bisect
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from factory import matchups
 from factory.faults import ConfigError
@@ -21,10 +21,7 @@ from factory.pairing.grading import Scored, scores_of
 from factory.schema import Candidate, digest
 from factory.verdicts import SAME, Pair, Panel
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
+Near = Callable[[Candidate, Candidate], bool]
 LENGTH_TOLERANCE = 0.02
 """`length_balanced` drops pairs until the mean log ratio of the lengths of chosen and rejected is this close to 0."""
 
@@ -44,7 +41,8 @@ class Filters:
     min_score: float | None = None
     """The panel's score of the chosen, 0 to 1."""
     near_duplicates: float | None = None
-    """Of answers to a prompt that share this much of their word trigrams (Jaccard) one is kept."""
+    """Of answers to a prompt that share this much of their word trigrams (Jaccard) one is kept, and a revision that
+    shares it with its draft makes no pair."""
     max_length_ratio: float | None = None
     """The longer answer is at most so many times as long as the other."""
     length_balanced: bool = False
@@ -122,10 +120,10 @@ def matched(candidates: Sequence[Candidate], alike: frozenset[str] = frozenset()
     return Matched(kept, dropped)
 
 
-def lineages(candidates: Sequence[Candidate]) -> Matched:
+def lineages(candidates: Sequence[Candidate], near: Near | None = None) -> Matched:
     """Each draft with what became of it: draft <- critique <- revision <- ..., by `parent`; the last revision of a
     chain that did not fail stands for it. Dropped: failed_revision (a draft of which there is none), no_draft,
-    unchanged (the revision says what the draft says)."""
+    unchanged (the revision says what the draft says), near_duplicate (almost)."""
     known = {c.key: c for c in candidates}
     lines = {c.key: _line(c, known) for c in candidates if c.kind == "revision"}
     good = [key for key in lines if known[key].failure is None]
@@ -134,7 +132,7 @@ def lineages(candidates: Sequence[Candidate]) -> Matched:
     dropped: Counter[str] = Counter()
     for key in sorted(set(good) - passed):
         draft, revision = known[lines[key][-1]], known[key]
-        reason = _no_lineage(draft, revision)
+        reason = _no_lineage(draft, revision, near)
         if reason:
             dropped[reason] += 1
         else:
@@ -152,33 +150,36 @@ def _line(candidate: Candidate, known: Mapping[str, Candidate]) -> list[str]:
     return line
 
 
-def _no_lineage(draft: Candidate, revision: Candidate) -> str:
+def _no_lineage(draft: Candidate, revision: Candidate, near: Near | None) -> str:
     if draft.kind in ("critique", "revision") or draft.failure is not None:
         return "no_draft"
-    return "unchanged" if matchups.same_text(draft, revision) else ""
+    if matchups.same_text(draft, revision):
+        return "unchanged"
+    return "near_duplicate" if near and near(draft, revision) else ""
 
 
-def near_duplicates(groups: Iterable[Sequence[Candidate]], threshold: float, panel: Panel) -> frozenset[str]:
-    """Keys of the answers that are left out for being near another answer to the same prompt (estimated Jaccard
-    similarity of word trigrams). The one with most judgments stays, of equals the first by key."""
+def nearness(candidates: Iterable[Candidate], threshold: float) -> Near:
+    """Do two of these answers share at least so much of their word trigrams (estimated Jaccard similarity)?"""
     from factory.near_duplicates import signatures
 
+    answers = [c for c in candidates if c.failure is None]
+    rows = dict(zip((c.key for c in answers), signatures([c.text for c in answers]), strict=True)) if answers else {}
+    return lambda a, b: bool((rows[a.key] == rows[b.key]).mean() >= threshold)
+
+
+def near_duplicates(groups: Iterable[Sequence[Candidate]], near: Near, panel: Panel) -> frozenset[str]:
+    """Keys of the answers that are left out for being near another answer to the same prompt. The one with most
+    judgments stays, of equals the first by key."""
     known = Counter(key for scores in panel.scores.values() for key, score in scores.items() if score is not None)
     known.update(key for pairs in panel.pairs.values() for pair, said in pairs.items() if said for key in pair)
-    answers = [
-        sorted((c for c in group if c.failure is None), key=lambda c: (-known[c.key], c.key)) for group in groups
-    ]
-    rows: Iterator[NDArray[np.uint32]] = iter(
-        signatures([c.text for group in answers for c in group]) if any(answers) else ()
-    )
     alike: set[str] = set()
-    for group in answers:
-        kept: list[NDArray[np.uint32]] = []
-        for answer, row in zip(group, rows, strict=False):
-            if any((row == other).mean() >= threshold for other in kept):
+    for group in groups:
+        kept: list[Candidate] = []
+        for answer in sorted((c for c in group if c.failure is None), key=lambda c: (-known[c.key], c.key)):
+            if any(near(answer, other) for other in kept):
                 alike.add(answer.key)
             else:
-                kept.append(row)
+                kept.append(answer)
     return frozenset(alike)
 
 
