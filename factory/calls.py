@@ -11,7 +11,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from factory import crash
 from factory.engines import BurstEngine
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 LOOKUP = 2000  # keys looked up at once
 
 Item = tuple[Request, int]  # a request and the index of one of its samples
+
+
+class Answered(NamedTuple):
+    """A request and the call that answers one of its samples. `reused`: nothing was paid for it now; it was held, or
+    another request that is the same has paid."""
+
+    request: Request
+    call: Call
+    reused: bool
 
 
 class Claims:
@@ -82,11 +91,40 @@ def answer(
     first, and the others take its answer where it ended within their limit. Raises what the engine raises when it
     cannot go on (EndpointError); all that was answered until then is stored.
     """
-    asking = _Asking(store, engine, requests, run, round, purpose, claims or Claims())
-    for request, call, reused in asking.all(retry_failed, attempts):
-        if progress is not None:
-            _report(progress, call, reused=reused)
+    for request, call, _ in answered(
+        store,
+        engine,
+        requests,
+        run=run,
+        round=round,
+        purpose=purpose,
+        retry_failed=retry_failed,
+        attempts=attempts,
+        progress=progress,
+        claims=claims,
+    ):
         yield request, call
+
+
+def answered(
+    store: Store,
+    engine: Engine,
+    requests: Sequence[Request],
+    *,
+    run: str,
+    round: int,
+    purpose: str,
+    retry_failed: bool = False,
+    attempts: int = 3,
+    progress: Progress | None = None,
+    claims: Claims | None = None,
+) -> Iterator[Answered]:
+    """`answer`, with word of what each answer cost now."""
+    asking = _Asking(store, engine, requests, run, round, purpose, claims or Claims())
+    for found in asking.all(retry_failed, attempts):
+        if progress is not None:
+            _report(progress, found)
+        yield found
 
 
 def reusable(call: Call, request: Request) -> bool:
@@ -97,9 +135,6 @@ def reusable(call: Call, request: Request) -> bool:
     if call.finish_reason == "stop":
         return call.completion_tokens <= limit
     return bool(call.sampling["max_tokens"] == limit)
-
-
-Answered = tuple[Request, Call, bool]  # a request, its call, and whether it cost nothing
 
 
 class _Asking:
@@ -176,7 +211,7 @@ class _Asking:
             self._settle(held)
             for key in some:
                 if key in held:
-                    yield from ((request, held[key], True) for request, _ in self.items[key])
+                    yield from (Answered(request, held[key], True) for request, _ in self.items[key])
 
     def _settle(self, keys: Iterable[str]) -> None:
         self.open.difference_update(keys)
@@ -203,7 +238,7 @@ class _Asking:
                 self._settle([key for key, _ in settled])
                 for key, call in settled:
                     for copy, (request, _) in enumerate(self.items[key]):
-                        yield request, call, copy > 0
+                        yield Answered(request, call, copy > 0)
                 if self.claims.ended.is_set():
                     return
         if unanswered := len(self.open - answered):
@@ -281,7 +316,6 @@ def _bursts(engine: Engine, requests: Sequence[Request], have: Have) -> Generato
         yield from ([completion] for completion in engine.generate(requests, have))
 
 
-def _report(progress: Progress, call: Call, *, reused: bool) -> None:
-    progress.advance(
-        1, failed=int(call.failure is not None), reused=int(reused), tokens=0 if reused else call.completion_tokens
-    )
+def _report(progress: Progress, found: Answered) -> None:
+    failed, tokens = int(found.call.failure is not None), 0 if found.reused else found.call.completion_tokens
+    progress.advance(1, failed=failed, reused=int(found.reused), tokens=tokens)

@@ -140,11 +140,11 @@ def test_a_new_reader_reads_the_held_calls_again(store: Store) -> None:
     fill(store)
     engine = first_wins()
     panel_of(store, PanelMember("llm", PairwiseJudge(), engine))
-    report, rows = panel_of(store, PanelMember("llm", Textual(reader="2"), engine))
+    report, rows = panel_of(store, PanelMember("llm", Textual(reader="new"), engine))
     assert engine.asked == 18
     assert (report.calls, report.reused, report.judgments) == (0, 18, 18)
-    assert Counter(row.reader for row in rows) == {"1": 18, "2": 18}
-    assert {row.reader for row in verdicts.latest(rows)} == {"2"}
+    assert Counter(row.reader for row in rows) == {PairwiseJudge.reader: 18, "new": 18}
+    assert {row.reader for row in verdicts.latest(rows)} == {"new"}
 
 
 def test_a_text_verdict_is_the_same_in_both_orders_for_a_sound_judge(store: Store) -> None:
@@ -215,10 +215,15 @@ def test_a_judge_that_raises_fails_its_rows_alone(store: Store) -> None:
 
 def test_a_judge_with_a_fault_ends_alone(store: Store) -> None:
     fill(store)
-    bad = PanelMember("bad", PairwiseJudge(constitution="nothing-of-the-kind"), first_wins())
+
+    class Faulty(PairwiseJudge):
+        def asks(self, matchup: Matchup, earlier: Sequence[Reading] = ()) -> list[Ask]:
+            raise FactoryError("it has no rubric")
+
+    bad = PanelMember("bad", Faulty(), first_wins())
     good = PanelMember("good", RatingJudge(), ScriptedEngine())
     report = label(store, [bad, good], run="r", canary_share=0)
-    assert "no constitution named" in (report.judges[0].fault or "")
+    assert report.judges[0].fault == "it has no rubric"
     assert report.judges[1].verdicts == 9
     assert report.failures == 1
     assert [row["judge"] for row in report.rows()] == ["bad", "good"]
@@ -234,6 +239,10 @@ def test_follow_up_questions_are_asked_given_the_readings(store: Store) -> None:
                 return [ask]
             again = replace(ask.request, messages=[{"role": "user", "content": f"You said {earlier[0].score}. Sure?"}])
             return [replace(ask, request=again, aspect="sure")] if len(earlier) == 1 else []
+
+        def read(self, ask: Ask, completion: Completion) -> list[Reading]:
+            known = replace(ask, aspect="instruction-following")
+            return [replace(reading, aspect=ask.aspect) for reading in super().read(known, completion)]
 
     engine = ScriptedEngine(
         rules=[Rule(match=r"You said 4\.", answer_logprobs={"5": -0.01}), Rule(answer_logprobs={"4": -0.01})]
