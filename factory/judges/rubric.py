@@ -102,13 +102,15 @@ class Constitution(BaseModel):
     name: Text
     about: str = ""
     source: Text
-    principles: Annotated[tuple[Principle, ...], Field(min_length=1)]
+    principles: tuple[Principle, ...]
     examples: tuple[Example, ...] = ()
     """Shown before the real work when critiques and revisions are asked for."""
 
     @field_validator("principles")
     @classmethod
     def _distinct(cls, principles: tuple[Principle, ...]) -> tuple[Principle, ...]:
+        if not principles:
+            raise ValueError("a constitution has at least one principle")
         twice = [name for name, count in Counter(p.name for p in principles).items() if count > 1]
         if twice:
             raise ValueError(f"two principles have the same name: {', '.join(twice)}")
