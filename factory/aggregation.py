@@ -2,16 +2,21 @@
 
   majority     the category with most votes; none (null) where the first two have as many
   mean         the mean of numbers; categories that are no numbers have none
-  dawid_skene  each judge has a confusion matrix of its own, and truth is what makes the votes likeliest: EM of Dawid
-               and Skene 1979, Applied Statistics 28:20, eq. 2.3-2.5, started from the shares of votes
+  weighted     the category with most weight, by weights of the judges that you give
+  one_coin     each judge is right with a probability of its own       (factory/latent.py)
+  dawid_skene  each judge has a confusion matrix of its own            (factory/latent.py)
+  dependent    judges of one family share blind spots                  (factory/dependence.py)
 
-`probability` is what the method gives the value (for majority: its share of the votes), `entropy` that of the whole
-distribution, in nats. A method is one function with one registration.
+`probability` is what the method gives the value (for majority and weighted: its share of the votes, which is no
+probability of being true), `entropy` that of the whole distribution, in nats. A method is one function with one
+registration; the fact `truth` says whether its posterior is a probability of being true.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory.faults import FactoryError
@@ -38,16 +43,41 @@ class Votes(NamedTuple):
     categories: list[Any]
 
 
+@dataclass(frozen=True)
+class JudgesModel:
+    """What a method learnt about the judges.
+
+    `accuracy`: probability of being right. `confusion` `(judges, true, said)` and `prior` `(categories,)`. `effective`:
+    Kish's number of independent judges that the panel is worth, None where the method takes them for independent;
+    `correlation` `(judges, judges)` of their errors; `families` of judges that share blind spots. `notes` are
+    sentences for the user about what the votes cannot tell.
+    """
+
+    accuracy: Mapping[Any, float]
+    confusion: Array
+    prior: Array
+    rounds: int
+    converged: bool
+    effective: float | None = None
+    correlation: Array | None = None
+    families: tuple[tuple[Any, ...], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 class Decided(NamedTuple):
-    """A method's answer: `value` per item (None: undecided), and its distribution over categories `(items,
-    categories)`, None where the method has none of its own."""
+    """A method's answer: `value` per item (None: undecided); its distribution over categories `(items, categories)`,
+    None where the method has none of its own; what it learnt about the judges, if anything."""
 
-    value: list[Any]
+    value: Sequence[Any] | NDArray[np.object_]
     posterior: Array | None
+    model: JudgesModel | None = None
 
 
-Method = Callable[[Votes], Decided]
+Method = Callable[..., Decided]
 methods: Registry[Method] = Registry("aggregation method")
+methods.add("one_coin", "factory.latent:one_coin", truth=True)
+methods.add("dawid_skene", "factory.latent:dawid_skene", truth=True)
+methods.add("dependent", "factory.dependence:dependent", truth=True)
 
 
 def encode(ratings: pa.Table, categories: Sequence[Any] | None = None) -> Votes:
@@ -56,26 +86,46 @@ def encode(ratings: pa.Table, categories: Sequence[Any] | None = None) -> Votes:
     Items (those with a vote) and judges are in order of appearance, categories as declared, else sorted. FactoryError
     when a column is missing, a value is not among the categories, or a judge voted twice on an item.
     """
-    import numpy as np
+    import pyarrow.compute as pc
 
     lacking = [name for name in ("item", "judge", "value") if name not in ratings.column_names]
     if lacking:
         raise FactoryError(f"votes need the columns item, judge, value; there is no {', '.join(lacking)}")
     ratings = plain_columns(ratings)
+    judges = pc.unique(ratings.column("judge")).to_pylist()
     given = ratings.filter(_present(ratings.column("value")))
-    item, items = _positions(given.column("item"), given.column("item"))
-    judge, judges = _positions(ratings.column("judge"), given.column("judge"))
-    seen, values = _positions(given.column("value"), given.column("value"))
+    item, items = _positions(given.column("item"))
+    judge, voters = _positions(given.column("judge"))
+    seen, values = _positions(given.column("value"))
+    judge = _places(voters, judges)[judge]
     known = list(categories) if categories is not None else sorted(values)
-    places = {value: place for place, value in enumerate(known)}
-    strange = [value for value in values if value not in places]
+    strange = [value for value in values if value not in set(known)]
     if strange:
         raise FactoryError(f"votes outside the categories: {strange[:5]}", todo=f"the categories are {known}")
-    value = np.asarray([places[v] for v in values], dtype=np.int64)[seen] if len(seen) else seen
-    twice = len(item) - len(np.unique(item * max(len(judges), 1) + judge))
+    value = _places(values, known)[seen]
+    twice = len(item) - _distinct_pairs(item, judge, len(items), len(judges))
     if twice:
         raise FactoryError(f"{twice} votes repeat an item and judge", todo="keep one vote of each judge for each item")
     return Votes(item, judge, value, items, judges, known)
+
+
+def _places(names: Sequence[Any], known: Sequence[Any]) -> Index:
+    """Where each name stands among the known."""
+    import numpy as np
+
+    place = {name: i for i, name in enumerate(known)}
+    return np.asarray([place[name] for name in names], dtype=np.int64)
+
+
+def _distinct_pairs(item: Index, judge: Index, items: int, judges: int) -> int:
+    import numpy as np
+
+    key = item * max(judges, 1) + judge
+    if items * judges > 16 * len(item) + 1_000_000:
+        return len(np.unique(key))
+    met = np.zeros(items * judges, dtype=np.bool_)
+    met[key] = True
+    return int(np.count_nonzero(met))
 
 
 def plain_columns(ratings: pa.Table) -> pa.Table:
@@ -99,42 +149,49 @@ def _present(column: pa.ChunkedArray) -> Any:
     return present
 
 
-def _positions(whole: pa.ChunkedArray, column: pa.ChunkedArray) -> tuple[Index, list[Any]]:
-    """Position of each entry among the distinct entries of `whole`, in order of appearance; and those."""
+def _positions(column: pa.ChunkedArray) -> tuple[Index, list[Any]]:
+    """Position of each entry among the distinct entries, in order of appearance; and those."""
     import numpy as np
-    import pyarrow.compute as pc
 
-    names = pc.unique(whole)
-    index = pc.index_in(column, value_set=names)
-    return np.asarray(index.to_numpy(), dtype=np.int64), names.to_pylist()
+    coded = column.dictionary_encode().unify_dictionaries()
+    if not coded.num_chunks:
+        return np.zeros(0, dtype=np.int64), []
+    index = np.concatenate([np.asarray(chunk.indices, dtype=np.int64) for chunk in coded.chunks])
+    return index, coded.chunk(0).dictionary.to_pylist()
 
 
-def aggregate(ratings: pa.Table, method: str = "majority") -> pa.Table:
+def aggregate(ratings: pa.Table, method: str = "majority", **options: Any) -> pa.Table:
     """One row for each item with a vote: item, value, probability, entropy (nats). Undecided: value and probability
-    null."""
+    null. `options` are the method's own."""
     import numpy as np
     import pyarrow as pa
 
     ratings = plain_columns(ratings)
     votes = encode(ratings)
-    decided = methods.get(method)(votes)
+    decided = methods.get(method)(votes, **options)
     spread = decided.posterior if decided.posterior is not None else shares(votes)
-    safe = np.where(spread > 0, spread, 1.0)
-    entropy = -(safe * np.log(safe)).sum(axis=1) + 0.0
+    value_type = ratings.schema.field("value").type if decided.posterior is not None else pa.float64()
+    value = pa.array(decided.value, value_type)
     top = spread.max(axis=1) if spread.shape[1] else np.zeros(len(spread))
-    has_own = decided.posterior is not None
-    probability = [
-        float(p) if has_own and value is not None else None for p, value in zip(top, decided.value, strict=True)
-    ]
-    value_type = ratings.schema.field("value").type if method != "mean" else pa.float64()
+    unknown = np.asarray(value.is_null()) if decided.posterior is not None else np.ones(len(spread), dtype=np.bool_)
     return pa.table(
         {
             "item": pa.array(votes.items, ratings.schema.field("item").type),
-            "value": pa.array(decided.value, value_type),
-            "probability": pa.array(probability, pa.float64()),
-            "entropy": pa.array(entropy, pa.float64()),
+            "value": value,
+            "probability": pa.array(top, pa.float64(), mask=unknown),
+            "entropy": pa.array(entropy(spread), pa.float64()),
         }
     )
+
+
+def entropy(posterior: Array) -> Array:
+    """Entropy of each item's distribution, in nats, `(items,)`."""
+    import numpy as np
+
+    found = np.zeros(len(posterior))
+    for share in posterior.T:
+        found -= share * np.log(np.where(share > 0, share, 1.0))
+    return found + 0.0
 
 
 def shares(votes: Votes) -> Array:
@@ -145,26 +202,66 @@ def shares(votes: Votes) -> Array:
     return np.asarray(counts / counts.sum(axis=1, keepdims=True))
 
 
-def count(votes: Votes) -> Array:
-    """How many judges gave each item each category, `(items, categories)`."""
+def count(votes: Votes, weight: Array | None = None) -> Array:
+    """How many judges (or how much weight of votes) gave each item each category, `(items, categories)`."""
     import numpy as np
 
     width = max(len(votes.categories), 1)
-    flat = np.bincount(votes.item * width + votes.value, minlength=len(votes.items) * width)
+    flat = np.bincount(votes.item * width + votes.value, weight, minlength=len(votes.items) * width)
     return np.asarray(flat.reshape(len(votes.items), width), dtype=np.float64)
 
 
-@methods.register("majority")
+def named(votes: Votes, place: Index) -> NDArray[np.object_]:
+    """Categories by their places, None for -1, `(items,)`."""
+    import numpy as np
+
+    names = np.empty(len(votes.categories) + 1, dtype=object)
+    names[:-1] = votes.categories
+    return np.asarray(names[place])
+
+
+def _most(votes: Votes, counts: Array) -> Decided:
+    """The category with the highest count; an item whose first two categories have as much is undecided."""
+    import numpy as np
+
+    best = counts.argmax(axis=1)
+    top = counts[np.arange(len(counts)), best]
+    tied = np.zeros(len(counts), dtype=np.int64)
+    for column in counts.T:
+        tied += column >= top - 1e-9
+    total = counts.sum(axis=1, keepdims=True)
+    even = np.full_like(counts, 1 / counts.shape[1])
+    posterior = np.divide(counts, total, out=even, where=total > 0)
+    return Decided(named(votes, np.where(tied == 1, best, -1)), posterior)
+
+
+@methods.register("majority", truth=False)
 def majority(votes: Votes) -> Decided:
     """Most votes; an item whose first two categories have as many is undecided."""
-    counts = count(votes)
-    best = counts.argmax(axis=1)
-    alone = (counts == counts.max(axis=1, keepdims=True)).sum(axis=1) == 1
-    value = [votes.categories[k] if sole else None for k, sole in zip(best, alone, strict=True)]
-    return Decided(value, shares(votes))
+    return _most(votes, count(votes))
 
 
-@methods.register("mean")
+@methods.register("weighted", truth=False)
+def weighted(votes: Votes, weights: Mapping[Any, float]) -> Decided:
+    """Most weight, by a weight of 0 or more for each judge. Log-odds of a judge's accuracy are the weights that
+    independent judges deserve. Votes that have no weight at all leave an item undecided, every category as likely.
+
+    FactoryError when a judge has no weight, or one that is negative or no number.
+    """
+    import numpy as np
+
+    without = [judge for judge in votes.judges if judge not in weights]
+    wrong = [judge for judge, w in weights.items() if not (math.isfinite(w) and w >= 0)]
+    if without or wrong:
+        raise FactoryError(
+            f"no weight for {without}" if without else f"weights of {wrong} are not numbers of 0 or more",
+            todo="give every judge of the panel a weight of 0 or more",
+        )
+    by_judge = np.asarray([weights[judge] for judge in votes.judges], dtype=np.float64)
+    return _most(votes, count(votes, by_judge[votes.judge]))
+
+
+@methods.register("mean", truth=False)
 def mean(votes: Votes) -> Decided:
     """The mean vote. FactoryError when votes are no numbers."""
     import numpy as np
@@ -175,46 +272,3 @@ def mean(votes: Votes) -> Decided:
     size = len(votes.items)
     total, n = np.bincount(votes.item, number, size), np.bincount(votes.item, minlength=size)
     return Decided((total / n).tolist(), None)
-
-
-@methods.register("dawid_skene")
-def dawid_skene(votes: Votes) -> Decided:
-    """The likeliest category given what each judge tends to say."""
-    posterior = likeliest(votes)
-    return Decided([votes.categories[k] for k in posterior.argmax(axis=1)], posterior)
-
-
-def likeliest(votes: Votes, *, rounds: int = 200, tolerance: float = 1e-7, smoothing: float = 0.01) -> Array:
-    """Posterior of each category by EM, `(items, categories)`. `smoothing` votes are added to every cell of a confusion
-    matrix, so that none is 0; it ends when no probability moves by more than `tolerance`, or after `rounds`."""
-    import numpy as np
-
-    posterior = shares(votes)
-    for _ in range(rounds):
-        previous, posterior = posterior, _expect(votes, *_maximise(votes, posterior, smoothing))
-        if np.abs(posterior - previous).max(initial=0.0) < tolerance:
-            break
-    return posterior
-
-
-def _maximise(votes: Votes, posterior: Array, smoothing: float) -> tuple[Array, Array]:
-    """Log share of each true category `(categories,)`, and log confusion `(true, judge, said)` (eq. 2.3 and 2.4)."""
-    import numpy as np
-
-    kinds, judges = posterior.shape[1], max(len(votes.judges), 1)
-    place = votes.judge * kinds + votes.value
-    said = np.stack([np.bincount(place, posterior[votes.item, true], judges * kinds) for true in range(kinds)])
-    confusion = said.reshape(kinds, judges, kinds) + smoothing
-    prior = posterior.sum(axis=0) + smoothing
-    return np.log(prior / prior.sum()), np.log(confusion / confusion.sum(axis=2, keepdims=True))
-
-
-def _expect(votes: Votes, prior: Array, confusion: Array) -> Array:
-    """Probability of each true category given an item's votes, `(items, categories)` (eq. 2.5), in logs."""
-    import numpy as np
-
-    size = len(votes.items)
-    votes_for = [np.bincount(votes.item, by_judge[votes.judge, votes.value], size) for by_judge in confusion]
-    log = np.stack(votes_for, axis=1) + prior
-    odds = np.exp(log - log.max(axis=1, keepdims=True))
-    return np.asarray(odds / odds.sum(axis=1, keepdims=True))

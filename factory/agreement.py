@@ -1,6 +1,7 @@
 """Agreement: how far judges agree with each other, and how far each can be trusted at all.
 
-`measure` gives the coefficients of `factory.coefficients` for any table of votes; `aggregate` makes one value of many.
+`measure` (factory/reliability.py) gives the coefficients of agreement for any table of votes; `aggregate`
+(factory/aggregation.py) makes one value of many.
 `report` reads a round's judgments: for every judge its failures, ties, flips under a swap of the order, preference for
 what it saw first and for what is longer, and the canaries that fooled it; for every two judges how far they agree on
 the pairs that both judged. Intervals are 95%; they take items as independent, which makes them a little narrow where
@@ -17,146 +18,17 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from factory import coefficients, verdicts
-from factory.aggregation import Votes, aggregate, count, encode
-from factory.coefficients import Level
+from factory.aggregation import aggregate
 from factory.faults import FactoryError
 from factory.intervals import mean, wilson
 from factory.matchups import current
+from factory.reliability import AgreementReport, known, measure, plain
 from factory.schema import Candidate, Estimate, Judgment
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    from numpy.typing import NDArray
-
     from factory.store import Store
 
 __all__ = ["AgreementReport", "JudgesReport", "aggregate", "between", "measure", "report"]
-
-MOST_CATEGORIES = 100
-"""Votes on an interval level with more distinct values than this are measurements: coefficients that ask whether votes
-are equal (kappa, AC1) are NaN for them."""
-
-
-@dataclass(frozen=True)
-class AgreementReport:
-    """How far judges agree. NaN where a coefficient has no meaning: no item with two votes, one category, one judge."""
-
-    percent: Estimate
-    fleiss_kappa: Estimate
-    krippendorff_alpha: Estimate
-    gwet_ac1: Estimate
-    cohen_kappa: dict[tuple[str, str], Estimate]  # judges in order of name
-    items: int  # with at least one vote
-    judges: int
-    votes: int
-    draws: int  # bootstrap resamples behind the intervals
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; an estimate is [value, low, high] with null for NaN, a pair of judges is "one / other"."""
-        kappas = {" / ".join(pair): plain(value) for pair, value in self.cohen_kappa.items()}
-        return {f.name: plain(getattr(self, f.name)) for f in fields(self)} | {"cohen_kappa": kappas}
-
-
-def plain(value: Any) -> Any:
-    """An estimate or a number for JSON: NaN becomes null."""
-    if isinstance(value, Estimate):
-        return [plain(number) for number in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def known(value: Any) -> Any:
-    """None for an estimate without a value."""
-    return None if isinstance(value, Estimate) and math.isnan(value.value) else value
-
-
-def measure(
-    ratings: pa.Table, level: Level = "nominal", categories: Sequence[Any] | None = None, *, seed: int = 0
-) -> AgreementReport:
-    """Agreement over votes in a table with columns item, judge, value; missing votes are no rows, null or NaN.
-
-    `categories` declares the scale in its order: needed at ordinal level when values are no numbers, and for
-    categories that nobody used (AC1 counts them). Percent, Fleiss' kappa and AC1 ask whether votes are equal at every
-    level; alpha and Cohen's kappa know distances: Cohen's is plain at nominal level, has quadratic weights by place on
-    the scale at ordinal level and by value at interval level. Intervals resample items. FactoryError when votes do not
-    fit the level.
-    """
-    import numpy as np
-
-    if level not in ("nominal", "ordinal", "interval"):
-        raise FactoryError(f"no level named {level!r}", todo="nominal, ordinal or interval")
-    votes = encode(ratings, None if level == "interval" else categories)
-    _check_level(votes, level, categories)
-    scale = (
-        np.asarray(votes.categories, dtype=np.float64)
-        if level == "interval"
-        else np.arange(len(votes.categories)) * 1.0
-    )
-    scale = np.asarray(scale - scale.mean() if len(scale) else scale, dtype=np.float64)
-    counted = _counted(votes, level)
-    spread = coefficients.patterns(_moments(votes, scale)) if level == "interval" else counted
-    of_level = {
-        "nominal": coefficients.nominal_alpha,
-        "ordinal": coefficients.ordinal_alpha,
-        "interval": coefficients.interval_alpha,
-    }
-    return AgreementReport(
-        percent=coefficients.estimate(counted, coefficients.percent, seed),
-        fleiss_kappa=coefficients.estimate(counted, coefficients.fleiss_kappa, seed),
-        krippendorff_alpha=coefficients.estimate(spread, of_level[level], seed),
-        gwet_ac1=coefficients.estimate(counted, coefficients.gwet_ac1, seed),
-        cohen_kappa=_cohen(votes, scale, level, seed),
-        items=len(np.unique(votes.item)),
-        judges=len(votes.judges),
-        votes=len(votes.item),
-        draws=coefficients.draws_for(max(len(counted.times), len(spread.times))),
-    )
-
-
-def _check_level(votes: Votes, level: Level, categories: Sequence[Any] | None) -> None:
-    numeric = all(isinstance(c, int | float) for c in votes.categories)
-    if level == "interval" and not numeric:
-        raise FactoryError("interval level needs votes that are numbers", todo="use nominal or ordinal")
-    if level == "ordinal" and categories is None and not numeric:
-        raise FactoryError("ordinal level needs the order of the categories", todo="declare categories, lowest first")
-
-
-def _counted(votes: Votes, level: Level) -> coefficients.Patterns:
-    """Patterns of votes by category; of nothing when the votes are measurements."""
-    import numpy as np
-
-    measured = level == "interval" and len(votes.categories) > MOST_CATEGORIES
-    return coefficients.patterns(np.zeros((0, 1)) if measured else count(votes))
-
-
-def _moments(votes: Votes, scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Number, sum and sum of squares of each item's votes, `(items, 3)`."""
-    import numpy as np
-
-    value = scale[votes.value]
-    size = len(votes.items)
-    sums = [np.bincount(votes.item, weights, size) for weights in (np.ones_like(value), value, value**2)]
-    return np.stack(sums, axis=1)
-
-
-def _cohen(votes: Votes, scale: NDArray[np.float64], level: Level, seed: int) -> dict[tuple[str, str], Estimate]:
-    """Kappa of every two judges over the items that both voted on; NaN where there are none."""
-    import numpy as np
-
-    said = np.full((len(votes.judges), len(votes.items)), -1, dtype=np.int64)
-    said[votes.judge, votes.item] = votes.value
-    named = sorted((str(name), place) for place, name in enumerate(votes.judges))
-    found = {}
-    for (one, i), (other, j) in itertools.combinations(named, 2):
-        shared = (said[i] >= 0) & (said[j] >= 0)
-        cells = coefficients.patterns(np.stack([said[i, shared], said[j, shared]], axis=1).astype(np.float64))
-        if level == "nominal":
-            found[one, other] = coefficients.estimate(cells, coefficients.cohen_kappa, seed)
-        else:
-            values = coefficients.Patterns(scale[cells.rows.astype(np.int64)], cells.times)
-            found[one, other] = coefficients.estimate(values, coefficients.quadratic_kappa, seed)
-    return found
-
 
 # --------------------------------------------------------------------------------------------- the judges of a round
 
