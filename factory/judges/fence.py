@@ -13,6 +13,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from factory.schema import Matchup, Message, digest
@@ -85,6 +86,7 @@ class Cleaned(NamedTuple):
     removed: tuple[str, ...]
 
 
+@lru_cache(maxsize=4096)  # a text is shown in many matchups, in both orders, and looked at again when read
 def clean(text: str) -> Cleaned:
     """Take out special tokens of chat templates and characters that nobody sees. Line ends become line feeds."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
