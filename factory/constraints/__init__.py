@@ -7,8 +7,9 @@ text; a constraint that is itself wrong is a ConfigError with all its faults.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from factory.constraints import correct  # its kinds enter the registry
 from factory.constraints.answer import Answer
 from factory.constraints.kinds import KINDS, Check, Kind
 from factory.constraints.parameters import faults_of
@@ -16,7 +17,13 @@ from factory.constraints.substance import CONTENT_WORDS, substance
 from factory.faults import ConfigError, FactoryError
 from factory.schema import Prompt
 
-__all__ = ["CONTENT_WORDS", "KINDS", "Answer", "Check", "Kind", "Verdict", "check", "faults", "substance", "verify"]
+if TYPE_CHECKING:
+    from factory.execution import Runner
+
+__all__ = [
+    "CONTENT_WORDS", "KINDS", "Answer", "Check", "Kind", "Verdict", "check", "correct", "faults",
+    "runs_code", "substance", "verify",
+]  # fmt: skip
 
 
 class Verdict(NamedTuple):
@@ -28,7 +35,12 @@ class Verdict(NamedTuple):
     @property
     def share(self) -> float:
         """The share of constraints met, whatever the substance."""
-        return sum(c.met for c in self.checks) / len(self.checks) if self.checks else 1.0
+        return sum(c.worth for c in self.checks) / len(self.checks) if self.checks else 1.0
+
+    @property
+    def failure(self) -> str | None:
+        """The kind of failure that keeps the answer from a verdict; None: there is a verdict."""
+        return next((c.failure for c in self.checks if c.failure), None)
 
     @property
     def all_met(self) -> bool:
@@ -36,19 +48,38 @@ class Verdict(NamedTuple):
         return self.substance.met and all(c.met for c in self.checks)
 
 
-def check(constraint: Mapping[str, Any], text: str, prompt: Prompt | None = None) -> Check:
+def check(
+    constraint: Mapping[str, Any], text: str, prompt: Prompt | None = None, *, runner: Runner | None = None
+) -> Check:
     """Does the text meet this one constraint? ConfigError when the constraint is wrong."""
     _refuse([constraint])
-    return _check(constraint, Answer(text, prompt))
+    return _check(constraint, Answer(text, prompt), runner)
 
 
 def verify(
-    constraints: Sequence[Mapping[str, Any]], text: str, prompt: Prompt | None = None, *, least: int = CONTENT_WORDS
+    constraints: Sequence[Mapping[str, Any]],
+    text: str,
+    prompt: Prompt | None = None,
+    *,
+    least: int = CONTENT_WORDS,
+    runner: Runner | None = None,
 ) -> Verdict:
-    """Every constraint and the floor on substance (`least` content words). ConfigError when a constraint is wrong."""
+    """Every constraint and the floor on substance (`least` content words), which is not asked where a constraint checks
+    what the answer says. `runner` runs the code of constraints that have some; by default one that isolates it.
+
+    ConfigError when a constraint is wrong; FactoryError when code cannot be isolated here.
+    """
     _refuse(constraints)
     answer = Answer(text, prompt)
-    return Verdict([_check(c, answer) for c in constraints], substance(answer, constraints, least))
+    settled = any(KINDS.get(c["kind"]).settles for c in constraints)
+    floor = Check(True, "what it says is checked") if settled else substance(answer, constraints, least)
+    return Verdict([_check(c, answer, runner) for c in constraints], floor)
+
+
+def runs_code(constraints: Any) -> bool:
+    """Is code run to check one of these constraints?"""
+    kinds = [c.get("kind") for c in constraints or () if isinstance(c, Mapping)]
+    return any(kind in KINDS.names() and KINDS.get(kind).runs for kind in kinds)
 
 
 def faults(constraints: Any) -> list[str]:
@@ -75,8 +106,10 @@ def _refuse(constraints: Any) -> None:
         raise ConfigError(found, where="prompts.constraints")
 
 
-def _check(constraint: Mapping[str, Any], answer: Answer) -> Check:
+def _check(constraint: Mapping[str, Any], answer: Answer, runner: Runner | None) -> Check:
     found = KINDS.get(constraint["kind"])
-    defaults = {name: p.default for name, p in found.parameters.items()}
-    given = {name: constraint[name] for name in found.parameters if name in constraint}
-    return found.test(answer, **{**defaults, **given})
+    values = {name: p.default for name, p in found.parameters.items()}
+    values |= {name: constraint[name] for name in found.parameters if name in constraint}
+    if found.runs:
+        values["runner"] = runner
+    return found.test(answer, **values)

@@ -19,34 +19,51 @@ from factory.registry import Registry
 
 
 class Check(NamedTuple):
-    """Is the constraint met, and what was found."""
+    """Is the constraint met, and what was found. `share`: how far, 0 to 1, where a kind says more than yes or no.
+    `failure`: kind of failure where nothing can be said of the answer."""
 
     met: bool
     why: str
+    share: float | None = None
+    failure: str | None = None
+
+    @property
+    def worth(self) -> float:
+        """How far the constraint is met, 0 to 1."""
+        return float(self.met) if self.share is None else self.share
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of constraint. `material` names the parameters whose words the constraint itself puts into an answer;
-    `terse`: answers of this form are short by nature."""
+    `terse`: answers of this form are short by nature; `settles`: the kind checks what the answer says, so that no floor
+    on substance is asked of it; `runs`: code is run, by a keyword `runner`."""
 
     name: str
     test: Callable[..., Check]
     parameters: Mapping[str, Parameter]
     material: tuple[str, ...] = ()
     terse: bool = False
+    settles: bool = False
+    runs: bool = False
 
 
 KINDS: Registry[Kind] = Registry("constraint kind")
 
 
 def kind(
-    name: str, *, material: tuple[str, ...] = (), terse: bool = False, **parameters: Parameter
+    name: str,
+    *,
+    material: tuple[str, ...] = (),
+    terse: bool = False,
+    settles: bool = False,
+    runs: bool = False,
+    **parameters: Parameter,
 ) -> Callable[[Callable[..., Check]], Callable[..., Check]]:
     """Register a function (answer, **parameters) -> Check under `name`."""
 
     def decorate(test: Callable[..., Check]) -> Callable[..., Check]:
-        KINDS.add(name, Kind(name, test, parameters, material, terse))
+        KINDS.add(name, Kind(name, test, parameters, material, terse, settles, runs))
         return test
 
     return decorate

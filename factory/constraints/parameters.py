@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +35,39 @@ def choice(*allowed: str, default: Any = REQUIRED) -> Parameter:
         return None if value in allowed else f"must be one of {', '.join(allowed)}, not {value!r}"
 
     return Parameter(fault, default)
+
+
+def number(low: float, default: Any = REQUIRED) -> Parameter:
+    """A finite number, at least `low`."""
+
+    def fault(value: Any) -> str | None:
+        right = isinstance(value, int | float) and not isinstance(value, bool) and low <= value < math.inf
+        return None if right else f"must be a number of at least {low:g}, not {value!r}"
+
+    return Parameter(fault, default)
+
+
+def flag(*, default: bool) -> Parameter:
+    """True or false."""
+    return Parameter(
+        lambda value: None if isinstance(value, bool) else f"must be true or false, not {value!r}", default
+    )
+
+
+def text(default: Any = REQUIRED, *, most: int = 100_000) -> Parameter:
+    """A text that is not blank, of at most `most` characters."""
+
+    def fault(value: Any) -> str | None:
+        if not isinstance(value, str) or not value.strip():
+            return f"must be a text, not {value!r}"
+        return None if len(value) <= most else f"is longer than {most} characters"
+
+    return Parameter(fault, default)
+
+
+def checked(reason: Callable[[Any], str | None], default: Any = REQUIRED) -> Parameter:
+    """Whatever `reason` finds no fault with."""
+    return Parameter(reason, default)
 
 
 def phrase(default: Any = REQUIRED) -> Parameter:
