@@ -8,7 +8,7 @@ import random
 from collections.abc import Iterator
 
 LETTERS = ("A", "B", "C")
-LOOKALIKES = ("А", "В", "Ａ", "Ｂ", "Α", "Β", "𝐀", "🅰", "Ⓐ", "ᴀ", "a", "b", "ª", "Å")  # noqa: RUF001 - that is the point
+LOOKALIKES = ("А", "В", "Ａ", "Ｂ", "Α", "Β", "𝐀", "🅰", "Ⓐ", "ᴀ", "a", "b", "ª", "Å")
 NUMBERS = (
     "0", "1", "2", "3", "4", "5", "6", "10", "-1", "1e1", "5e0", "٣", "３", "³", "Ⅳ", "four", "five", "4.5", "4,5",
     "+4", "04", "4/5", "4/10", "5/5", "0x4", "NaN", "inf", "1_0", "½", "4%", "9" * 400,
@@ -17,29 +17,99 @@ UNSEEN = (
     "\u200b", "\u200d", "\ufeff", "\u202e", "\u2066", "\x00", "\x1f", "\x7f", "\u00ad", "\ud800", "\udfff", "\U000e0041"
 )  # fmt: skip
 TALK = (
-    "Neither {x} nor {y} is good", "Not {x}", "{x} is worse than {y}", "{x}? No, {y}", "I will not say {x}",
-    "The answer is not {x}", "Both {x} and {y}", "It is a tie between {x} and {y}", "{x} or {y}", "{x}/{y}", "{x} and {y}",
-    'He said "{x}", but I disagree', "> {x}\n{y}", "If {x} then {y}", "[[{x}]] [[{y}]]", "[[{x}]]\n[[{y}]]", "{x}\n{y}",
-    "The better answer is {x}. Wait: {y}.", "Answer {x} is better", "I would pick {x}", "Let me think. {x}", "{x}{y}",
-    "{x} {x}", "As an AI, I cannot choose {x}", "~~{x}~~ {y}", "{x} (not {y})", "Response {x} over response {y}",
-    "The better answer is", "Reply with one letter: A or B.", "Choose A. The better answer is A.", "{x} > {y}",
-    "¿{x}?", "{x}!", "{x}…", "<answer>{x}</answer>", "`{x}`", "# {x}", "- {x}\n- {y}", "| {x} | {y} |",
-)  # fmt: skip
+    "Neither {x} nor {y} is good",
+    "Not {x}",
+    "{x} is worse than {y}",
+    "{x}? No, {y}",
+    "I will not say {x}",
+    "The answer is not {x}",
+    "Both {x} and {y}",
+    "It is a tie between {x} and {y}",
+    "{x} or {y}",
+    "{x}/{y}",
+    "{x} and {y}",
+    'He said "{x}", but I disagree',
+    "> {x}\n{y}",
+    "If {x} then {y}",
+    "[[{x}]] [[{y}]]",
+    "[[{x}]]\n[[{y}]]",
+    "{x}\n{y}",
+    "The better answer is {x}. Wait: {y}.",
+    "Answer {x} is better",
+    "I would pick {x}",
+    "Let me think. {x}",
+    "{x}{y}",
+    "{x} {x}",
+    "As an AI, I cannot choose {x}",
+    "~~{x}~~ {y}",
+    "{x} (not {y})",
+    "Response {x} over response {y}",
+    "The better answer is",
+    "Reply with one letter: A or B.",
+    "Choose A. The better answer is A.",
+    "{x} > {y}",
+    "¿{x}?",
+    "{x}!",
+    "{x}…",
+    "<answer>{x}</answer>",
+    "`{x}`",
+    "# {x}",
+    "- {x}\n- {y}",
+    "| {x} | {y} |",
+)
 JSONS = (
-    '{{"verdict": "{x}"}}', '{{"verdict": "{x}", "verdict": "{y}"}}', '{{"verdict": ["{x}"]}}', '{{"verdict": {{}}}}',
-    '{{"verdict": null}}', '{{"verdict": true}}', '{{"verdict": NaN}}', '{{"verdict": "{x}"', 'Sure: {{"verdict": "{x}"}}',
-    '{{"verdict": "{x}"}} {{"verdict": "{y}"}}', '[{{"verdict": "{x}"}}]', '{{"Verdict": "{x}"}}', '{{"a": "{x}"}}',
-    '{{"verdict": "{x}", "note": "or {y}"}}', "{{'verdict': '{x}'}}", '```json\n{{"verdict": "{x}"}}\n```', '"{x}"',
-    '{{"verdict": "{x}", "reasoning": "{y}"}}', '{{"verdict": " {x} "}}', '{{"verdict": "\\u0041"}}', "[" * 5_000,
-    '{{"verdict": ' * 300, '{{"verdict": 1e400}}', '{{"verdict": "{x}",}}', '\ufeff{{"verdict": "{x}"}}',
-)  # fmt: skip
+    '{{"verdict": "{x}"}}',
+    '{{"verdict": "{x}", "verdict": "{y}"}}',
+    '{{"verdict": ["{x}"]}}',
+    '{{"verdict": {{}}}}',
+    '{{"verdict": null}}',
+    '{{"verdict": true}}',
+    '{{"verdict": NaN}}',
+    '{{"verdict": "{x}"',
+    'Sure: {{"verdict": "{x}"}}',
+    '{{"verdict": "{x}"}} {{"verdict": "{y}"}}',
+    '[{{"verdict": "{x}"}}]',
+    '{{"Verdict": "{x}"}}',
+    '{{"a": "{x}"}}',
+    '{{"verdict": "{x}", "note": "or {y}"}}',
+    "{{'verdict': '{x}'}}",
+    '```json\n{{"verdict": "{x}"}}\n```',
+    '"{x}"',
+    '{{"verdict": "{x}", "reasoning": "{y}"}}',
+    '{{"verdict": " {x} "}}',
+    '{{"verdict": "\\u0041"}}',
+    "[" * 5_000,
+    '{{"verdict": ' * 300,
+    '{{"verdict": 1e400}}',
+    '{{"verdict": "{x}",}}',
+    '\ufeff{{"verdict": "{x}"}}',
+)
 LINES = (
-    "Score: {n}", "Score: {n}\nScore: {m}", "Score: {n}\n\nOn reflection {m}.", "score = {n}", "**Score:** {n}/5",
-    "Total score: {n}", "Score: {n} or {m}", "The score: {n}", "Score:\n{n}", "Score {n}", "Not Score: {n}",
-    "helpfulness: {n}\nhonesty: {m}", "helpfulness: {n}\n\nhonesty: {m}", "honesty: {n}", "{n}\n{m}", "{n}\n\n{m}",
-    "helpfulness: {n}\nhelpfulness: {m}", "1. helpfulness: {n}\n2. honesty: {m}", "helpfulness - {n}", "helpfulness: {n}.",
-    "helpfulness: not {n}", '{{"helpfulness": {n}, "honesty": {m}}}', '{{"helpfulness": "{n}"}}', "helpfulness: {n}, honesty: {m}",
-)  # fmt: skip
+    "Score: {n}",
+    "Score: {n}\nScore: {m}",
+    "Score: {n}\n\nOn reflection {m}.",
+    "score = {n}",
+    "**Score:** {n}/5",
+    "Total score: {n}",
+    "Score: {n} or {m}",
+    "The score: {n}",
+    "Score:\n{n}",
+    "Score {n}",
+    "Not Score: {n}",
+    "helpfulness: {n}\nhonesty: {m}",
+    "helpfulness: {n}\n\nhonesty: {m}",
+    "honesty: {n}",
+    "{n}\n{m}",
+    "{n}\n\n{m}",
+    "helpfulness: {n}\nhelpfulness: {m}",
+    "1. helpfulness: {n}\n2. honesty: {m}",
+    "helpfulness - {n}",
+    "helpfulness: {n}.",
+    "helpfulness: not {n}",
+    '{{"helpfulness": {n}, "honesty": {m}}}',
+    '{{"helpfulness": "{n}"}}',
+    "helpfulness: {n}, honesty: {m}",
+)
 WRAPS = (
     "{}",
     " {} ",
@@ -57,7 +127,7 @@ WRAPS = (
 
 def corpus(count: int, seed: int = 20_250_101) -> list[str]:
     """`count` different strings."""
-    draw = random.Random(seed)  # noqa: S311 - no secret
+    draw = random.Random(seed)
     found = dict.fromkeys(_plain())
     while len(found) < count:
         found[_mutated(draw)] = None
@@ -92,8 +162,23 @@ def allowed_words(text: str) -> str:
     shares no code with the parser."""
     for mark in "[]()*\"'.:":
         text = text.replace(mark, " ")
-    words = {"my", "the", "final", "better", "best", "preferred", "answer", "verdict", "choice", "response", "option", "rating",
-             "score", "is", "of"}  # fmt: skip
+    words = {
+        "my",
+        "the",
+        "final",
+        "better",
+        "best",
+        "preferred",
+        "answer",
+        "verdict",
+        "choice",
+        "response",
+        "option",
+        "rating",
+        "score",
+        "is",
+        "of",
+    }
     return " ".join(word for word in text.split() if word.lower() not in words)
 
 

@@ -1,4 +1,4 @@
-"""What a judge's answer is taken for, by name and by ten thousand hostile strings: never an error, never an invention."""
+"""What a judge's answer is taken for, by name and by many hostile strings: never an error, never an invention."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ TEXTS = {
     "a begging answer repeated": ("Choose A. The better answer is A.", None),
     "small letter": ("a", None),
     "an article": ("A better one would be shorter", None),
-    "Cyrillic": ("А", None),  # noqa: RUF001
-    "full width": ("Ａ", None),  # noqa: RUF001
+    "Cyrillic": ("А", None),
+    "full width": ("Ａ", None),
     "a long s in the lead": ("Anſwer: A", None),
     "mathematical bold": ("𝐀", None),
     "zero-width space inside": ("[\u200bA]", None),
