@@ -8,24 +8,28 @@ are paid for through `factory.calls`, so that a killed run pays for nothing twic
 
 from __future__ import annotations
 
+import math
+import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from factory import crash, critiques
-from factory.calls import answer
+from factory.calls import Answered, Claims, answered
 from factory.faults import FactoryError, IntegrityError
 from factory.generation import candidate_of
 from factory.judges import rubric
 from factory.matchups import current, same_text
-from factory.schema import Call, Candidate, Messages, Prompt, Request, Sampling, digest, now, text_of
+from factory.panel import is_shared
+from factory.schema import Call, Candidate, Messages, Prompt, Request, Sampling, digest, text_of
+from factory.threads import side_by_side
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
     from factory.console import Progress
     from factory.engines import Engine
@@ -39,6 +43,9 @@ DRAFTS = ("sample", "draft")
 CONSTITUTION = "helpful-honest-harmless"
 SAMPLING = Sampling(temperature=0.7, max_tokens=512)
 AT_ONCE = 4096  # chains in memory with rendered questions
+WIDTH = (
+    4  # parts at work at once, where threads may share the engine: one revises while another waits for its critiques
+)
 COMMIT = 64  # candidates in one commit; until then they can be read from their calls again
 
 # ------------------------------------------------------------------------------------------------------------- chains
@@ -142,14 +149,31 @@ class ReviseReport:
             self.cut += row.finish_reason == "length"
             self.refusals += critiques.refuses(row.text) and not critiques.refuses(before.text)
 
-    def pay(self, call: Call, *, held: bool) -> None:
-        """Count what an answer cost, unless it was held already."""
-        if held:
+    def pay(self, call: Call, *, reused: bool) -> None:
+        """Count what an answer cost now; a failure without a price cost nothing."""
+        if reused:
             self.reused += 1
             return
         self.calls += 1
         self.tokens += call.prompt_tokens + call.completion_tokens
-        self.cost = None if self.cost is None or call.cost is None else self.cost + call.cost
+        cost = 0.0 if call.cost is None and call.failure is not None else call.cost
+        self.cost = None if self.cost is None or cost is None else self.cost + cost
+
+    def add(self, part: ReviseReport) -> None:
+        """Add what a part of the work came to."""
+        for name in _SUMS:
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        self.cost = None if self.cost is None or part.cost is None else self.cost + part.cost
+        self.failures = _summed(self.failures, part.failures)
+        self.principles = _summed(self.principles, part.principles)
+
+
+_SUMS = ("critiques", "revisions", "unchanged", "cut", "refusals", "pairs", "written", "calls", "reused", "tokens")
+
+
+def _summed(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Both counts together, by name."""
+    return dict(sorted((Counter(one) + Counter(other)).items()))
 
 
 # ------------------------------------------------------------------------------------------------------------- revise
@@ -185,9 +209,9 @@ class Work:
     sampling: Sampling
     seed: int
     retry_failed: bool
-    progress: Progress | None
     report: ReviseReport
-    began: datetime
+    tell: Callable[[Answered], None]
+    claims: Claims
 
 
 def revise(
@@ -232,21 +256,42 @@ def revise(
         sampling=sampling,
         seed=seed,
         retry_failed=retry_failed,
-        progress=progress,
         report=report,
-        began=now(),
+        tell=_teller(progress),
+        claims=Claims(),
     )
-    for start in range(0, len(links), AT_ONCE):
-        going_on = links[start : start + AT_ONCE]
-        last = {link.draft.key: link for link in going_on}
-        for step in range(rounds):
-            going_on = _step(work, going_on, step)
-            last |= {link.draft.key: link for link in going_on}
-        report.pairs += sum(not same_text(link.draft, link.answer) for link in last.values())
-    report.principles = dict(sorted(report.principles.items()))
-    report.failures = dict(sorted(report.failures.items()))
+    width = WIDTH if is_shared(engine) else 1
+    size = min(AT_ONCE, math.ceil(len(links) / width)) or 1
+    tasks = [partial(_part, work, links[at : at + size], rounds) for at in range(0, len(links), size)]
+    for part in side_by_side(tasks, width, work.claims.end):
+        report.add(part)
     report.seconds = time.monotonic() - clock
     return report
+
+
+def _teller(progress: Progress | None) -> Callable[[Answered], None]:
+    """Tells the progress of each answer, one at a time."""
+    turn = threading.Lock()
+
+    def tell(found: Answered) -> None:
+        tokens = 0 if found.reused else found.call.completion_tokens
+        if progress is not None:
+            with turn:
+                progress.advance(failed=int(found.call.failure is not None), reused=int(found.reused), tokens=tokens)
+
+    return tell
+
+
+def _part(work: Work, links: Sequence[Link], rounds: int) -> ReviseReport:
+    """All steps of some chains."""
+    work = replace(work, report=ReviseReport(work.report.constitution))
+    going_on = list(links)
+    last = {link.draft.key: link for link in links}
+    for step in range(rounds):
+        going_on = _step(work, going_on, step)
+        last |= {link.draft.key: link for link in going_on}
+    work.report.pairs += sum(not same_text(link.draft, link.answer) for link in last.values())
+    return work.report
 
 
 def _links(store: Store, where: Mapping[str, Any], limit: int | None, report: ReviseReport) -> list[Link]:
@@ -311,9 +356,8 @@ def _revise(turn: Turn, critique: Candidate) -> Turn:
 def _answers(work: Work, turns: Sequence[Turn], purpose: Purpose) -> Iterator[tuple[Turn, Candidate]]:
     """Each question with its answer as a candidate, as they come."""
     by_tag = {turn.parent.key: turn for turn in turns}
-    seen: set[str] = set()
     requests = [Request(turn.messages, work.sampling, seed=work.seed, tag=tag) for tag, turn in by_tag.items()]
-    for request, call in answer(
+    for found in answered(
         work.store,
         work.engine,
         requests,
@@ -321,12 +365,12 @@ def _answers(work: Work, turns: Sequence[Turn], purpose: Purpose) -> Iterator[tu
         round=work.round,
         purpose=purpose,
         retry_failed=work.retry_failed,
-        progress=work.progress,
+        claims=work.claims,
     ):
-        work.report.pay(call, held=call.at < work.began or call.key in seen)
-        seen.add(call.key)  # equal questions are asked once
-        turn = by_tag[request.tag]
-        yield turn, _read(work, turn, call, purpose)
+        work.report.pay(found.call, reused=found.reused)
+        work.tell(found)
+        turn = by_tag[found.request.tag]
+        yield turn, _read(work, turn, found.call, purpose)
 
 
 def _read(work: Work, turn: Turn, call: Call, purpose: Purpose) -> Candidate:

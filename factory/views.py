@@ -45,6 +45,8 @@ def _talk(column: str) -> str:
     return f"array_to_string([m.role || ': ' || m.content FOR m IN {column}], chr(10))"
 
 
+_BLANKS = "' ' || chr(9) || chr(10) || chr(11) || chr(12) || chr(13)"
+
 LATEST_CALLS = View(
     "latest_calls",
     "the latest attempt of every call; columns as in calls",
@@ -98,6 +100,50 @@ ANSWERS = View(
     SELECT c.run, c.round, c.key AS candidate, c.prompt_key, c.split, c.kind, c.model, c.sample,
         {_talk("p.messages")} AS prompt, c.text AS answer, c.tokens, c.finish_reason, c.failure
     FROM candidates c LEFT JOIN prompts p ON p.key = c.prompt_key
+    """,  # noqa: S608
+)
+
+REVISIONS = View(
+    "revisions",
+    "every revision beside its draft and its critique; completions to train on are those that are final and not failed",
+    _RUN
+    | {
+        "revision": (TEXT, "candidates.key of the revision"),
+        "draft": (TEXT, "candidates.key of the draft that its chain began with"),
+        "prompt_key": (TEXT, "prompts.key"),
+        "split": (TEXT, "split of the prompt"),
+        "sample": (COUNT, "index of the draft among the prompt's samples"),
+        "step": (COUNT, "1 for the first revision of its chain"),
+        "principle": (TEXT, "name of the principle"),
+        "prompt": (TEXT, "the conversation, a line a turn"),
+        "draft_text": (TEXT, "the answer that the chain began with"),
+        "before_text": (TEXT, "the answer that was criticised: the draft, or the revision before"),
+        "critique_text": (TEXT, "the critique"),
+        "revision_text": (TEXT, "the answer written anew"),
+        "outcome": (TEXT, "revised | unchanged: it says what was criticised | failed"),
+        "failure": (TEXT, "kind of failure; null when there is a revision"),
+        "final": (FLAG, "is it usable, and does no usable revision follow it?"),
+        "messages": ("STRUCT(role VARCHAR, content VARCHAR)[]", "the conversation, as prompts.messages"),
+        "completion": ("STRUCT(role VARCHAR, content VARCHAR)[]", "the revision as one assistant turn"),
+    },
+    f"""
+    WITH RECURSIVE step AS (
+        SELECT c.key AS critique, c.text AS critique_text, r.*, c.parent AS before
+        FROM candidates c JOIN candidates r ON r.parent = c.key WHERE c.kind = 'critique' AND r.kind = 'revision'
+    ), chain AS (
+        SELECT d.key AS draft, d.text AS draft_text, d.key AS answer, d.text AS answer_text, 0::BIGINT AS length
+        FROM candidates d WHERE d.kind NOT IN ('critique', 'revision')
+        UNION ALL
+        SELECT draft, draft_text, step.key, step.text, length + 1 FROM chain JOIN step ON step.before = chain.answer
+    )
+    SELECT s.run, s.round, s.key AS revision, draft, s.prompt_key, s.split, s.sample, length + 1 AS step, s.principle,
+        {_talk("p.messages")} AS prompt, draft_text, answer_text AS before_text, critique_text, s.text AS revision_text,
+        CASE WHEN s.failure IS NOT NULL THEN 'failed' WHEN trim(s.text, {_BLANKS}) = trim(answer_text, {_BLANKS})
+            THEN 'unchanged' ELSE 'revised' END AS outcome,
+        s.failure,
+        s.failure IS NULL AND NOT EXISTS (FROM step n WHERE n.before = s.key AND n.failure IS NULL) AS final,
+        p.messages, [{{'role': 'assistant', 'content': s.text}}] AS completion
+    FROM step s JOIN chain ON s.before = chain.answer LEFT JOIN prompts p ON p.key = s.prompt_key
     """,  # noqa: S608
 )
 
@@ -263,6 +309,6 @@ PAIRS_TEXT = View(
 )
 
 VIEWS: tuple[View, ...] = (
-    LATEST_CALLS, COST, ANSWERS, READINGS, CANDIDATE_SCORES, VERDICTS, AGREEMENT, JUDGE_STATS, PAIRS_TEXT,
+    LATEST_CALLS, COST, ANSWERS, REVISIONS, READINGS, CANDIDATE_SCORES, VERDICTS, AGREEMENT, JUDGE_STATS, PAIRS_TEXT,
 )  # fmt: skip
 """In the order in which they can be made: a view uses only earlier ones."""

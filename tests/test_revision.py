@@ -19,8 +19,9 @@ from factory.engines.scripted import Rule, ScriptedEngine
 from factory.faults import EndpointError, FactoryError
 from factory.generation import generate
 from factory.judges.rubric import draw, load
+from factory.pairing import LabelRule, pair
 from factory.revision import ReviseReport, chains, revise
-from factory.schema import Call, Candidate, Request, Sampling
+from factory.schema import Call, Candidate, Label, Preference, Prompt, Request, Sampling
 from factory.store import Store
 
 PROMPTS = [prompt(k, split="train" if k % 3 else "heldout") for k in range(6)]
@@ -290,6 +291,34 @@ def told(store: Store) -> list[tuple[Any, ...]]:
     return sorted((c.kind, c.prompt_key, c.sample, str(c.principle), c.text, c.tokens) for c in store.rows(Candidate))
 
 
+class Shared(ScriptedEngine):
+    """One that several threads may use at once, as an endpoint's engine is."""
+
+    thread_safe = True
+
+
+def test_threads_that_share_an_engine_come_to_the_same(store: Store, tmp_path: Path) -> None:
+    shared = improve(store, Shared(rules=obliging().rules), rounds=2)
+    with Store.open(tmp_path / "whole", create=True) as whole:
+        filled(whole)
+        alone = improve(whole, obliging(), rounds=2)
+        assert told(store) == told(whole)
+    assert replace(shared, seconds=0) == replace(alone, seconds=0)
+    again = improve(store, Shared(rules=obliging().rules), rounds=2)
+    assert (again.calls, again.reused) == (0, 32)
+
+
+def test_progress_is_told_of_every_answer(store: Store) -> None:
+    told: list[tuple[int, int, int]] = []
+
+    class Listener:
+        def advance(self, n: int = 1, *, failed: int = 0, reused: int = 0, tokens: int = 0) -> None:
+            told.append((n, failed, reused))
+
+    improve(store, obliging(Rule(match=REVISE, fail="x")), progress=Listener())
+    assert (len(told), sum(t[1] for t in told), sum(t[2] for t in told)) == (16, 8, 0)
+
+
 def test_chains_stand_on_their_own_rows() -> None:
     """Pure: a tree of rows in any order; what failed, and what hangs on it, is in no chain."""
     draft = candidate(1)
@@ -312,3 +341,51 @@ def test_a_principle_is_drawn_in_proportion_to_its_weight() -> None:
     for principle in principles:
         expected = principle.weight / total
         assert abs(drawn.count(principle.name) / 4000 - expected) < 4 * (expected * (1 - expected) / 4000) ** 0.5
+
+
+def test_revisions_become_preferences_over_their_drafts_and_labels(store: Store) -> None:
+    """Prompt to pair: the revision is chosen, its draft rejected; what did not change or failed makes none."""
+
+    def mixed(request: Request, sample: int) -> str:
+        revised = longer(request, sample)
+        return revised if len(revised) % 3 else revised.removesuffix(" Better.")
+
+    spoilt = of_kind(store, "sample")[0]
+    failing = Rule(match=lambda r: REVISE in r.messages[-1]["content"] and spoilt.text in r.messages[-3]["content"],
+                   fail="content_filter")  # fmt: skip
+    revised = improve(store, obliging(failing, Rule(match=REVISE, reply=mixed)))
+    assert 0 < revised.unchanged < 7
+    report = pair(store, run="r", round=1, strategy="draft_revision", labels=LabelRule(by="pairs"))
+    assert report.preferences == revised.pairs == 7 - revised.unchanged
+    assert report.dropped == {"failed_revision": 1, "unchanged": revised.unchanged}
+    known = {row.key: row for row in store.rows(Candidate)}
+    found = {(known[str(c.chosen_key)].key, c.rejected_key) for c in store.rows(Preference)}
+    assert found == {(c.final.key, c.draft.key) for c in chains(known.values()) if c.changed}
+    for row in store.rows(Preference):
+        assert row.chosen[0]["content"] == f"{row.rejected[0]['content'].strip()} Better."
+        assert row.strategy == "draft_revision"
+    labels = {row.candidate_key: row.label for row in store.rows(Label)}
+    assert labels == {chosen: True for chosen, _ in found} | {rejected: False for _, rejected in found}
+    assert pair(store, run="r", round=1, strategy="draft_revision", labels=LabelRule(by="pairs")).written == 0
+
+
+def test_the_view_shows_every_step_and_what_to_train_on(store: Store) -> None:
+    blocked = Rule(match=lambda r: CRITIQUE in r.messages[-1]["content"] and "Better." in r.messages[-1]["content"],
+                   fail="content_filter", times=1)  # fmt: skip
+    improve(store, obliging(blocked), limit=1)
+    same = Rule(match=REVISE, reply=lambda r, s: longer(r, s).removesuffix(" Better.") + "\n\t ")
+    improve(store, obliging(same), limit=1, seed=9)
+    improve(store, obliging(blocked), rounds=2, limit=1)
+    rows = store.sql("SELECT * FROM revisions ORDER BY draft, step, outcome, revision_text").rows()
+    assert [(row["step"], row["outcome"], row["final"]) for row in rows] == [
+        (1, "revised", True), (1, "unchanged", True), (2, "failed", False),
+    ] * 2  # fmt: skip
+    first, unchanged, failed = rows[:3]
+    assert first["revision_text"] == f"{first['draft_text'].strip()} Better."
+    assert (first["before_text"], first["critique_text"]) == (first["draft_text"], "it is vague.")
+    assert (failed["before_text"], failed["failure"]) == (first["revision_text"], "critique_failed")
+    assert first["messages"] == store.rows(Prompt, {"key": first["prompt_key"]})[0].messages
+    assert first["completion"] == [{"role": "assistant", "content": first["revision_text"]}]
+    finals = store.sql("SELECT revision FROM revisions WHERE final").rows()
+    assert {row["revision"] for row in finals} == {c.final.key for c in chains(store.rows(Candidate))}
+    assert unchanged["revision_text"].strip() == unchanged["draft_text"].strip()
