@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
+import sqlite3
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from hypothesis import assume, given, reject, settings, strategies as st
 from judged import AT, both, candidate_of, pairwise, pointwise, prompt_of
 
 from factory import verdicts
+from factory.columns import from_bodies
 from factory.faults import FactoryError
 from factory.pairing import Choice, Filters, Group, LabelRule, Rule, pair, strategies
 from factory.pairing.combining import Outcome, combine, joint
@@ -371,11 +375,15 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield opened
 
 
-def fill(store: Store) -> None:
-    """Two prompts: one with scores 1, .5, .5 and a failed answer, one all equal."""
+NO_LABELS = LabelRule(by="none")
+
+
+def fill(store: Store, long: str = "") -> None:
+    """Two prompts: one with scores 1, .5, .5 and a failed answer, one all equal. The answer `long` has 20 letters."""
     one, two = prompt_of("Tell me about rivers."), prompt_of("Tell me about bread.")
     store.append("prompts", [one, two])
-    first = [candidate_of(k, prompt=one) for k in "abc"] + [candidate_of("d", failure="cut", prompt=one)]
+    texts = {long: "a long answer indeed"}
+    first = [candidate_of(k, texts.get(k), prompt=one) for k in "abc"] + [candidate_of("d", failure="cut", prompt=one)]
     store.append("candidates", [*first, *(candidate_of(k, prompt=two) for k in "ef")])
     scores = {"a": 1.0, "b": 0.5, "c": 0.5, "e": 0.5, "f": 0.5}
     rows = [pointwise("v", k, s, met=s == 1.0) for k, s in scores.items()]
@@ -401,10 +409,184 @@ def test_preferences_and_labels_are_written_once(store: Store) -> None:
     assert (other.preferences, other.written, other.held) == (1, 1, 3)
 
 
+def test_rows_carry_probability_entropy_and_weight(store: Store) -> None:
+    fill(store)
+    pair(store, run="r", lead="v", strategy="all", weights="margin")
+    for row in store.rows(Preference):
+        assert (row.probability, row.margin, row.weight) == (0.75, 0.5, 0.5)
+        assert row.entropy == pytest.approx(-0.75 * math.log(0.75) - 0.25 * math.log(0.25))
+    report = pair(store, run="r", judges=["x"], strategy="max_margin", weights="probability", labels=NO_LABELS)
+    assert report.dropped["contradicts_kept"] == 1
+
+
+def test_weights_by_consistency_of_the_prompt(store: Store) -> None:
+    fill(store)
+    keys = [row["prompt_key"] for row in store.read("candidates") if row["key"] == "a"]
+    report = pair(store, run="r", lead="v", strategy="all", weights="consistency", consistency={keys[0]: 0.25})
+    assert {row.weight for row in store.rows(Preference)} == {0.25}
+    assert (report.preferences, report.mean_probability) == (2, 0.75)
+    other = pair(store, run="r", lead="v", strategy="random", weights="consistency", consistency={"another": 1.0})
+    assert (other.preferences, other.dropped["no_weight"]) == (0, 1)
+
+
+def test_filters_after_the_strategy_are_counted(store: Store) -> None:
+    """Both preferences choose "answer a", the longer; without one of them the other stays."""
+    fill(store, long="a")
+    balanced = pair(store, run="r", lead="v", strategy="all", filters=Filters(length_balanced=True))
+    assert balanced.dropped == {"tie": 2}  # no loss of a pair makes the lengths more alike
+    few = pair(store, run="r", lead="v", strategy="all", filters=Filters(per_prompt=1))
+    assert (few.preferences, few.dropped) == (1, {"per_prompt": 1, "tie": 2})
+    assert few.mean_length_ratio == pytest.approx(math.log(20 / 8))
+
+
+def test_near_duplicates_are_left_out_of_the_round(store: Store) -> None:
+    fill(store)
+    report = pair(store, run="r", lead="v", strategy="all", filters=Filters(near_duplicates=0.9))
+    assert (report.preferences, report.dropped) == (2, {"tie": 2})  # "answer a" and "answer b" share no trigram
+    same = candidate_of("z", "Answer A!")
+    store.append("candidates", [same])
+    store.append("judgments", [pointwise("v", "z", 1.0)])
+    again = pair(store, run="r", lead="v", strategy="all", filters=Filters(near_duplicates=0.9))
+    assert (again.preferences, again.dropped) == (2, {"near_duplicate": 3, "tie": 2})
+
+
+def test_what_is_held_beside_is_told(store: Store) -> None:
+    fill(store)
+    assert pair(store, run="r", lead="v", strategy="all").warnings == []
+    report = pair(store, run="r", lead="v", strategy="best_worst")
+    assert report.held_by == {"all": 2, "best_worst": 1}
+    assert any("all (2)" in warning for warning in report.warnings)
+    fewer = pair(store, run="r", lead="v", strategy="all", filters=Filters(per_prompt=1))
+    assert any("hold 1 preferences of all that an earlier call made" in warning for warning in fewer.warnings)
+    again = pair(store, run="r", lead="v", strategy="all")
+    assert (again.held_by, again.written) == ({"all": 2, "best_worst": 1}, 0)
+
+
+def test_labels_of_one_kind_are_warned_of(store: Store) -> None:
+    fill(store)
+    report = pair(store, run="r", judges=["x"], labels=LabelRule(threshold=0.0))
+    assert (report.labels, report.desirable) == (2, 2)
+    assert any("all 2 labels are desirable" in warning for warning in report.warnings)
+
+
+def test_labels_by_quantile_with_weights(store: Store) -> None:
+    """Scores 1 and four of .5: the upper quarter is the one, the others are all alike."""
+    fill(store)
+    report = pair(store, run="r", lead="v", labels=LabelRule(by="quantile", quantiles=(0.0, 1.0), weights="balanced"))
+    assert (report.labels, report.desirable, report.labels_dropped) == (5, 1, {})
+    rows = store.rows(Label)
+    assert {(row.label, row.weight) for row in rows} == {(True, 1.0), (False, 0.25)}
+    assert {row.strategy for row in rows} == {"quantile"}
+
+
+def test_a_label_that_weighs_nothing_is_none(store: Store) -> None:
+    fill(store)
+    report = pair(store, run="r", judges=["x"], labels=LabelRule(threshold=0.15, weights="distance"))
+    assert report.labels_dropped == {"no_score": 3, "no_weight": 1}
+    assert [(row.candidate_key, row.label) for row in store.rows(Label)] == [("b", True)]
+
+
+def test_drafts_and_their_revisions(store: Store) -> None:
+    """Without any judgment: the revision over its draft, and no critique is an answer."""
+    one = prompt_of()
+    store.append("prompts", [one])
+    steps = [("d", "sample", None), ("k", "critique", "d"), ("r", "revision", "k"), ("e", "sample", None)]
+    store.append("candidates", [replace(candidate_of(key), kind=kind, parent=parent) for key, kind, parent in steps])
+    report = pair(store, run="r", strategy="draft_revision", lead="nobody", combine="lead")
+    assert (report.candidates, report.pairs, report.preferences, report.labels) == (3, 1, 1, 0)
+    (row,) = store.rows(Preference)
+    assert (row.chosen_key, row.rejected_key, row.margin, row.judges, row.weight) == ("r", "d", 1.0, 0, 1.0)
+    assert (row.agreement, row.probability, row.strategy) == (None, None, "draft_revision")
+    store.append("judgments", both("x", "d", "r", 0.9, 0.9))
+    confirmed = pair(store, run="r", strategy="draft_revision", filters=Filters(confirm=True), labels=NO_LABELS)
+    assert (confirmed.preferences, confirmed.dropped) == (0, {"unconfirmed": 1})
+    assert pair(store, run="r", kind=["sample", "revision"]).dropped["no_verdict"] == 2
+
+
+def test_a_model_of_the_judges_is_reported(store: Store) -> None:
+    """Three judges on the pairs of twelve prompts; the third is always wrong, and counts against."""
+    said = {"x": 0.9, "y": 0.9, "z": 0.1}
+    for i in range(12):
+        one = prompt_of(f"Tell me about {i}.")
+        store.append("prompts", [one])
+        store.append("candidates", [candidate_of(f"{i}a", prompt=one), candidate_of(f"{i}b", prompt=one)])
+        turn = i % 2 == 0
+        store.append(
+            "judgments",
+            [row for j, p in said.items() for row in both(j, f"{i}a", f"{i}b", *((p, p) if turn else (1 - p, 1 - p)))],
+        )
+    report = pair(store, run="r", combine="one_coin", labels=NO_LABELS)
+    assert report.preferences == 12
+    accuracy = {name: value for name, value in report.judge_accuracy.items() if value is not None}
+    assert accuracy["x"] > 0.9
+    assert accuracy["z"] < 0.1
+    assert any("less often than chance" in warning for warning in report.warnings)
+    assert all(
+        row.chosen_key.endswith("a" if int(row.chosen_key[:-1]) % 2 == 0 else "b") for row in store.rows(Preference)
+    )
+    assert pair(store, run="r", combine="majority", labels=NO_LABELS).judge_accuracy == {}
+
+
+def test_a_quarantined_batch_counts_for_nothing(store: Store) -> None:
+    fill(store)
+    rows = store.rows(Judgment)
+    batch = [replace(row, key=f"q{row.key}", judge="q", batch="q1") for row in rows if row.judge == "x"]
+    fooled = [
+        replace(pairwise("q", "a", f"canary{i}", 0.0, order, canary="empty"), batch="q1")
+        for i in range(3)
+        for order in ("a", "b")
+    ]
+    store.append("judgments", batch + fooled)
+    with pytest.raises(FactoryError, match="no judge named 'q'"):
+        pair(store, run="r", judges=["q"])
+    kept = pair(store, run="r", judges=["q"], quarantine=False, labels=NO_LABELS)
+    assert (kept.preferences, kept.quarantined) == (1, 0)
+    assert pair(store, run="r", lead="v", labels=NO_LABELS).quarantined == 1
+
+
+def test_that_all_is_in_quarantine_is_said(store: Store) -> None:
+    one = prompt_of()
+    store.append("prompts", [one])
+    store.append("candidates", [candidate_of("a"), candidate_of("b")])
+    fooled = [pairwise("q", "a", f"c{i}", 0.0, order, canary="empty") for i in range(3) for order in ("a", "b")]
+    store.append("judgments", [replace(row, batch="q1") for row in both("q", "a", "b", 0.9, 0.9) + fooled])
+    with pytest.raises(FactoryError, match="all judgments are in quarantine"):
+        pair(store, run="r")
+
+
+NEWER = ["probability", "entropy", "weight"]
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_preferences_of_an_older_store_still_read(store: Store, monkeypatch: pytest.MonkeyPatch, sealed: bool) -> None:
+    """Rows that were written before preferences had a weight have weight 1, in the journal and in sealed parts."""
+    fill(store)
+    pair(store, run="r", lead="v", strategy="all", weights="margin")
+    if sealed:
+        monkeypatch.setattr("factory.store.from_bodies", lambda *given: from_bodies(*given).drop_columns(NEWER))
+        assert store._seal_table("preferences") == 2
+        monkeypatch.undo()
+    else:
+        strip_journal(store.folder / "journal.sqlite")
+    rows = store.rows(Preference)
+    assert [(row.weight, row.probability, row.entropy, row.margin) for row in rows] == [(1.0, None, None, 0.5)] * 2
+    found = store.sql("SELECT weight, probability FROM preferences").rows()
+    assert found == [{"weight": 1.0, "probability": None}] * 2
+    report = pair(store, run="r", lead="v", strategy="all")
+    assert (report.preferences, report.written, report.held) == (2, 0, 2)
+
+
+def strip_journal(path: Path) -> None:
+    with sqlite3.connect(path) as db:
+        for key, body in db.execute("SELECT id, body FROM rows WHERE tbl = 'preferences'").fetchall():
+            values = {name: value for name, value in json.loads(body).items() if name not in NEWER}
+            db.execute("UPDATE rows SET body = ? WHERE id = ?", (json.dumps(values), key))
+
+
 def test_a_preference_against_a_kept_one_is_refused(store: Store) -> None:
     fill(store)
     pair(store, run="r", lead="v", strategy="all")
-    report = pair(store, run="r", lead="x", strategy="max_margin", labels=LabelRule(by="none"))
+    report = pair(store, run="r", lead="x", strategy="max_margin", labels=NO_LABELS)
     assert (report.preferences, report.labels) == (0, 0)
     assert report.dropped["contradicts_kept"] == 1
     assert len(store.rows(Preference)) == 2

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from factory.pairing.choosing import Choice
 from factory.pairing.combining import Rule
 from factory.schema import Candidate
-from factory.verdicts import Panel, Score
+from factory.verdicts import SAME, Panel, Score
 
 LabelBy = Literal["threshold", "quantile", "pairs", "none"]
 LabelWeights = Literal["none", "distance", "balanced"]
@@ -154,7 +154,8 @@ def _answered(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 def _distance(share: float, pivot: float) -> float:
     room = 1 - pivot if share >= pivot else pivot
-    return abs(share - pivot) / room if room > 0 else 1.0
+    off = abs(share - pivot)
+    return (off / room if off > SAME else 0.0) if room > 0 else 1.0
 
 
 # ---------------------------------------------------------------------------------------------------------- weights
