@@ -110,6 +110,7 @@ class Endpoint:
         self.url = URL(address.url, encoded=True)
         self.window = Window(most)
         self.flying = 0  # calls under way
+        self.last = 0.0  # monotonic time of the last call
         self.not_before = 0.0  # monotonic time at which calls may go on
         self.busy = 0  # times in a row that it had too much
         self.strikes = 0  # failures in a row
@@ -146,32 +147,35 @@ class Endpoints:
     def __init__(self, every: Sequence[Endpoint], check: Check) -> None:
         self.every = list(every)
         self.check = check
-        self._next = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._checks: set[asyncio.Task[None]] = set()
         self.lost: EndpointError | None = None
 
     async def turn(self) -> Endpoint:
-        """The endpoint whose turn it is, once one may be asked. EndpointError: none answers any more."""
-        while (endpoint := self._free()) is None:
+        """`next`, once there is one. EndpointError: none answers any more."""
+        while (endpoint := self.next()) is None:
             if self.lost is not None:
                 raise self.lost
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
             await future
-        endpoint.flying += 1
         return endpoint
 
-    def _free(self) -> Endpoint | None:
-        """The least busy endpoint that may be asked now; equals in turn."""
+    def next(self) -> Endpoint | None:
+        """The least busy endpoint that may be asked now, equals in turn, if there is one; `leave` it afterwards."""
         now = time.monotonic()
         best: Endpoint | None = None
-        count = len(self.every)
-        for place in range(self._next, self._next + count):
-            one = self.every[place % count]
-            if one.alive and one.flying + 1 <= one.window.size and one.not_before <= now:
-                best = one if best is None or one.flying < best.flying else best
-        self._next = (self._next + 1) % count
+        for one in self.every:
+            if (
+                one.alive
+                and one.not_before <= now
+                and one.flying < one.window.size
+                and (best is None or (one.flying, one.last) < (best.flying, best.last))
+            ):
+                best = one
+        if best is not None:
+            best.flying += 1
+            best.last = now
         return best
 
     def leave(self, endpoint: Endpoint) -> None:
@@ -232,13 +236,6 @@ class Endpoints:
             return False
         away = time.monotonic() - max(one.lost_at for one in self.every)
         return away >= GONE_AFTER or not any(one.reached for one in self.every)
-
-    async def close(self) -> None:
-        """Close all connections."""
-        for task in self._checks:
-            task.cancel()
-        await asyncio.gather(*self._checks, return_exceptions=True)
-        await closed(self.every)
 
 
 async def closed(every: Sequence[Endpoint]) -> None:

@@ -18,6 +18,9 @@ from typing import Any, NamedTuple, TypeVar
 from factory.faults import FactoryError
 from factory.schema import Completion, Request
 
+BEAT = 0.2
+"""Seconds after which a caller that waits for answers is given its turn, so that it can stop."""
+
 T = TypeVar("T")
 
 
@@ -54,13 +57,21 @@ class Line:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result()
 
     def end(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Have the loop do a last thing and stop. Waits for nothing, so that a garbage collector may call it."""
+        """Have the loop do a last thing, cancel what is left, and stop. Waits for nothing, so that a garbage collector
+        may call it."""
         if self.pid == os.getpid() and self.thread.is_alive():
             self.loop.call_soon_threadsafe(self._end, last)
 
     def _end(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self.ending = self.loop.create_task(last())
+        self.ending = self.loop.create_task(self._clear(last))
         self.ending.add_done_callback(lambda task: self.loop.stop())
+
+    async def _clear(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await last()
 
     def join(self) -> None:
         """Wait for the end."""
@@ -114,10 +125,14 @@ class Flight:
     # ------------------------------------------------------------------------------------------- the caller's thread
 
     def landed(self) -> list[Completion]:
-        """Wait for one completion; hand over all that have come. Raises what ended the flight, once nothing is left."""
+        """Wait for one completion; hand over all that have come, or nothing where none comes for a while. Raises what
+        ended the flight, once nothing is left."""
         burst: list[Completion] = []
         while not burst or not self.done.empty():
-            came = self.done.get()
+            try:
+                came = self.done.get(timeout=BEAT)
+            except queue.Empty:
+                return burst
             if isinstance(came, BaseException):
                 if not burst:
                     raise came
@@ -162,7 +177,6 @@ class Flight:
         self.under_way += 1
         task = self.line.loop.create_task(self._make(job))
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
 
     async def _make(self, job: Job) -> None:
         try:
@@ -172,6 +186,7 @@ class Flight:
         except BaseException as error:  # noqa: BLE001 - whatever it is, the caller's thread raises it
             self._end(error)
         finally:
+            self.tasks.discard(asyncio.current_task())
             self.under_way -= 1
             if self.error is not None and not self.under_way:
                 self._hand_over()
@@ -201,6 +216,7 @@ class Flight:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.tasks.clear()
         if self in self.slots.flights:
             self.slots.flights.remove(self)
         self._give(self.held)

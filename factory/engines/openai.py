@@ -27,65 +27,45 @@ in what a request leaves open from the model's generation_config.json, unless it
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import logging
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
-
-import aiohttp
+from typing import Any, Literal
 
 from factory.engines import nothing_held
-from factory.engines.bodies import OWN, Bodies, LimitName, canonical, first_seed, seed_for
+from factory.engines.attempts import Attempts, Land, Ways
+from factory.engines.bodies import OWN, Bodies, LimitName, canonical, first_seed
 from factory.engines.endpoints import Auth, Endpoint, Endpoints, addresses, closed
 from factory.engines.flights import Flight, Job, Line, Slots
-from factory.engines.pace import Pace, wait_asked
+from factory.engines.pace import Pace
 from factory.engines.prices import read_prices
-from factory.engines.replies import Choice, NoAnswerError, Outcome, Usage, outcome_of, printable, read, unsupported
+from factory.engines.replies import Choice, NoAnswerError, Outcome, outcome_of, printable, read
+from factory.engines.wire import Reply, Wire
 from factory.faults import ConfigError, EndpointError
 from factory.schema import Completion, Failure, Have, Identity, Request, Sampling, digest
 
-BUSY_TRIES = 8  # of one call at an endpoint that has too much, before it is a failure
-BUSY_PAUSE = 0.5  # seconds, twice as long each time, where the endpoint does not say how long
-LONGEST_BUSY_PAUSE = 30.0
 HEALTH_SECONDS = 20.0  # deadline of a health check
 MOST_AT_ONCE = 16  # samples in one call
-BYTES_A_TOKEN = 3.0  # to estimate a prompt's tokens; a byte-level vocabulary has at least 1
 
 log = logging.getLogger("factory")
-Land = Callable[[Completion], None]
 HELLO = Request([{"role": "user", "content": "Say yes."}], sampling=Sampling(temperature=1.0, max_tokens=1))
-
-
-class Reply(NamedTuple):
-    """What came over the wire: status, headers (names in any case) and body; or the failure to get any."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    failure: Failure | None = None
 
 
 class _Traffic:
     """What is open while an engine is used: the loop's thread, connections, slots, pace."""
 
-    def __init__(self, make: Callable[[], tuple[Endpoints, Pace | None]], concurrency: int) -> None:
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, Ways]], concurrency: int) -> None:
         self.line = Line()
         self.slots = Slots(concurrency)
-
-        async def there() -> tuple[Endpoints, Pace | None]:
-            return make()
-
-        self.endpoints, self.pace = self.line.wait_for(there())
+        self.ways = self.line.wait_for(make())
 
     def close(self) -> None:
         """Close the connections, end the thread."""
-        self.line.end(self.endpoints.close)
+        self.line.end(partial(closed, self.ways.endpoints.every))
         self.line.join()
 
 
@@ -109,6 +89,9 @@ class OpenAIEngine:
     calls the limit (auto: max_completion_tokens at OpenAI and Azure, else max_tokens; either is changed where the
     endpoint asks for the other). extra_body: further fields of every request (reasoning_effort, ...).
     """
+
+    thread_safe = True
+    """Several threads may ask at once."""
 
     def __init__(
         self,
@@ -220,7 +203,7 @@ class OpenAIEngine:
         if not left:
             return
         traffic = self._open()
-        flight = Flight(traffic.line, traffic.slots, self._jobs(todo), self._answering(traffic))
+        flight = Flight(traffic.line, traffic.slots, self._jobs(todo), partial(self._answer, traffic.ways))
         try:
             while left:
                 burst = flight.landed()
@@ -230,32 +213,22 @@ class OpenAIEngine:
         finally:
             flight.cancel()
 
-    def check_health(self, seconds: float = HEALTH_SECONDS) -> Completion:
-        """Have an endpoint complete one token within a deadline: the only proof that it lives."""
-        traffic = self._open()
-
-        async def ask() -> Completion:
-            endpoint = traffic.endpoints.every[0]
-            began = time.monotonic()
-            reply = await self._post(endpoint, self._hello(), seconds)
-            return self._read_hello(endpoint, reply, time.monotonic() - began)
-
-        return traffic.line.wait_for(ask())
-
     def _open(self) -> _Traffic:
         with self._lock:
             if self._traffic is None or self._traffic.line.pid != os.getpid():
-                self._traffic = _Traffic(self._connections, self.concurrency)
-                weakref.finalize(self, self._traffic.line.end, partial(closed, self._traffic.endpoints.every))
+                self._traffic = _Traffic(self._ways, self.concurrency)
+                weakref.finalize(self, self._traffic.line.end, partial(closed, self._traffic.ways.endpoints.every))
             return self._traffic
 
-    def _connections(self) -> tuple[Endpoints, Pace | None]:
-        key = self._key()
+    async def _ways(self) -> Ways:
+        key = self.key()
         every = [Endpoint(address, self.concurrency, self.auth, key) for address in self.addresses]
         limits = self.requests_per_minute, self.tokens_per_minute
-        return Endpoints(every, self._is_healthy), Pace(*limits) if any(limits) else None
+        pace = Pace(*limits) if any(limits) else None
+        return Ways(Endpoints(every, self._is_healthy), Wire(self.timeout, self.max_bytes), pace)
 
-    def _key(self) -> str | None:
+    def key(self) -> str | None:
+        """The key as the environment holds it now."""
         return os.environ.get(self.api_key_env, "").strip() or None
 
     def _jobs(self, todo: Sequence[tuple[Request, list[int]]]) -> Iterator[Job]:
@@ -268,24 +241,13 @@ class OpenAIEngine:
 
     # ------------------------------------------------------------------------------------------------ for one request
 
-    def _answering(self, traffic: _Traffic) -> Callable[[Job, Land], Any]:
-        endpoints, pace = traffic.endpoints, traffic.pace
-
-        async def answer(job: Job, land: Land) -> None:
-            request = job.request
-            if fault := self._unsupported(request):
-                for sample in job.samples:
-                    land(Completion(request, sample, failure=fault))
-                return
-            call = _Call(self, job, land)
-            while call.left:
-                endpoint = await endpoints.turn()
-                try:
-                    await call.ask(endpoint, endpoints, pace)
-                finally:
-                    endpoints.leave(endpoint)
-
-        return answer
+    async def _answer(self, ways: Ways, job: Job, land: Land) -> None:
+        request = job.request
+        if (request.prefix or request.answers) and (fault := self._unsupported(request)):
+            for sample in job.samples:
+                land(Completion(request, sample, failure=fault))
+            return
+        await Attempts(self, ways, job, land).make()
 
     def _unsupported(self, request: Request) -> Failure | None:
         if request.prefix and not self.continues:
@@ -298,35 +260,9 @@ class OpenAIEngine:
             return Failure("ambiguous_answers", f"{shadowed[0]!r} begins another answer")
         return None
 
-    async def _post(self, endpoint: Endpoint, body: bytes, seconds: float) -> Reply:
-        """The reply within deadline and byte cap; never raises for what the network or the server did."""
-        try:
-            async with asyncio.timeout(seconds):
-                response = await endpoint.session.post(endpoint.url, data=body, allow_redirects=False)
-                try:
-                    return await self._received(response)
-                finally:
-                    response.close()
-        except TimeoutError:
-            return Reply(0, {}, b"", Failure("timeout", f"no whole answer in {seconds:g} s", passing=True))
-        except (aiohttp.ClientError, OSError) as error:
-            return Reply(0, {}, b"", Failure("connection", type(error).__name__, passing=True))
-
-    async def _received(self, response: aiohttp.ClientResponse) -> Reply:
-        headers = response.headers
-        length = response.content_length
-        if length is not None and length <= self.max_bytes and "Content-Encoding" not in headers:
-            return Reply(response.status, headers, await response.read())
-        body = bytearray()
-        async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > self.max_bytes:
-                return Reply(0, {}, b"", Failure("too_large", f"more than {self.max_bytes} bytes"))
-        return Reply(response.status, headers, bytes(body))
-
     def without_key(self, text: str) -> str:
         """A text on one line, cut, and without the key, should the server have repeated it."""
-        key = self._key()
+        key = self.key()
         return printable(text.replace(key, "[key]") if key else text)
 
     def noted_replacement(self) -> None:
@@ -342,31 +278,44 @@ class OpenAIEngine:
 
     # --------------------------------------------------------------------------------------------------------- health
 
-    def _hello(self) -> bytes:
-        return self.bodies.encode(HELLO, self.bodies.messages(HELLO), 0)
+    def check_health(self, seconds: float = HEALTH_SECONDS) -> Completion:
+        """Have every endpoint complete one token within a deadline: the only proof that it lives. The answer of the
+        last, or the first failure. EndpointError: credentials, quota, address or model are refused."""
+        traffic = self._open()
+        return traffic.line.wait_for(self._hello(traffic.ways.endpoints.every, seconds))
+
+    async def _hello(self, every: Sequence[Endpoint], seconds: float) -> Completion:
+        wire = Wire(seconds, self.max_bytes)
+        body = self.bodies.encode(HELLO, self.bodies.messages(HELLO), 0)
+        for endpoint in every:
+            began = time.monotonic()
+            reply = await wire.post(endpoint.session, endpoint.url, body)
+            answer = self._read_hello(endpoint, reply, time.monotonic() - began)
+            if answer.failure is not None:
+                break
+        return answer
 
     async def _is_healthy(self, endpoint: Endpoint) -> bool:
-        reply = await self._post(endpoint, self._hello(), min(HEALTH_SECONDS, self.timeout))
-        endpoint.reached = endpoint.reached or reply.status > 0
-        return reply.status == 429 or self._read_hello(endpoint, reply, 0.0).failure is None
+        failure = (await self._hello([endpoint], min(HEALTH_SECONDS, self.timeout))).failure
+        endpoint.reached = endpoint.reached or failure is None or failure.kind not in {"connection", "timeout"}
+        return failure is None or failure.kind == "rate_limited"
 
     def _read_hello(self, endpoint: Endpoint, reply: Reply, latency: float) -> Completion:
-        if reply.failure is None and not 200 <= reply.status < 300:
-            outcome = outcome_of(reply.status, reply.body, answered=False, secret=self._key())
+        failure = reply.failure
+        if failure is None and not 200 <= reply.status < 300:
+            outcome = outcome_of(reply.status, reply.body, answered=False, secret=self.key())
             if outcome.fate == "ended":
                 raise self.ended(endpoint, outcome, reply.status)
-            return Completion(HELLO, 0, latency=latency, failure=outcome.failure)
-        if reply.failure is not None:
-            return Completion(HELLO, 0, latency=latency, failure=reply.failure)
+            failure = outcome.failure
+        if failure is not None:
+            return Completion(HELLO, 0, latency=latency, failure=failure)
         try:
             choice = read(reply.body).choices[0]
         except NoAnswerError as error:
-            fault = str(error)
-        else:
-            fault = choice.fault
-            if not fault:
-                return Completion(HELLO, 0, text=choice.text, finish_reason=choice.finish_reason, latency=latency)
-        return Completion(HELLO, 0, latency=latency, failure=Failure("invalid_response", self.without_key(fault)))
+            choice = Choice(fault=str(error))
+        if choice.fault:
+            failure = Failure("invalid_response", self.without_key(choice.fault))
+        return Completion(HELLO, 0, choice.text, choice.finish_reason, latency=latency, failure=failure)
 
     def ended(self, endpoint: Endpoint, outcome: Outcome, status: int) -> EndpointError:
         """The fault that ends the run."""
@@ -375,215 +324,9 @@ class OpenAIEngine:
             what = f"{what} {self.model!r}"
         todo = "check base_url, model and account"
         if status in {401, 403}:
-            state = "is set" if self._key() else "is not set"
+            state = "is set" if self.key() else "is not set"
             todo = f"check the key in the environment variable {self.api_key_env}, which {state}"
         return EndpointError(f"{what} ({outcome.failure.detail})", where=endpoint.shown, todo=todo)
-
-
-class _Call:
-    """One job on its way: the samples that have no answer yet, what was tried, and what was paid for nothing."""
-
-    __slots__ = ("busy", "engine", "invalid", "job", "land", "left", "wasted")
-
-    def __init__(self, engine: OpenAIEngine, job: Job, land: Land) -> None:
-        self.engine, self.job, self.land = engine, job, land
-        self.left = job.samples
-        self.invalid = self.busy = 0
-        self.wasted = 0.0  # US dollars for replies that held no answer
-
-    async def ask(self, endpoint: Endpoint, endpoints: Endpoints, pace: Pace | None) -> None:
-        """Make one call for what is left, and read its reply."""
-        engine, job = self.engine, self.job
-        asked = self.left if engine.n_in_one_call else self.left[:1]
-        estimate = 0.0
-        if pace is not None:
-            estimate = len(job.messages) / BYTES_A_TOKEN + len(asked) * job.request.sampling.max_tokens
-            await pace.enter(estimate)
-        body = engine.bodies.encode(job.request, job.messages, seed_for(job.seed, asked[0]), len(asked))
-        sent = time.monotonic()
-        reply = await engine._post(endpoint, body, engine.timeout)
-        latency = time.monotonic() - sent
-        if reply.failure is None and 200 <= reply.status < 300:
-            self._read(endpoint, endpoints, reply.body, asked, latency)
-        else:
-            self._refused(endpoint, endpoints, reply, asked, sent, latency)
-        if pace is not None:
-            pace.correct(estimate, self._used(reply, estimate))
-
-    def _used(self, reply: Reply, estimate: float) -> float:
-        """Tokens that count against the pace: as the endpoint says, none where it refused, else what was estimated."""
-        if not 200 <= reply.status < 300:
-            return 0.0 if reply.status else estimate
-        try:
-            usage = read(reply.body).usage
-        except NoAnswerError as error:
-            usage = error.usage
-        return float(usage.prompt + usage.completion) if usage.known else estimate
-
-    def _read(
-        self, endpoint: Endpoint, endpoints: Endpoints, body: bytes, asked: Sequence[int], latency: float
-    ) -> None:
-        request = self.job.request
-        try:
-            choices, usage = read(body, request.answers)
-        except NoAnswerError as error:
-            self._not_valid(endpoint, endpoints, error, asked, latency)
-            return
-        endpoint.served()
-        if len(choices) < len(asked):
-            self.engine.single_calls()
-        shares = shared(usage, choices, len(asked), request.sampling.max_tokens)
-        for sample, choice, share in zip(asked, choices, shares, strict=False):
-            if choice.fault:
-                self._again(sample, choice.fault, share, latency)
-            else:
-                self._landed(sample, choice, share, latency)
-
-    def _landed(self, sample: int, choice: Choice, share: Usage, latency: float) -> None:
-        engine = self.engine
-        if choice.replaced:
-            engine.noted_replacement()
-        prices = engine.prices
-        cost = None
-        if prices is not None and share.known:
-            cost = self.wasted + prices.cost(*share)
-            self.wasted = 0.0
-        self.left = tuple(other for other in self.left if other != sample) if len(self.left) > 1 else ()
-        self.invalid = 0
-        self.land(
-            Completion(
-                self.job.request,
-                sample,
-                choice.text,
-                choice.finish_reason,
-                share.prompt,
-                share.completion,
-                choice.logprob,
-                choice.answer_logprobs,
-                cost,
-                latency,
-                None if choice.filtered is None else Failure("filtered", engine.without_key(choice.filtered)),
-            )
-        )
-
-    def _again(self, sample: int, fault: str, share: Usage, latency: float) -> None:
-        """A reply held no valid answer for a sample: it is asked for once more, or has failed."""
-        prices = self.engine.prices
-        if prices is not None and share.known:
-            self.wasted += prices.cost(*share)
-        self.invalid += 1
-        if self.invalid > self.engine.invalid_retries:
-            self._failed([sample], Failure("invalid_response", self.engine.without_key(fault)), latency)
-
-    def _not_valid(
-        self, endpoint: Endpoint, endpoints: Endpoints, error: NoAnswerError, asked: Sequence[int], latency: float
-    ) -> None:
-        if error.foreign:
-            endpoint.reached = True
-            endpoints.strike(endpoint)
-        else:
-            endpoint.served()
-        prices = self.engine.prices
-        if prices is not None and error.usage.known:
-            self.wasted += prices.cost(*error.usage)
-        self.invalid += 1
-        if self.invalid > self.engine.invalid_retries:
-            detail = self.engine.without_key(str(error))
-            self._failed(asked, Failure("invalid_response", detail, passing=error.foreign), latency)
-
-    def _failed(self, samples: Sequence[int], failure: Failure, latency: float) -> None:
-        cost = self.wasted or None
-        self.wasted, self.invalid, self.busy = 0.0, 0, 0
-        self.left = tuple(sample for sample in self.left if sample not in samples)
-        for sample in samples:
-            self.land(Completion(self.job.request, sample, cost=cost, latency=latency, failure=failure))
-            cost = None
-
-    def _refused(
-        self, endpoint: Endpoint, endpoints: Endpoints, reply: Reply, asked: Sequence[int], sent: float, latency: float
-    ) -> None:
-        """A reply that is no 2xx, or none at all."""
-        engine = self.engine
-        if reply.failure is not None:
-            if reply.failure.passing:
-                endpoints.strike(endpoint)
-            self._failed(asked, reply.failure, latency)
-            return
-        endpoint.reached = True
-        if len(asked) > 1 and reply.status in {400, 422}:
-            engine.single_calls()
-            return
-        if self._renamed(reply):
-            return
-        outcome = outcome_of(reply.status, reply.body, answered=endpoint.answered, secret=engine._key())
-        if outcome.fate == "ended":
-            raise engine.ended(endpoint, outcome, reply.status)
-        if outcome.struck:
-            endpoints.strike(endpoint)
-        elif outcome.fate == "failed":
-            endpoint.strikes = 0
-        if outcome.fate == "busy" and self._waits(endpoint, endpoints, reply, sent):
-            return
-        self._failed(asked, outcome.failure, latency)
-
-    def _waits(self, endpoint: Endpoint, endpoints: Endpoints, reply: Reply, sent: float) -> bool:
-        """The endpoint has too much: let it rest. Is the call made again?"""
-        engine = self.engine
-        asked = wait_asked(reply.headers)
-        if asked is not None and asked > engine.longest_wait:
-            raise EndpointError(
-                f"the endpoint asks to wait for {asked:.0f} s", where=endpoint.shown,
-                todo=f"run again then, or set longest_wait (now {engine.longest_wait:g} s)",
-            )  # fmt: skip
-        if endpoint.window.pushed_back(sent, time.monotonic()):
-            endpoint.busy += 1
-            log.info("%s has too much: %.0f calls at once from here on", endpoint.shown, endpoint.window.size)
-        wait = min(BUSY_PAUSE * 2 ** max(0, endpoint.busy - 1), LONGEST_BUSY_PAUSE) if asked is None else asked
-        endpoints.hold(endpoint, wait)
-        self.busy += 1
-        return self.busy < BUSY_TRIES
-
-    def _renamed(self, reply: Reply) -> bool:
-        """Does the endpoint call the longest answer otherwise? Then so do we from here on."""
-        other: dict[str, LimitName] = {
-            "max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens",
-        }  # fmt: skip
-        bodies, named = self.engine.bodies, unsupported(reply.status, reply.body)
-        if named not in other or self.invalid:
-            return False
-        self.invalid += 1  # once a call, lest two names be changed for ever
-        bodies.limit_name = other[named]
-        return True
-
-
-def shared(usage: Usage, choices: Sequence[Choice], asked: int, limit: int) -> list[Usage]:
-    """What a call was billed, shared out over its answers so that the sums stay exact.
-
-    Prompt and cached tokens go out evenly. Tokens of an answer are its own where they were counted (log-probs came with
-    it) or one answer has all; else they go by length of text, up to `limit`.
-    """
-    count = min(len(choices), asked)
-    if count == 1:
-        completion = usage.completion or choices[0].tokens
-        return [usage if completion == usage.completion else usage._replace(completion=completion)]
-    counted = [choice.tokens for choice in choices[:count]]
-    if not usage.completion or (all(counted) and sum(counted) == usage.completion):
-        completions = counted
-    else:
-        completions = by_weight(usage.completion, [len(c.text.encode()) + 1 for c in choices[:count]])
-    even = [1] * count
-    columns = by_weight(usage.prompt, even), completions, by_weight(usage.cached, even)
-    return [Usage(*parts) for parts in zip(*columns, strict=True)]
-
-
-def by_weight(total: int, weights: Sequence[int]) -> list[int]:
-    """A whole number in parts as near to the weights as whole numbers come, with the same sum."""
-    ends = [0]
-    whole, seen = sum(weights), 0
-    for weight in weights:
-        seen += weight
-        ends.append(total * seen // whole)
-    return [end - start for start, end in itertools.pairwise(ends)]
 
 
 def _key_variable(azure: bool) -> str:

@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 from factory.engines.bodies import SURROGATE
 from factory.schema import Failure
 
+_decode = json.JSONDecoder().decode
+
 # ------------------------------------------------------------------------------------------------ reading an answer
 
 
@@ -115,12 +117,20 @@ def _valid(text: str) -> str:
 
 def _loaded(body: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise NoAnswerError(f"no JSON: {_shown(body)}", foreign=True) from error
+        data = _decode(body.decode())
+    except (ValueError, RecursionError):
+        data = _loaded_otherwise(body)
     if type(data) is not dict:
         raise NoAnswerError("the JSON is no object", foreign=True)
     return data
+
+
+def _loaded_otherwise(body: bytes) -> Any:
+    """The JSON of a body with a byte order mark, in UTF-16, or with surrogates as bytes."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise NoAnswerError(f"no JSON: {_shown(body)}", foreign=True) from error
 
 
 def _usage(data: Mapping[str, Any]) -> Usage:

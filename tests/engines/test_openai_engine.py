@@ -101,7 +101,7 @@ def serve() -> Iterator[Callable[[Handler], Endpoint]]:
 def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("factory.engines.openai.BUSY_PAUSE", 0.001)
+    monkeypatch.setattr("factory.engines.attempts.BUSY_PAUSE", 0.001)
     monkeypatch.setattr("factory.engines.endpoints.FIRST_PAUSE", 0.001)
     monkeypatch.setattr("factory.engines.endpoints.LONGEST_PAUSE", 0.01)
 
