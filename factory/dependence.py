@@ -110,11 +110,13 @@ def dependent(
     rounds: int = latent.ROUNDS,
     tolerance: float = latent.TOLERANCE,
     smoothing: float = latent.SMOOTHING,
+    copies: int = 1,
     seed: int = 0,
 ) -> Decided:
     """The likeliest category given judges' own confusion and the blind spots that their families share.
 
-    `families` names the family of each judge (a judge without one stands alone); None: they are found. The model's
+    `families` names the family of each judge (a judge without one stands alone); None: they are found. `copies`: how
+    many times the votes hold each item (2 where pairs stand in both orders), so that it counts once. The model's
     `effective` is Kish's number, from the correlation of the judges' errors under the posterior. FactoryError with
     fewer than three judges or three families, or more than 40 judges without declared families.
     """
@@ -124,7 +126,7 @@ def dependent(
     if not votes.items:
         return latent.nothing(votes)
     given = latent.profiles(votes)
-    table = _table(given)
+    table = _table(given, copies)
     voted = tuple(int(j) for j in np.unique(votes.judge))
     if families is None:
         shape, notes = _found(_sample(table, seed), voted, smoothing)
@@ -241,23 +243,23 @@ def _correlation(table: Table, truth: Array) -> Array:
 # ---------------------------------------------------------------------------------------------------------------- EM
 
 
-def _table(given: Profiles) -> Table:
+def _table(given: Profiles, copies: int = 1) -> Table:
     import numpy as np
 
     said = given.said
     votes = np.zeros((len(given.times), len(said.judges), len(said.categories)))
     votes[said.item, said.judge, said.value] = 1.0
-    return Table(votes, given.times)
+    return Table(votes, given.times / copies)
 
 
 def _sample(table: Table, seed: int) -> Table:
-    """At most `SEARCH_ITEMS` of the items, as profiles."""
+    """At most `SEARCH_ITEMS` items, drawn with replacement, as profiles."""
     import numpy as np
 
     if table.times.sum() <= SEARCH_ITEMS:
         return table
     rng = np.random.default_rng(seed)
-    times = rng.multivariate_hypergeometric(table.times.astype(np.int64), SEARCH_ITEMS, method="marginals")
+    times = rng.multinomial(SEARCH_ITEMS, table.times / table.times.sum())
     drawn = times > 0
     return Table(table.votes[drawn], times[drawn].astype(np.float64))
 
