@@ -233,6 +233,12 @@ class Journal:
         good = {DONE} if retry_failed else {s for s in set(states.values()) if s != PASSING}
         return [key for key in unique(keys) if states.get(key, PASSING) not in good]
 
+    def known(self, table: str, keys: Sequence[str]) -> list[str]:
+        """Those of the keys that have a row, in order of key."""
+        query = "SELECT DISTINCT key FROM keys WHERE tbl = ? AND key IN (SELECT value FROM json_each(?)) ORDER BY key"
+        with self.transaction() as db:
+            return [key for (key,) in db.execute(query, (table, json.dumps(keys)))]
+
     def snapshot(self, tables: Sequence[str], keys: Sequence[str] | None = None) -> dict[str, Snapshot]:
         """Manifest and unsealed rows of several tables, all from one read transaction.
 

@@ -193,7 +193,8 @@ class Store:
 
     def latest_calls(self, keys: Iterable[str]) -> dict[str, Call]:
         """The latest attempt of each of the keys that is held."""
-        calls = self.rows(Call, {"key": unique(keys)})
+        known = self._journal.known(Call.TABLE, [clean(key) for key in unique(keys)])
+        calls = self.rows(Call, {"key": known}) if known else []
         return {call.key: call for call in calls}  # ordered by attempt: the last one stays
 
     def counts(self) -> dict[str, int]:
