@@ -40,7 +40,8 @@ class BurstEngine(Protocol):
     """An engine that can also say which completions finish at the same moment, so that they share one commit."""
 
     def bursts(self, requests: Iterable[Request], have: Have = ...) -> Iterator[list[Completion]]:
-        """`generate` in lists, none empty. The next list is asked for only when this one is stored."""
+        """`generate` in lists. The next list is asked for only when this one is stored. An empty one says that nothing
+        has come for a while: whoever wants to stop can close the iterator."""
 
 
 Item = tuple[Request, int]
