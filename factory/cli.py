@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from factory.commands import data, health, labels, policies, runs
+from factory.commands import data, health, labels, policies, revise, runs
 from factory.console import note
 from factory.faults import FactoryError
 
@@ -57,6 +57,7 @@ recipe = typer.Typer(no_args_is_help=True, help="Recipes: what a run does.")
 prompts.command("add")(data.add_prompts)
 app.add_typer(prompts, name="prompts")
 app.command("generate")(data.generate)
+app.command("revise")(revise.revise)
 app.command("label")(labels.label)
 app.command("agreement")(labels.agreement)
 app.command("pair")(labels.pair)

@@ -239,10 +239,7 @@ def revise(
     FactoryError: no drafts, or an unknown constitution or principle. What the engine raises when it cannot go on comes
     through; all that was answered until then is kept.
     """
-    if rounds < 1:
-        raise FactoryError(f"{rounds} rounds of critique and revision are none", todo="ask for one or more")
-    found = rubric.load(constitution)
-    chosen = found.choose(principles, "critique")
+    found, chosen = _chosen(constitution, principles, rounds)
     clock = time.monotonic()
     report = ReviseReport(found.name)
     links = _links(store, {"run": run, "round": round, "split": split, "kind": list(DRAFTS)}, limit, report)
@@ -267,6 +264,36 @@ def revise(
         report.add(part)
     report.seconds = time.monotonic() - clock
     return report
+
+
+def plan(
+    store: Store,
+    *,
+    run: str,
+    round: int = 0,
+    constitution: str = CONSTITUTION,
+    principles: Sequence[str] | str = (),
+    rounds: int = 1,
+    split: str = "train",
+    limit: int | None = None,
+    sampling: Sampling = SAMPLING,
+) -> dict[str, Any]:
+    """What `revise` would ask for at most, as plain JSON values; asks nothing. Faults as there."""
+    _, chosen = _chosen(constitution, principles, rounds)
+    report = ReviseReport(constitution)
+    drafts = len(_links(store, {"run": run, "round": round, "split": split, "kind": list(DRAFTS)}, limit, report))
+    calls = 2 * rounds * drafts
+    counts = {"prompts": report.prompts, "drafts": drafts, "principles": len(chosen)}
+    return counts | {"calls_at_most": calls, "tokens_written_at_most": calls * sampling.max_tokens}
+
+
+def _chosen(
+    constitution: str, principles: Sequence[str] | str, rounds: int
+) -> tuple[rubric.Constitution, Sequence[rubric.Principle]]:
+    if rounds < 1:
+        raise FactoryError(f"{rounds} rounds of critique and revision are none", todo="ask for one or more")
+    found = rubric.load(constitution)
+    return found, found.choose(principles, "critique")
 
 
 def _teller(progress: Progress | None) -> Callable[[Answered], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,7 +15,9 @@ from typing import Any
 
 import pytest
 from store_rows import candidate, prompt
+from typer.testing import CliRunner, Result
 
+from factory.cli import app
 from factory.engines.scripted import Rule, ScriptedEngine
 from factory.faults import EndpointError, FactoryError
 from factory.generation import generate
@@ -389,3 +392,47 @@ def test_the_view_shows_every_step_and_what_to_train_on(store: Store) -> None:
     finals = store.sql("SELECT revision FROM revisions WHERE final").rows()
     assert {row["revision"] for row in finals} == {c.final.key for c in chains(store.rows(Candidate))}
     assert unchanged["revision_text"].strip() == unchanged["draft_text"].strip()
+
+
+RULES = """
+- match: Write the critique alone
+  reply: It is vague.
+- match: Write the new answer alone
+  reply: [A better answer, "I'm sorry, but I can't revise that."]
+"""
+
+
+def command(store: Store, *arguments: str) -> Result:
+    return CliRunner().invoke(app, ["revise", "--store", str(store.folder), *arguments])
+
+
+def test_the_command_revises_the_newest_run_and_fails_with_its_rows(store: Store, tmp_path: Path) -> None:
+    rules = tmp_path / "rules.yaml"
+    rules.write_text(RULES)
+    engine = ("--engine", "scripted", "--model", str(rules), "--json")
+    planned = json.loads(command(store, *engine, "--dry-run", "--rounds", "2", "--limit", "3").stdout)
+    assert planned == {
+        "run": "r", "prompts": 3, "drafts": 6, "principles": 11, "calls_at_most": 24, "tokens_written_at_most": 12288,
+        "cost": "nothing is paid for",
+    }  # fmt: skip
+    assert of_kind(store, "critique") == []
+    done = command(store, *engine, "--constitution", "concise-and-sourced", "--principle", "brevity")
+    report = json.loads(done.stdout)
+    assert (report["run"], report["drafts"], report["principles"]) == ("r", 8, {"brevity": 8})
+    assert report["revisions"] + report["failures"]["revision: refused"] == 8
+    assert done.exit_code == 1, "some were refused"
+    assert {row.principle for row in of_kind(store, "revision")} == {"brevity"}
+    assert command(store, "--engine", "scripted", "--model", "x", "--seed", "4", "--examples", "0").exit_code == 0
+
+
+def test_the_command_names_what_is_wrong(store: Store, tmp_path: Path) -> None:
+    for wrong, told_of in (
+        (["--constitution", "code-revew"], "did you mean 'code-review'"),
+        (["--principle", "brevity"], "no principle with a critique question named 'brevity'"),
+        (["--constitution", "instruction-following"], "no principle with a critique question"),
+        (["--run", "nowhere"], "factory generate"),
+    ):
+        for more in ([], ["--dry-run"]):
+            failed = command(store, "--engine", "scripted", "--model", "m", *wrong, *more)
+            assert failed.exit_code == 2
+            assert told_of in failed.output
