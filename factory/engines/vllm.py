@@ -3,9 +3,12 @@
     pip install 'preference-factory[gpu]'            # or [cpu-serving] on a machine without a GPU: never both
 
 Requests go in a few at a time and come back as they finish, so that a kill loses only what is in the making. Prefixes
-are cached: n samples of a prompt, and the prompts of a judge, are read once. An adapter stays beside its base and is
-not merged; engines of one process that share a base and its settings share one vLLM, if that was started with room for
-adapters (`max_loras`; an engine of an adapter starts it so).
+are cached: n samples of a prompt, and the prompts of a judge, are read once.
+
+An adapter stays beside its base and is not merged. Engines of one process with the same base and settings share one
+vLLM, if that was started with room for adapters (`max_loras`; an engine of an adapter starts it so). On a CPU only
+adapters do: where a batch holds requests with an adapter and requests without, vLLM 0.32 applies the adapter to both
+there, since its index -1 for "none" is the last one's in torch.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -60,6 +64,7 @@ class _Setup(NamedTuple):
     gpu_memory_utilization: float
     tensor_parallel_size: int
     max_num_seqs: int | None
+    bare: bool  # takes requests without an adapter only
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,7 @@ class VllmEngine:
         self._identity = Identity("vllm", model, content_hash(files, with_quantization))
         folder = local_folder(files.base)
         setup = _Setup(str(folder), self.dtype, quantization, max_model_len, gpu_memory_utilization,
-                       tensor_parallel_size, max_num_seqs)  # fmt: skip
+                       tensor_parallel_size, max_num_seqs, bare=on_cpu and files.adapter is None)  # fmt: skip
         room = max_loras if max_loras is not None else int(files.adapter is not None)
         tokenizer = load_tokenizer(files)
         self.core = _acquire(setup, room, _rank(files), on_cpu, self.threads)
@@ -333,7 +338,21 @@ def _release(core: _Core) -> None:
         core.users -= 1
         if core.users == 0:
             _running.remove(core)
-            core.shut_down()
+            with _groups_kept() if _running else nullcontext():
+                core.shut_down()
+
+
+@contextmanager
+def _groups_kept() -> Iterator[None]:
+    """While it is open, the shutdown of a vLLM in this process leaves the process groups, which all use, as they are."""
+    from vllm.v1.engine import core as engine_core
+
+    tear_down = engine_core.cleanup_dist_env_and_memory
+    engine_core.cleanup_dist_env_and_memory = gc.collect
+    try:
+        yield
+    finally:
+        engine_core.cleanup_dist_env_and_memory = tear_down
 
 
 class _Core:
@@ -463,7 +482,7 @@ def _start(setup: _Setup, room: int, rank: int, on_cpu: bool, threads: int) -> A
         raise FactoryError(
             f"vLLM does not start: {_first_lines(str(error))}", where=setup.folder,
             todo="where memory is short, lower max_model_len, max_num_seqs or gpu_memory_utilization, close the other "
-            "vllm engines of this process, or let them share a base (max_loras: 1); on a CPU raise "
+            "vllm engines of this process, or on a GPU let them share a base (max_loras: 1); on a CPU raise "
             "VLLM_CPU_KVCACHE_SPACE (GiB) if the cache is too small",
         ) from error  # fmt: skip
     finally:
