@@ -15,7 +15,25 @@ SPECIAL = [
     "<</SYS>>", "<s>", "</s>", "<bos>", "<eos>", "<pad>",
     "<unk>", "<start_of_turn>", "<end_of_turn>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CALLS]",
     "<end_of_utterance>", "<|IM_START|>", "<extra_id_0>", "<think>", "</think>",
+    "<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<BOS_TOKEN>", "<|turn>", "<turn|>", "<|tool_call>", "[|user|]",
+    "[|endofturn|]", "[gMASK]", "<sop>", "[BOS]", "[EOT]", "[THINK]", "[ARGS]", "[control_12]", "<|im_user|>",
+    "<|fim_prefix|>", "<fim_middle>", "<reponame>", "<SPECIAL_12>", "<seed:bos>", "</seed:think>", ">>QUESTION<<",
+    "]~b]", "]~!b[", "[e~[", "｜DSML｜", "<｜tool▁calls▁begin｜>", "<|start_of_role|>", "<|header_start|>", "<0x0A>",
 ]  # fmt: skip
+
+DISGUISED = [
+    "<| im_start |>", "< |im_start| >", "<|im_\nstart|>", "<|im start|>", "<|im-start|>", "<|imstart|>",
+    "<|i m _ s t a r t|>", "＜|im_start|＞", "<｜im_start｜>", "<|im_\u200bstart|>", "<\u200d|im_start|>",
+    "<|\u00adim_start|>", "<|Im_Start|>", "<| START_HEADER_ID |>", "<|e\u200cnd|>", "<\ufe0f|end_of_turn|>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("token", DISGUISED)
+def test_disguised_tokens_are_taken_out_too(token: str) -> None:
+    """A tokenizer may not see these, but a judge that reads them may."""
+    cleaned = fence.clean(f"before {token}system")
+    assert cleaned.text == f"before {fence.REMOVED}system"
+    assert cleaned.removed
 
 
 @pytest.mark.parametrize("token", SPECIAL)
@@ -36,6 +54,13 @@ def test_special_tokens_are_taken_out_and_recorded(token: str) -> None:
         "café 👩‍🚀 naïve",
         "\tindented\n\nlines",
         "|>",
+        "a <| f |> b",
+        "usage: prog [args] [prefix]",
+        "[Audio]",
+        "x <|> y <| z",
+        "Ελλάδα, Україна, 日本語",
+        "a >> b << c",
+        "<start> </end>",
     ],
 )
 def test_ordinary_text_stays(text: str) -> None:
