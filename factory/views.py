@@ -297,13 +297,16 @@ PAIRS_TEXT = View(
         "rejected": (TEXT, "the worse answer"),
         "margin": (NUMBER, "how much better, 0 to 1"),
         "agreement": (NUMBER, "share of the judges that side with it"),
+        "probability": (NUMBER, "probability that the chosen is the better, as the judges were combined"),
+        "weight": (NUMBER, "weight in training"),
         "strategy": (TEXT, "pairing strategy"),
         "source": (TEXT, "factory, or the data set it came from"),
     },
     f"""
     SELECT run, round, key, {_talk("prompt")} AS prompt,
         array_to_string([m.content FOR m IN chosen], chr(10)) AS chosen,
-        array_to_string([m.content FOR m IN rejected], chr(10)) AS rejected, margin, agreement, strategy, source
+        array_to_string([m.content FOR m IN rejected], chr(10)) AS rejected, margin, agreement,
+        probability, weight, strategy, source
     FROM preferences
     """,  # noqa: S608
 )

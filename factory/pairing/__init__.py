@@ -70,7 +70,7 @@ def pair(
 
     `combine`: see `combining`; `judges` narrows the panel (all that judged by default). `filters`: see `Filters`;
     `min_margin` is short for the filter of that name, and the larger of both holds. `weights` of preferences in
-    training: none (1), margin, probability, or `consistency` by prompt key (such as CREAM's, 2410.12735). `labels`: see
+    training: none (1), margin, probability, or `consistency` by prompt key (CREAM's: `factory.consistency.weights`). `labels`: see
     `LabelRule`. `quarantine`: leave out what fooled judges said. A pair whose opposite the run and round hold already
     is refused (`contradicts_kept`), and so is a label (`labels_refused`). FactoryError: there is nothing to pair, or a
     name or value is wrong.
@@ -78,7 +78,7 @@ def pair(
     filters = filters or Filters()
     filters = replace(filters, min_margin=max(filters.min_margin, min_margin))
     labels = labels or LabelRule()
-    wanted = Wanted(run, round, strategy, filters, weights, consistency or {}, labels, seed)
+    wanted = Wanted(run, round, strategy, filters, weights, consistency, labels, seed)
     wanted.check()
     bench = _bench(store, wanted, judges, tie_margin, quarantine)
     names = [] if wanted.unjudged and _undecided(bench.judges, combine, lead) else bench.judges

@@ -108,7 +108,7 @@ class Wanted:
     strategy: str
     filters: Filters
     weights: Weights
-    consistency: Mapping[str, float]
+    consistency: Mapping[str, float] | None
     labels: LabelRule
     seed: int
 
@@ -128,7 +128,7 @@ class Wanted:
         self.filters.check()
         self.labels.check()
         _known("weights of preferences", self.weights, Weights)
-        if (self.weights == "consistency") != bool(self.consistency):
+        if (self.weights == "consistency") != (self.consistency is not None):
             raise FactoryError("weights 'consistency' and a weight for each prompt go together", todo="give both")
         if self.unjudged and (self.filters.asks_judges() or self.weights in ("margin", "probability")):
             raise FactoryError(
@@ -240,7 +240,7 @@ def _weight(choice: Choice, prompt_key: str, wanted: Wanted) -> float:
         "none": 1.0,
         "margin": choice.margin,
         "probability": choice.probability,
-        "consistency": wanted.consistency.get(prompt_key),
+        "consistency": (wanted.consistency or {}).get(prompt_key),
     }
     weight = by[wanted.weights]
     return weight if weight is not None and math.isfinite(weight) else 0.0
