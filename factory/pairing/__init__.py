@@ -70,7 +70,7 @@ def pair(
 
     `combine`: see `combining`; `judges` narrows the panel (all that judged by default). `filters`: see `Filters`;
     `min_margin` is short for the filter of that name, and the larger of both holds. `weights` of preferences in
-    training: none (1), margin, probability, or `consistency` by prompt key (CREAM's: `factory.consistency.weights`). `labels`: see
+    training: none (1), margin, probability, or `consistency` by prompt key (as by `factory.consistency`). `labels`: see
     `LabelRule`. `quarantine`: leave out what fooled judges said. A pair whose opposite the run and round hold already
     is refused (`contradicts_kept`), and so is a label (`labels_refused`). FactoryError: there is nothing to pair, or a
     name or value is wrong.
