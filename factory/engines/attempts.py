@@ -62,33 +62,37 @@ class Attempts:
 
     async def make(self) -> None:
         """Try until every sample has landed. EndpointError: no later call can do better."""
-        endpoints = self.ways.endpoints
+        engine, job, ways = self.engine, self.job, self.ways
+        endpoints, pace = ways.endpoints, ways.pace
         while self.left:
+            asked = self.left if engine.n_in_one_call else self.left[:1]
+            body = engine.bodies.encode(job.request, job.messages, seed_for(job.seed, asked[0]), len(asked))
             endpoint = endpoints.next() or await endpoints.turn()
             try:
-                await self._ask(endpoint)
+                if pace is None:
+                    sent = time.monotonic()
+                    self._took(endpoint, await ways.wire.post(endpoint.session, endpoint.url, body), asked, sent)
+                else:
+                    await self._paced(pace, endpoint, body, asked)
             finally:
                 endpoints.leave(endpoint)
 
-    async def _ask(self, endpoint: Endpoint) -> None:
-        engine, job, pace = self.engine, self.job, self.ways.pace
-        asked = self.left if engine.n_in_one_call else self.left[:1]
-        estimate = 0.0
-        if pace is not None:
-            estimate = len(job.messages) / BYTES_A_TOKEN + len(asked) * job.request.sampling.max_tokens
-            await pace.enter(estimate)
-        body = engine.bodies.encode(job.request, job.messages, seed_for(job.seed, asked[0]), len(asked))
+    async def _paced(self, pace: Pace, endpoint: Endpoint, body: bytes, asked: Sequence[int]) -> None:
+        estimate = len(self.job.messages) / BYTES_A_TOKEN + len(asked) * self.job.request.sampling.max_tokens
+        await pace.enter(estimate)
         sent = time.monotonic()
         reply = await self.ways.wire.post(endpoint.session, endpoint.url, body)
+        used = self._took(endpoint, reply, asked, sent)
+        pace.correct(estimate, estimate if used is None else used)
+
+    def _took(self, endpoint: Endpoint, reply: Reply, asked: Sequence[int], sent: float) -> int | None:
+        """A reply has come. The tokens that it used, None where that is not known."""
         latency = time.monotonic() - sent
         if reply.failure is None and 200 <= reply.status < 300:
             usage = self._read(endpoint, reply.body, asked, latency)
-            used = float(usage.prompt + usage.completion) if usage.known else estimate
-        else:
-            self._refused(endpoint, reply, asked, sent, latency)
-            used = 0.0 if reply.status else estimate
-        if pace is not None:
-            pace.correct(estimate, used)
+            return usage.prompt + usage.completion if usage.known else None
+        self._refused(endpoint, reply, asked, sent, latency)
+        return 0 if reply.status else None
 
     # ------------------------------------------------------------------------------------------------- an answer
 

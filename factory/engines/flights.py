@@ -33,8 +33,9 @@ class Job(NamedTuple):
     seed: int
 
 
-Answering = Callable[[Job, Callable[[Completion], None]], Coroutine[Any, Any, None]]
-"""Answers a job: hands over one completion for each of its samples. FactoryError: no later call can do better."""
+Answering = Callable[[Job, Callable[[Completion], None]], Coroutine[Any, Any, None] | None]
+"""Answers a job, at once or by a coroutine: hands over one completion for each of its samples. FactoryError: no later
+call can do better."""
 
 
 class Line:
@@ -180,7 +181,9 @@ class Flight:
 
     async def _make(self, job: Job) -> None:
         try:
-            await self.answering(job, self.land)
+            work = self.answering(job, self.land)
+            if work is not None:
+                await work
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it is, the caller's thread raises it

@@ -241,13 +241,13 @@ class OpenAIEngine:
 
     # ------------------------------------------------------------------------------------------------ for one request
 
-    async def _answer(self, ways: Ways, job: Job, land: Land) -> None:
+    def _answer(self, ways: Ways, job: Job, land: Land) -> Coroutine[Any, Any, None] | None:
         request = job.request
         if (request.prefix or request.answers) and (fault := self._unsupported(request)):
             for sample in job.samples:
                 land(Completion(request, sample, failure=fault))
-            return
-        await Attempts(self, ways, job, land).make()
+            return None
+        return Attempts(self, ways, job, land).make()
 
     def _unsupported(self, request: Request) -> Failure | None:
         if request.prefix and not self.continues:
