@@ -233,7 +233,7 @@ class Candidate:
     split: str = column("split of its prompt")
     kind: str = column(
         "sample: an answer | draft: an answer made only to be revised | critique: of its parent, an answer | revision: "
-        "the answer anew after its parent, a critique | given: brought in from outside",
+        "the answer anew after its parent, a critique | given: brought in from outside | judgment: what a judge wrote",
         "sample",
     )
     parent: str | None = column(
