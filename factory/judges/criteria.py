@@ -34,6 +34,7 @@ _BESIDE = {"title", "name", "tags", "category"}  # known keys that say nothing a
 _CHECK = "Check one thing about the answer to the conversation below."
 _CHECK_ALL = "Check a list of things about the answer to the conversation below."
 _GRADE = "Grade the answer to the conversation below by a rubric."
+_PREFIX = {"explicit": 'My answer, Yes or No, is "', "implicit": "My grade of the answer is ("}
 MANY = 99  # criteria in one rubric at most
 
 
@@ -87,14 +88,14 @@ class RubricJudge:
     `criteria`: "prompt" (the column `rubric` of the prompts), a YAML or JSON file, or a list of {text, weight}.
     `aggregation`: "explicit" (each criterion is a question, answered Yes or No, and an aspect with its weight) or
     "implicit" (one score for the whole). `together`: all criteria of an explicit rubric in one call, answered as text.
-    `prefix`, `min_mass`, `max_tokens`, `form` and `reference` as for the pairwise judge.
+    `prefix` (its own for each aggregation), `min_mass`, `max_tokens`, `form` and `reference` as for the pairwise judge.
     """
 
     name: str = "rubric"
     criteria: str | Sequence[Any] = OF_THE_PROMPT
     aggregation: Aggregation = "explicit"
     together: bool = False
-    prefix: str = "My finding is ("
+    prefix: str | None = None
     min_mass: float = 0.5
     max_tokens: int | None = None
     form: Form = "token"
@@ -132,6 +133,10 @@ class RubricJudge:
         except ConfigError as fault:
             raise ConfigError(fault.faults, where=where, todo="write a list of {text, weight}") from fault
 
+    @property
+    def _prefix(self) -> str:
+        return _PREFIX[self.aggregation] if self.prefix is None else self.prefix
+
     def _criteria(self, matchup: Matchup) -> tuple[Criterion, ...]:
         """What the answer is judged by; criteria of no weight are left out. CannotAsk where the prompt has no usable
         rubric."""
@@ -158,7 +163,10 @@ class RubricJudge:
         return [self._check(matchup, place, criterion) for place, criterion in enumerate(criteria)]
 
     def _check(self, matchup: Matchup, place: int, criterion: Criterion) -> Ask:
-        question = [f"Does this hold for the answer? {criterion.text}", self._reply("Yes or No", '"Yes" or "No"')]
+        question = [
+            f"Does this hold for the answer? {criterion.text}",
+            self._reply("one word: Yes or No", '"Yes" or "No"'),
+        ]
         return self._ask(matchup, _CHECK, question, YES_NO, _aspect(place, criterion))
 
     def _grade(self, matchup: Matchup, criteria: Sequence[Criterion]) -> Ask:
@@ -188,7 +196,7 @@ class RubricJudge:
             sampling=Sampling(temperature=0.0, max_tokens=self.max_tokens or (24 if in_json else 1)),
             answers=() if in_json else tuple(labels),
             json_schema=answers.schema_of({"verdict": kind}) if in_json else None,
-            prefix="" if in_json else self.prefix,
+            prefix="" if in_json else self._prefix,
         )
         return Ask(matchup, request, aspect, None, dict(labels))
 
@@ -226,7 +234,7 @@ class RubricJudge:
     def _heard(self, completion: Completion, labels: Mapping[str, float]) -> answers.Said:
         if self.form == "json":
             return answers.in_json(completion, "verdict", labels)
-        return answers.said(completion, labels, self.min_mass, self.prefix)
+        return answers.said(completion, labels, self.min_mass, self._prefix)
 
     def _reading(self, ask: Ask, place: int, criterion: Criterion, said: answers.Said) -> Reading:
         """How well the answer does by one criterion: 1 where it is met, or where a fault is absent."""
