@@ -9,6 +9,8 @@ Foreign texts are cleaned and fenced as before a judge. Pure: no I/O, and readin
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from factory.judges import fence
@@ -78,8 +80,12 @@ def _revise(critique: str, principle: Principle) -> Messages:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
+ALIKE = 0.6
+"""A text that shares so much of its word pairs with another (Jaccard similarity) repeats it."""
+
+
 class Read(NamedTuple):
-    """What an answer says, and why it is not usable: empty | refused | leaked."""
+    """What an answer says, and why it is not usable: empty | refused | repeated | leaked."""
 
     text: str
     failure: str | None = None
@@ -139,7 +145,9 @@ _EDITING = re.compile(
 _TALK = re.compile(
     r"\bcritiques?\b|\brevision request\b"
     r"|\b(?:revised|original|previous|rewritten|improved|updated)\s+(?:answer|response|reply|draft)\b"
-    r"|\bI(?:['’]ve| have)?\s+(?:revised|rewritten|rewrote)\b",
+    r"|\bI(?:['’]ve| have)?\s+(?:revised|rewritten|rewrote)\b"
+    r"|\A(?:the|this) (?:answer|response) (?:does|did|fails|lacks|serves|states|should"
+    r"|is (?:wrong|vague|unclear|incorrect|incomplete|allowed|forbidden))\b",
     re.IGNORECASE,
 )
 
@@ -149,21 +157,25 @@ def refuses(text: str) -> bool:
     return _REFUSAL.search(text) is not None
 
 
-def read_critique(raw: str) -> Read:
-    """A critique without its heading and without thoughts before it. Failures: empty, refused."""
+def read_critique(raw: str, shown: Sequence[str] = ()) -> Read:
+    """A critique without its heading and without thoughts before it. Failures: `empty`; `refused`; `repeated`, it is
+    one of the texts `shown` (those of the examples)."""
     text = _CRITIQUE_LABEL.sub("", _plain(raw)).strip()
     if not text:
         return Read("", "empty")
-    return Read(text, "refused" if _refuses_task(text) else None)
+    if _refuses_task(text):
+        return Read(text, "refused")
+    return Read(text, "repeated" if any(alike(text, other) >= ALIKE for other in shown) else None)
 
 
-def read_revision(raw: str, before: str, prompt: str) -> Read:
+def read_revision(raw: str, before: str, prompt: str, shown: Sequence[str] = ()) -> Read:
     """The new answer alone, without what models put around it: thoughts, fence lines, "Here is the revised answer:", a
     list of changes at the end.
 
     Nothing is taken off that the answer before it has too, and less where the user asked for editing. Failures:
-    `empty`; `refused`, it declines to revise (declining what the user asked for is an answer); `leaked`, it speaks of
-    critique or revision, which neither the prompt nor the answer before did.
+    `empty`; `refused`, it declines to revise (declining what the user asked for is an answer); `repeated`, it says one
+    of the texts `shown` (the critique, the examples) once more, as small models do; `leaked`, it speaks of critique or
+    revision, which neither the prompt nor the answer before did.
     """
     editing = _EDITING.search(prompt) is not None
     text = _beginning(_plain(raw), before.strip(), _OPENING_OURS if editing else _OPENING)
@@ -172,8 +184,21 @@ def read_revision(raw: str, before: str, prompt: str) -> Read:
         return Read("", "empty")
     if _TASK.search(prompt) is None and _refuses_task(text):
         return Read(text, "refused")
+    if any(alike(text, other) >= max(ALIKE, alike(text, before)) for other in shown):
+        return Read(text, "repeated")
     leaked = _TALK.search(text) is not None and _TALK.search(prompt) is None and _TALK.search(before) is None
     return Read(text, "leaked" if leaked else None)
+
+
+def alike(one: str, other: str) -> float:
+    """Share of the word pairs of both texts that they have in common, 0 to 1; case and punctuation do not count."""
+    pairs, others = _pairs(one), _pairs(other)
+    return len(pairs & others) / len(pairs | others) if pairs or others else 1.0
+
+
+def _pairs(text: str) -> set[tuple[str, ...]]:
+    words = ["", *re.findall(r"\w+", text.lower()), ""]
+    return set(pairwise(words)) if len(words) > 2 else set()
 
 
 def _plain(raw: str) -> str:

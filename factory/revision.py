@@ -407,9 +407,10 @@ def _read(work: Work, turn: Turn, call: Call, purpose: Purpose) -> Candidate:
     if call.failure is not None:
         read = critiques.Read(call.text, call.failure)
     elif purpose == "critique":
-        read = critiques.read_critique(call.text)
+        read = critiques.read_critique(call.text, _said(work.examples))
     else:
-        read = critiques.read_revision(call.text, link.answer.text, text_of(link.prompt.messages))
+        shown = [turn.parent.text, *_said(work.examples)]
+        read = critiques.read_revision(call.text, link.answer.text, text_of(link.prompt.messages), shown)
     kind = _KINDS[purpose]
     row = candidate_of(call, link.prompt, run=work.run, round=work.round, kind=kind, parent=turn.parent.key)
     return replace(
@@ -422,6 +423,11 @@ def _read(work: Work, turn: Turn, call: Call, purpose: Purpose) -> Candidate:
         principle=turn.principle.name,
         reader=READER,
     )
+
+
+def _said(messages: Messages) -> list[str]:
+    """What the assistant says in worked examples."""
+    return [turn["content"] for turn in messages if turn["role"] == "assistant"]
 
 
 def _without_critique(critique: Candidate) -> Candidate:

@@ -159,6 +159,46 @@ def test_a_critique_is_read_without_its_heading_and_refusals_are_found() -> None
     assert read_critique("I cannot find a fault.").failure is None
 
 
+@pytest.mark.parametrize(
+    ("raw", "failure"),
+    [
+        ("The answer is wrong. The facts do not lie.", "repeated"),
+        ("The answer is wrong! And the facts do not lie.", "repeated"),
+        ("An example's answer.", "repeated"),
+        ("At about 84 degrees Celsius.", None),
+        ("The answer does not ask what is settled.", "leaked"),
+        ("The answer is no.", None),
+        ("The answer is 391.", None),
+    ],
+)
+def test_a_revision_that_repeats_what_was_shown_is_none(raw: str, failure: str | None) -> None:
+    critique = "The answer is wrong. The facts do not lie."
+    assert read_revision(raw, BEFORE, PROMPT, [critique, "An example's answer."]).failure == failure
+
+
+def test_a_revision_may_take_what_the_critique_proposes_and_keep_its_draft() -> None:
+    critique = (
+        "It hides the point. It should say at once: at about 84 degrees Celsius, because the air is thin up there."
+    )
+    assert read_revision("At about 84 degrees Celsius.", BEFORE, PROMPT, [critique]).failure is None
+    quoting = "Rivers flow."
+    assert read_revision("Rivers flow.", BEFORE, PROMPT, ["Rivers flow fast"]).failure is None
+    assert read_revision(quoting, "Rivers flow to the sea", PROMPT, [quoting]).failure == "repeated"
+
+
+def test_a_critique_that_is_an_example_is_none() -> None:
+    shown = ["I find nothing to criticise in this short answer."]
+    assert read_critique(shown[0], shown).failure == "repeated"
+    assert read_critique("Nothing to criticise.", shown).failure is None
+
+
+def test_alikeness_is_the_share_of_word_pairs() -> None:
+    """The pairs of `a b c` with its ends are (_ a) (a b) (b c) (c _); `a b d` shares two of the six in all."""
+    assert critiques.alike("a b c", "A, b: c!") == 1.0
+    assert critiques.alike("a b c", "a b d") == pytest.approx(2 / 6)
+    assert (critiques.alike("a", ""), critiques.alike("", "")) == (0.0, 1.0)
+
+
 _WRAPPING = (
     "Here is the revised answer:", "Critique:", "Revision:", "Changes made:", "I revised the answer", "<think>",
     "</think>", "<<answer 0123abcd>>", "Rivers.", "sorry", "critique", "**", "---", "\n", '"', " ", ":", "#", "\ud800",
