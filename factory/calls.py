@@ -8,12 +8,13 @@ making. Several threads may answer at once: with `Claims` in common, no question
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from factory import crash
+from factory.budget import Budget, Spend, used, worst_case
 from factory.engines import BurstEngine
 from factory.schema import Call, Completion, Have, Request, call_keys, now
 
@@ -83,13 +84,15 @@ def answer(
     attempts: int = 3,
     progress: Progress | None = None,
     claims: Claims | None = None,
+    budget: Budget | None = None,
 ) -> Iterator[tuple[Request, Call]]:
     """Yield the latest call of every (request, sample): first those held, in order, then the new ones as they finish.
 
     A passing failure is asked again, `attempts` times in all; a permanent one that is held only with `retry_failed`.
     Equal requests are asked once and answered each; of those that differ in max_tokens alone the longest is asked
     first, and the others take its answer where it ended within their limit. Raises what the engine raises when it
-    cannot go on (EndpointError); all that was answered until then is stored.
+    cannot go on (EndpointError), and BudgetError when `budget`, which counts what the run has paid for before, has room
+    for no further answer; all that was answered until then is stored.
     """
     for request, call, _ in answered(
         store,
@@ -102,6 +105,7 @@ def answer(
         attempts=attempts,
         progress=progress,
         claims=claims,
+        budget=budget,
     ):
         yield request, call
 
@@ -118,9 +122,10 @@ def answered(
     attempts: int = 3,
     progress: Progress | None = None,
     claims: Claims | None = None,
+    budget: Budget | None = None,
 ) -> Iterator[Answered]:
     """`answer`, with word of what each answer cost now."""
-    asking = _Asking(store, engine, requests, run, round, purpose, claims or Claims())
+    asking = _Asking(store, engine, requests, run, round, purpose, claims or Claims(), budget)
     for found in asking.all(retry_failed, attempts):
         if progress is not None:
             _report(progress, found)
@@ -149,8 +154,9 @@ class _Asking:
         round: int,
         purpose: str,
         claims: Claims,
+        budget: Budget | None,
     ) -> None:
-        self.store, self.engine, self.claims = store, engine, claims
+        self.store, self.engine, self.claims, self.budget = store, engine, claims, budget
         self.run, self.round, self.purpose = run, round, purpose
         self.identity = engine.identity
         self.items: dict[str, list[Item]] = {}
@@ -167,6 +173,8 @@ class _Asking:
             else:
                 self.shorter.append(request)
         self.open: set[str] = set()
+        self.wanted: Collection[str] = self.open  # what is being asked for
+        self.reserved: dict[str, Spend] = {}  # the same, where there is a budget, with what it has for each
         self.tried: dict[str, int] = {}
 
     def _enter(self, request: Request, keys: Iterable[str]) -> None:
@@ -187,13 +195,22 @@ class _Asking:
                 yield from self._held(keys, retry_failed, others)
                 for number in range(attempts):
                     if self.open and not self.claims.ended.is_set():
-                        yield from self._ask(last=number == attempts - 1)
+                        yield from self._ask_in_budget(last=number == attempts - 1)
                 self.claims.wait(others)
                 keys = others
         finally:
             self.claims.drop(self.open)
         if self.shorter:
-            again = (self.store, self.engine, self.shorter, self.run, self.round, self.purpose, self.claims)
+            again = (
+                self.store,
+                self.engine,
+                self.shorter,
+                self.run,
+                self.round,
+                self.purpose,
+                self.claims,
+                self.budget,
+            )
             yield from _Asking(*again).all(retry_failed, attempts)
 
     def _held(self, keys: Iterable[str], retry_failed: bool, others: list[str]) -> Iterator[Answered]:
@@ -227,8 +244,29 @@ class _Asking:
                 found[call.key] = call
         return found
 
-    def _ask(self, *, last: bool) -> Iterator[Answered]:
-        """Ask for all that is open; yield what is settled. A passing failure stays open unless this is the last try."""
+    def _ask_in_budget(self, *, last: bool) -> Iterator[Answered]:
+        """`_ask`, for as much at a time as the budget has room for."""
+        budget = self.budget
+        if budget is None:
+            yield from self._ask(self.open, last=last)
+            return
+        budget.open(self.store, self.engine, self.run)
+        todo = [key for key in self.items if key in self.open]
+        while todo and not self.claims.ended.is_set():
+            worst = [worst_case(self.engine, self.items[key][0][0]) for key in todo]
+            count = budget.reserve(worst, self.claims.ended.is_set)
+            self.reserved = dict(zip(todo[:count], worst, strict=False))
+            try:
+                yield from self._ask(self.reserved, last=last)
+            finally:
+                budget.release(list(self.reserved.values()))
+                self.reserved = {}
+            todo = todo[count:]
+
+    def _ask(self, wanted: Collection[str], *, last: bool) -> Iterator[Answered]:
+        """Ask for all that is wanted; yield what is settled. A passing failure stays open unless this is the last try.
+        `wanted` shrinks as it is settled."""
+        self.wanted = wanted
         answered: set[str] = set()
         with closing(_bursts(self.engine, self.requests, self._have)) as bursts:
             for burst in bursts:
@@ -241,17 +279,23 @@ class _Asking:
                         yield Answered(request, call, copy > 0)
                 if self.claims.ended.is_set():
                     return
-        if unanswered := len(self.open - answered):
+        if unanswered := len(set(wanted) - answered):
             raise RuntimeError(f"the {self.identity.kind} engine left {unanswered} requests without any answer")
 
     def _have(self, request: Request, sample: int) -> bool:
-        return self.owned.get((id(request), sample)) not in self.open
+        return self.owned.get((id(request), sample)) not in self.wanted
 
     def _wanted(self, burst: Iterable[Completion]) -> Iterator[tuple[str, Completion]]:
         for completion in burst:
             key = self.owned.get((id(completion.request), completion.sample))
-            if key in self.open:
+            if key is not None and key in self.wanted:
                 yield key, completion
+
+    def _bill(self, new: Iterable[tuple[str, Completion]]) -> None:
+        if self.budget is None:
+            return
+        for key, completion in new:
+            self.budget.settle(self.reserved.pop(key), used(self.engine, completion))
 
     def _store(self, new: Sequence[tuple[str, Completion]]) -> list[tuple[str, Call]]:
         """Commit the answers together; where another process was faster, its answer counts."""
@@ -260,6 +304,7 @@ class _Asking:
         calls = {key: self._call(key, completion) for key, completion in new}
         if self.store.append(Call.TABLE, calls.values()) < len(calls):
             calls |= self.store.latest_calls(calls)
+        self._bill(new)
         crash.point("calls.after_append")
         self.tried |= {key: call.attempt for key, call in calls.items()}
         return list(calls.items())

@@ -27,6 +27,7 @@ LAYERS = (
     {"faults", "registry", "schema", "crash", "resources", "console", "filesystem", "locks", "columns", "intervals",
      "coefficients"},
     {"journal", "parts", "store", "query", "views", "render", "sandbox", "engines", "judges", "constraints", "stopping",
+     "execution", "budget",
      "verdicts", "aggregation", "latent", "dependence", "reliability", "recipe"},
     {"calls", "threads"},
     {"matchups"},

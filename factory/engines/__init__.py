@@ -65,11 +65,12 @@ def nothing_held(request: Request, sample: int) -> bool:
     return False
 
 
+# `paid`: what it answers may be billed
 # `devices`: GPUs that one engine takes, or the option that says how many; without it, it runs in one process only
 engines: Registry[Callable[..., Engine]] = Registry("engine")
 engines.add("transformers", "factory.engines.transformers:TransformersEngine", devices=1)
 engines.add("vllm", "factory.engines.vllm:VllmEngine", devices="tensor_parallel_size")
-engines.add("openai", "factory.engines.openai:OpenAIEngine")
+engines.add("openai", "factory.engines.openai:OpenAIEngine", paid=True)
 engines.add("scripted", "factory.engines.scripted:ScriptedEngine", devices=0)
 
 

@@ -21,6 +21,8 @@ from factory.schema import Completion, Request
 BEAT = 0.2
 """Seconds after which a caller that waits for answers is given its turn, so that it can stop."""
 
+WHILE = 0.25  # seconds after which a caller has its turn, also when nothing has come
+
 T = TypeVar("T")
 
 
@@ -126,14 +128,14 @@ class Flight:
     # ------------------------------------------------------------------------------------------- the caller's thread
 
     def landed(self) -> list[Completion]:
-        """Wait for one completion; hand over all that have come, or nothing where none comes for a while. Raises what
+        """Wait for one completion; hand over all that have come, none after WHILE seconds without any. Raises what
         ended the flight, once nothing is left."""
         burst: list[Completion] = []
         while not burst or not self.done.empty():
             try:
-                came = self.done.get(timeout=BEAT)
+                came = self.done.get(timeout=WHILE)
             except queue.Empty:
-                return burst
+                break
             if isinstance(came, BaseException):
                 if not burst:
                     raise came

@@ -36,6 +36,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from functools import partial
 from typing import Any, Literal
 
+from factory.budget import TEMPLATE_TOKENS, Spend
 from factory.engines import nothing_held
 from factory.engines.attempts import Attempts, Land, Ways
 from factory.engines.bodies import OWN, Bodies, LimitName, canonical, first_seed
@@ -70,7 +71,7 @@ class _Traffic:
 
 
 class OpenAIEngine:
-    """Answers requests through POST {base_url}/chat/completions.
+    """Answers requests through POST {base_url}/chat/completions. Several threads may use it at once.
 
     model: the name that the endpoint knows. base_url: OPENAI_BASE_URL by default, else OpenAI's own; a list, or text
     with commas: equal endpoints, asked in turn. A query (Azure's api-version) is kept. name: what the answers are kept
@@ -180,6 +181,14 @@ class OpenAIEngine:
         """The messages as canonical JSON: the endpoint applies the chat template."""
         return canonical(request.messages)
 
+    def worst_case(self, request: Request) -> Spend:
+        """The most that one answer can use: the prompt at a token a byte, an answer to the limit, with every retry."""
+        form = 0 if request.json_schema is None else len(canonical(request.json_schema).encode())
+        prompt = len(self.bodies.messages(request)) + form + TEMPLATE_TOKENS
+        completion, tries = request.sampling.max_tokens, self.invalid_retries + 1
+        cost = None if self.prices is None else tries * self.prices.cost(prompt, completion)
+        return Spend(tries * (prompt + completion), cost)
+
     def close(self) -> None:
         """Close the connections and end the thread that makes the calls. The engine may be used again."""
         with self._lock:
@@ -196,8 +205,8 @@ class OpenAIEngine:
             yield from burst
 
     def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
-        """`generate`, with all that has come by now together. Slots are freed when the next burst is asked for. Several
-        threads may iterate at once: concurrency and pace are the engine's."""
+        """`generate`, with all that has come by now together; none after a while without any. Slots are freed when the
+        next burst is asked for. Several threads may iterate at once: concurrency and pace are the engine's."""
         todo = [(r, wanted) for r in requests if (wanted := [s for s in range(r.n) if not have(r, s)])]
         left = sum(len(wanted) for _, wanted in todo)
         if not left:
@@ -209,7 +218,8 @@ class OpenAIEngine:
                 burst = flight.landed()
                 yield burst
                 left -= len(burst)
-                flight.release(len(burst))
+                if burst:
+                    flight.release(len(burst))
         finally:
             flight.cancel()
 
