@@ -325,8 +325,8 @@ def _nothing(table: str, where: Mapping[str, Any], skipped: Counter[str]) -> Fac
 
 
 def _to_learn_from(store: Store, rows: list[Judged], skipped: Counter[str]) -> list[Judged]:
-    """The rows whose prompt is not kept for measuring (data that was brought in has prompts of every split), and that
-    weigh something."""
+    """The rows whose prompt is not kept for measuring (data that was brought in has prompts of every split), that weigh
+    something, and that no other row contradicts."""
     kept_away = store.read("prompts", columns=["key", "split"], where={"split": ["heldout", "final"]})
     split = {prompt["key"]: prompt["split"] for prompt in kept_away}
     skipped.update(f"its prompt is in the split {split[row.prompt_key]!r}" for row in rows if row.prompt_key in split)
@@ -334,7 +334,21 @@ def _to_learn_from(store: Store, rows: list[Judged], skipped: Counter[str]) -> l
     heavy = [row for row in rows if row.weight > 0 and math.isfinite(row.weight)]
     if len(heavy) < len(rows):
         skipped["its weight is not above 0"] += len(rows) - len(heavy)
-    return heavy
+    claims = {_claim(row) for row in heavy}
+    sound = [row for row in heavy if _opposite(_claim(row)) not in claims]
+    if len(sound) < len(heavy):
+        skipped["another row says the opposite"] += len(heavy) - len(sound)
+    return sound
+
+
+def _claim(row: Judged) -> tuple[str | bool, str | bool]:
+    """What a row says: that one answer is better than another, or that an answer is desirable or not."""
+    return (row.chosen_key, row.rejected_key) if isinstance(row, Preference) else (row.candidate_key, row.label)
+
+
+def _opposite(claim: tuple[str | bool, str | bool]) -> tuple[str | bool, str | bool]:
+    first, second = claim
+    return (first, not second) if isinstance(second, bool) else (second, first)
 
 
 def _pairs(

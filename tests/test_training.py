@@ -155,6 +155,20 @@ def test_rows_that_weigh_nothing_are_left_out(
     assert (result.rows, dict(result.skipped)) == (2, {"its weight is not above 0": 2})
 
 
+def test_rows_that_contradict_each_other_are_left_out(store: Store, tiny_model: Path) -> None:
+    """Two pairings that are trained on together may differ; neither is believed where they do."""
+    rows = [preference(i) for i in range(3)]
+    other = replace(rows[0], key="other", chosen_key="d0", rejected_key="c0", strategy="other")
+    store.append("preferences", [*rows, other])
+    result = train(store, tiny_model, "out", strategy=["", "other"])
+    assert (result.rows, dict(result.skipped)) == (2, {"another row says the opposite": 2})
+    assert train(store, tiny_model, "one", strategy="").rows == 3
+    store.append("labels", [label(i) for i in range(3)])
+    store.append("labels", [replace(label(1), key="other", label=True)])
+    result = train(store, tiny_model, "labels", CONFIG.model_copy(update={"method": "kto", "epochs": 1}))
+    assert (result.rows, dict(result.skipped)) == (2, {"another row says the opposite": 2})
+
+
 def test_rows_of_two_strategies_are_trained_on_when_named(store: Store, tiny_model: Path) -> None:
     strategies = ("all", "all", "best_worst", "given")
     store.append("preferences", [replace(preference(i), strategy=name) for i, name in enumerate(strategies)])

@@ -63,6 +63,7 @@ def pair(
     split: str = "train",
     kind: str | Sequence[str] = "sample",
     quarantine: bool = True,
+    name: str | None = None,
     seed: int = 0,
 ) -> PairReport:
     """Preferences and labels from the judgments of a run and round, written to the store; what is there already is not
@@ -71,23 +72,26 @@ def pair(
     `combine`: see `combining`; `judges` narrows the panel (all that judged by default). `filters`: see `Filters`;
     `min_margin` is short for the filter of that name, and the larger of both holds. `weights` of preferences in
     training: none (1), margin, probability, or `consistency` by prompt key (as by `factory.consistency`). `labels`: see
-    `LabelRule`. `quarantine`: leave out what fooled judges said. A pair whose opposite the run and round hold already
-    is refused (`contradicts_kept`), and so is a label (`labels_refused`). FactoryError: there is nothing to pair, or a
-    name or value is wrong.
+    `LabelRule`. `quarantine`: leave out what fooled judges said. `name`: what the rows go by in the column `strategy`,
+    by which training picks them; the strategy, and for labels the way to label, by default. A pair whose opposite the
+    run and round hold already under that name is refused (`contradicts_kept`), and so is a label (`labels_refused`).
+    FactoryError: there is nothing to pair, or a name or value is wrong.
     """
     filters = filters or Filters()
     filters = replace(filters, min_margin=max(filters.min_margin, min_margin))
     labels = labels or LabelRule()
-    wanted = Wanted(run, round, strategy, filters, weights, consistency, labels, seed)
+    wanted = Wanted(run, round, strategy, filters, weights, consistency, labels, seed, name)
     wanted.check()
     bench = _bench(store, wanted, judges, tie_margin, quarantine)
-    names = [] if wanted.unjudged and _undecided(bench.judges, combine, lead) else bench.judges
+    panel = [] if wanted.unjudged and _undecided(bench.judges, combine, lead) else bench.judges
     rule = rule_of(
-        names, combine=combine, lead=lead, break_ties=break_ties, tie_margin=tie_margin, weights=judge_weights
+        panel, combine=combine, lead=lead, break_ties=break_ties, tie_margin=tie_margin, weights=judge_weights
     )
     kinds = list(LINEAGE) if wanted.lineage else kind
     groups = _groups(store, {"run": run, "round": round, "split": split, "kind": kinds})
-    found = find(groups, bench.panel, names, rule, wanted, kept_in(store, run, round))
+    found = find(groups, bench.panel, panel, rule, wanted, kept_in(store, wanted))
+    if wanted.lineage and not found.report.pairs:
+        raise FactoryError(f"run {run!r}, round {round} has no revisions", todo="factory revise makes them")
     found.report.quarantined = bench.quarantined
     return write(store, found, wanted)
 

@@ -74,10 +74,10 @@ class PairReport:
     pairs: int = 0
     preferences: int = 0  # found; written now or before
     written: int = 0  # of them new in the store
-    held: int = 0  # all preferences of the run and round, those of other strategies too
+    held: int = 0  # all preferences of the run and round, those of other names too
     labels: int = 0
     labels_written: int = 0
-    labels_refused: int = 0  # the run and round hold the opposite label of that answer
+    labels_refused: int = 0  # the opposite label of that answer is held under the same name
     desirable: int = 0  # labels that are true
     mean_margin: float | None = None
     mean_agreement: float | None = None
@@ -85,7 +85,7 @@ class PairReport:
     mean_length_ratio: float | None = None  # mean log of (length of chosen / of rejected); 0: length tells nothing
     dropped: dict[str, int] = field(default_factory=dict)
     labels_dropped: dict[str, int] = field(default_factory=dict)  # answers without a label, by reason
-    held_by: dict[str, int] = field(default_factory=dict)  # of `held`, by strategy
+    held_by: dict[str, int] = field(default_factory=dict)  # of `held`, by name
     judge_accuracy: dict[str, float | None] = field(default_factory=dict)  # where the way to combine knows it
     effective_judges: float | None = None  # how many independent judges the panel is worth (Kish), where it knows
     quarantined: int = 0  # batches of judgments that do not count: canaries fooled the judge
@@ -111,6 +111,17 @@ class Wanted:
     consistency: Mapping[str, float] | None
     labels: LabelRule
     seed: int
+    called: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the preferences go by in the column `strategy`."""
+        return self.called or self.strategy
+
+    @property
+    def label_name(self) -> str:
+        """What the labels go by there."""
+        return self.called or self.labels.by
 
     @property
     def lineage(self) -> bool:
@@ -145,10 +156,10 @@ def _known(kind: str, name: str, names: Any) -> None:
 
 
 class Kept(NamedTuple):
-    """What the run and round hold: (chosen, rejected) of preferences by strategy, and of all; the label of answers."""
+    """What the run and round hold: (chosen, rejected) of preferences by name, and the labels of answers under the name
+    that labels go by."""
 
     pairs: Mapping[str, set[Pair]]
-    all_pairs: frozenset[Pair]
     labels: Mapping[str, bool]
 
 
@@ -225,7 +236,8 @@ def _pick(key: str, sifted: Sifted, wanted: Wanted, kept: Kept, dropped: Counter
     """What the strategy takes of one prompt's pairs, with why the rest is out."""
     chosen = strategies.get(wanted.strategy)(sifted.group, wanted.seed)
     few = most(chosen, wanted.filters.per_prompt, wanted.seed)
-    sound = [c for c in few if (c.rejected.key, c.chosen.key) not in kept.all_pairs]
+    held = kept.pairs.get(wanted.name, ())
+    sound = [c for c in few if (c.rejected.key, c.chosen.key) not in held]
     weighed = [Picked(key, c, w) for c in sound if (w := _weight(c, key, wanted)) > 0]
     dropped["not_picked"] += len(sifted.group.decided) - len(chosen)
     dropped["per_prompt"] += len(chosen) - len(few)

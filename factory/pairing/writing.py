@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from factory.store import Store
 
 
-def kept_in(store: Store, run: str, round: int) -> Kept:
-    where = {"run": run, "round": round}
+def kept_in(store: Store, wanted: Wanted) -> Kept:
+    """What the store holds of the run and round."""
+    where = {"run": wanted.run, "round": wanted.round}
     pairs: defaultdict[str, set[Pair]] = defaultdict(set)
     for row in store.read("preferences", columns=["chosen_key", "rejected_key", "strategy"], where=where):
         pairs[row["strategy"]].add((row["chosen_key"], row["rejected_key"]))
+    where["strategy"] = wanted.label_name
     labels = store.read("labels", columns=["candidate_key", "label"], where=where)
-    return Kept(dict(pairs), frozenset().union(*pairs.values()), {row["candidate_key"]: row["label"] for row in labels})
+    return Kept(dict(pairs), {row["candidate_key"]: row["label"] for row in labels})
 
 
 def write(store: Store, found: Found, wanted: Wanted) -> PairReport:
@@ -62,7 +64,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 def _held(report: PairReport, found: Found, wanted: Wanted) -> None:
     now_held = {name: set(pairs) for name, pairs in found.kept.pairs.items()}
-    now_held.setdefault(wanted.strategy, set()).update(_keys(found))
+    now_held.setdefault(wanted.name, set()).update(_keys(found))
     report.held_by = {name: len(pairs) for name, pairs in sorted(now_held.items()) if pairs}
     report.held = sum(report.held_by.values())
 
@@ -77,19 +79,19 @@ def _warnings(report: PairReport, found: Found, wanted: Wanted) -> Iterable[str]
         which = "desirable" if report.desirable else "undesirable"
         yield (
             f"all {report.labels} labels are {which}: KTO and its like learn from both kinds "
-            "(another threshold, or label_by quantile)"
+            "(another threshold, or labels by quantile)"
         )
-    others = [f"{name} ({n})" for name, n in report.held_by.items() if name != wanted.strategy]
+    others = [f"{name} ({n})" for name, n in report.held_by.items() if name != wanted.name]
     if others:
         yield (
             f"the run and round hold preferences of {', '.join(others)} too: "
-            "training takes one strategy, which has to be named"
+            "training takes those of one name, which has to be given"
         )
-    stale = found.kept.pairs.get(wanted.strategy, set()) - _keys(found)
+    stale = found.kept.pairs.get(wanted.name, set()) - _keys(found)
     if stale:
         yield (
-            f"the run and round hold {len(stale)} preferences of {wanted.strategy} that an earlier call made and this "
-            "one does not: training takes them too; rows are never taken back, so pair in another run to be rid of them"
+            f"the run and round hold {len(stale)} preferences of {wanted.name} that an earlier call made and this one "
+            "does not: training takes them too; to keep them apart, give this pairing a name of its own"
         )
 
 
@@ -101,7 +103,7 @@ def _preference(prompt: Prompt, picked: Picked, wanted: Wanted) -> Preference:
     choice = picked.choice
     chosen, rejected = choice.chosen, choice.rejected
     return Preference(
-        key=digest(wanted.run, wanted.round, prompt.key, chosen.key, rejected.key, wanted.strategy),
+        key=digest(wanted.run, wanted.round, prompt.key, chosen.key, rejected.key, wanted.name),
         run=wanted.run,
         round=wanted.round,
         prompt=prompt.messages,
@@ -116,14 +118,14 @@ def _preference(prompt: Prompt, picked: Picked, wanted: Wanted) -> Preference:
         probability=choice.probability,
         entropy=choice.entropy,
         weight=picked.weight,
-        strategy=wanted.strategy,
+        strategy=wanted.name,
         at=now(),
     )
 
 
 def _label(prompt: Prompt, graded: Graded, weight: float, wanted: Wanted) -> Label:
     return Label(
-        key=digest(wanted.run, wanted.round, prompt.key, graded.candidate.key, wanted.labels.by),
+        key=digest(wanted.run, wanted.round, prompt.key, graded.candidate.key, wanted.label_name),
         run=wanted.run,
         round=wanted.round,
         prompt=prompt.messages,
@@ -133,6 +135,6 @@ def _label(prompt: Prompt, graded: Graded, weight: float, wanted: Wanted) -> Lab
         candidate_key=graded.candidate.key,
         score=graded.score,
         weight=weight,
-        strategy=wanted.labels.by,
+        strategy=wanted.label_name,
         at=now(),
     )
