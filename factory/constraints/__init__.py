@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from factory.constraints import correct  # its kinds enter the registry
+from factory.constraints import correct, programs  # their kinds enter the registry
 from factory.constraints.answer import Answer
 from factory.constraints.kinds import KINDS, Check, Kind
 from factory.constraints.parameters import faults_of
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from factory.execution import Runner
 
 __all__ = [
-    "CONTENT_WORDS", "KINDS", "Answer", "Check", "Kind", "Verdict", "check", "correct", "faults",
+    "CONTENT_WORDS", "KINDS", "Answer", "Check", "Kind", "Verdict", "check", "correct", "faults", "programs",
     "runs_code", "substance", "verify",
 ]  # fmt: skip
 

@@ -139,9 +139,11 @@ def _ends_sentence(tokens: list[str], index: int, token: str, *, first: bool) ->
 
 
 class Answer:
-    """A text to be checked, with the prompt that it answers where there is one. Parts are worked out when asked for."""
+    """A text to be checked, with the prompt that it answers where there is one. Parts are worked out when asked for.
+    `raw` is the text as it was written."""
 
     def __init__(self, text: str, prompt: Prompt | None = None) -> None:
+        self.raw = text
         self.text = clean(text).strip()
         self.prompt = prompt
 

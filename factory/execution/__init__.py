@@ -17,6 +17,6 @@ With `unsafe_exec` the walls are left out and the limits kept: such code can rea
 process that judges it.
 """
 
-from factory.execution.runner import Facility, Limits, Outcome, Runner, isolation
+from factory.execution.runner import Facility, Limits, Outcome, Runner, imported, isolation
 
-__all__ = ["Facility", "Limits", "Outcome", "Runner", "isolation"]
+__all__ = ["Facility", "Limits", "Outcome", "Runner", "imported", "isolation"]

@@ -44,7 +44,8 @@ class Limits(NamedTuple):
 
 class Outcome(NamedTuple):
     """What came of a piece of code. `value`: what it was to find out; or `failure`, the kind of it: `timeout`, `died`
-    (it ended without a word), `broken` (the code that judges is at fault, not the one judged); `why` in words."""
+    (it ended without a word), `broken` (the code that judges is at fault, not the one judged), `lost` (the process that
+    runs code was ended from outside); `why` in words."""
 
     value: Mapping[str, Any] | None
     failure: str | None = None
@@ -85,29 +86,34 @@ class Runner:
         self._idle: queue.LifoQueue[_Server] = queue.LifoQueue()
         self._free = threading.Semaphore(workers)
 
-    def check(self, code: str, prompt: Sequence[Mapping[str, str]], answer: str) -> Outcome:
+    def check(
+        self, code: str, prompt: Sequence[Mapping[str, Any]], answer: str, *, limits: Limits | None = None
+    ) -> Outcome:
         """`check(prompt, answer)` as `code` defines it: value {"value": true, false or a number from 0 to 1}.
 
         `prompt` is the conversation as a list of messages. What the code raises or returns else is `broken`.
         """
-        head = {"job": "check", "code": code, "deadline": self.limits.seconds}
-        return self._judged(head, {"prompt": list(prompt), "answer": answer})
+        limits = limits or self.limits
+        head = {"job": "check", "code": code, "deadline": limits.seconds}
+        return self._judged(head, {"prompt": list(prompt), "answer": answer}, limits)
 
     def calls(
         self, code: str, *, tests: Sequence[str] = (), cases: Sequence[Mapping[str, Any]] = (),
-        entry_point: str | None = None, setup: str = "",
+        entry_point: str | None = None, setup: str = "", limits: Limits | None = None,
     ) -> Outcome:  # fmt: skip
         """The functions of `code` under tests (asserts, test functions, `check(candidate)`) or cases of arguments and
         the value due: value {"passed", "total", "why"}; `why` of the first that fails."""
-        head = {"job": "calls", "code": code, "deadline": self.limits.seconds}
+        limits = limits or self.limits
+        head = {"job": "calls", "code": code, "deadline": limits.seconds}
         body = {"tests": list(tests), "cases": list(cases), "entry_point": entry_point, "setup": setup}
-        return self._judged(head, body)
+        return self._judged(head, body, limits)
 
-    def programs(self, code: str, cases: Sequence[Mapping[str, str]]) -> Outcome:
+    def programs(self, code: str, cases: Sequence[Mapping[str, str]], *, limits: Limits | None = None) -> Outcome:
         """`code` as a program, run for each case's input, its output compared with the one due; `seconds` for each."""
-        seconds = self.limits.seconds
-        head = {"job": "programs", "code": code, "seconds": seconds, "deadline": seconds * (len(cases) + 1)}
-        return self._judged(head, {"cases": list(cases)})
+        limits = limits or self.limits
+        deadline = limits.seconds * (len(cases) + 1)
+        head = {"job": "programs", "code": code, "seconds": limits.seconds, "deadline": deadline}
+        return self._judged(head, {"cases": list(cases)}, limits)
 
     def close(self) -> None:
         """End the servers that are idle."""
@@ -115,9 +121,9 @@ class Runner:
             while True:
                 self._idle.get_nowait().close()
 
-    def _judged(self, head: Mapping[str, Any], body: Mapping[str, Any]) -> Outcome:
+    def _judged(self, head: Mapping[str, Any], body: Mapping[str, Any], limits: Limits) -> Outcome:
         try:
-            packed = frames.pack(head), frames.pack(body)
+            packed = frames.pack({**head, "limits": limits._asdict()}), frames.pack(body)
         except (ValueError, RecursionError) as error:
             return Outcome(None, "broken", f"what is to be run cannot be handed over: {error}")
         if max(map(len, packed)) > frames.LARGEST:
@@ -127,7 +133,7 @@ class Runner:
                 reply = server.ask(packed, float(head["deadline"]))
             if reply is not None:
                 return self._outcome(reply, float(head["deadline"]))
-        return Outcome(None, "died", "the process that runs code was ended twice")
+        return Outcome(None, "lost", "the process that runs code was ended from outside, twice")
 
     def _outcome(self, reply: Mapping[str, Any], deadline: float) -> Outcome:
         result = reply["result"]
@@ -157,7 +163,7 @@ class Runner:
 
     def _start(self) -> _Server:
         try:
-            return _Server(self.limits, isolate=not self.unsafe_exec, modules=self._modules)
+            return _Server(isolate=not self.unsafe_exec, modules=self._modules)
         except _IsolationError as error:
             raise FactoryError(
                 f"code cannot be isolated here: {error.step} is missing ({error.why})",
@@ -170,7 +176,7 @@ class Runner:
 class _Server:
     """A server process."""
 
-    def __init__(self, limits: Limits, *, isolate: bool, modules: Sequence[str]) -> None:
+    def __init__(self, *, isolate: bool, modules: Sequence[str]) -> None:
         self.alive = True
         self._folder = tempfile.mkdtemp(prefix="factory-cells-")
         root = Path(self._folder) / "root"
@@ -184,7 +190,7 @@ class _Server:
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()  # type: ignore[union-attr]
         settings = {
             "isolate": isolate, "folder": str(root), "readable": readable(), "path": _import_path(),
-            "modules": list(modules), "limits": limits._asdict(),
+            "modules": list(modules),
         }  # fmt: skip
         try:
             frames.send(self._in, settings)
@@ -281,7 +287,7 @@ def imported(code: str) -> list[str]:
 def isolation() -> tuple[Facility, ...]:
     """What isolation needs, in the order in which it is put up, and whether this machine has it: all is tried."""
     try:
-        _Server(Limits(), isolate=True, modules=()).close()
+        _Server(isolate=True, modules=()).close()
     except _IsolationError as error:
         steps = list(cell.STEPS)
         at = steps.index(error.step) if error.step in steps else 0

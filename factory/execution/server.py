@@ -69,15 +69,7 @@ def _serve(ground: cell.Ground, settings: Mapping[str, Any], folder: str) -> Non
     """Tell what there is, then do jobs until there are no more."""
     jobs.preload(settings["modules"])
     held = settings.get("held") or cell.held()
-    limits = settings["limits"]
-    bounds = cell.Bounds(
-        memory=held[0] + limits["memory"] + (64 << 20),
-        mapped=held[1] + limits["memory"] + (256 << 20),
-        file=limits["file"],
-        seconds=0,
-        processes=limits["processes"],
-    )
-    if ground.isolated and (fault := _rehearse(ground, limits["file"])):
+    if ground.isolated and (fault := _rehearse(ground)):
         frames.send(OUT, {"missing": ["a cell", fault]})
         return
     frames.send(OUT, {"missing": None})
@@ -88,18 +80,30 @@ def _serve(ground: cell.Ground, settings: Mapping[str, Any], folder: str) -> Non
             return
         if not ground.isolated:
             folder = tempfile.mkdtemp(dir=settings["folder"])
-        frames.send(OUT, _job(ground, bounds._replace(seconds=int(head["deadline"]) + 2), folder, head))
+        frames.send(OUT, _job(ground, _bounds(held, head), folder, head))
         if not ground.isolated:
             _sweep(folder)
 
 
-def _rehearse(ground: cell.Ground, scratch: int) -> str:
+def _bounds(held: tuple[int, int], head: Mapping[str, Any]) -> cell.Bounds:
+    """The limits of a job, beyond what this process holds already and a cell's process has from it."""
+    limits = head["limits"]
+    return cell.Bounds(
+        memory=held[0] + limits["memory"] + (16 << 20),
+        mapped=held[1] + limits["memory"] + (128 << 20),
+        file=limits["file"],
+        seconds=int(head["deadline"]) + 2,
+        processes=limits["processes"],
+    )
+
+
+def _rehearse(ground: cell.Ground) -> str:
     """Can a cell be made? Why not, or nothing."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            cell.enter(ground, scratch)
+            cell.enter(ground, 1 << 20)
         except OSError as error:
             os.write(writing, str(error).encode()[:500])
         os._exit(0)
