@@ -92,12 +92,12 @@ def encode(ratings: pa.Table, categories: Sequence[Any] | None = None) -> Votes:
     if lacking:
         raise FactoryError(f"votes need the columns item, judge, value; there is no {', '.join(lacking)}")
     ratings = plain_columns(ratings)
-    judges = pc.unique(ratings.column("judge")).to_pylist()
-    given = ratings.filter(_present(ratings.column("value")))
-    item, items = _positions(given.column("item"))
-    judge, voters = _positions(given.column("judge"))
-    seen, values = _positions(given.column("value"))
-    judge = _places(voters, judges)[judge]
+    present = _present(ratings.column("value"))
+    judge, judges = _positions(ratings.column("judge"))
+    if not pc.all(present).as_py():
+        ratings, judge = ratings.filter(present), judge[np.asarray(present)]
+    item, items = _positions(ratings.column("item"))
+    seen, values = _positions(ratings.column("value"))
     known = list(categories) if categories is not None else sorted(values)
     strange = [value for value in values if value not in set(known)]
     if strange:
@@ -121,6 +121,8 @@ def _distinct_pairs(item: Index, judge: Index, items: int, judges: int) -> int:
     import numpy as np
 
     key = item * max(judges, 1) + judge
+    if bool((key[1:] > key[:-1]).all()):
+        return len(key)
     if items * judges > 16 * len(item) + 1_000_000:
         return len(np.unique(key))
     met = np.zeros(items * judges, dtype=np.bool_)
@@ -152,12 +154,51 @@ def _present(column: pa.ChunkedArray) -> Any:
 def _positions(column: pa.ChunkedArray) -> tuple[Index, list[Any]]:
     """Position of each entry among the distinct entries, in order of appearance; and those."""
     import numpy as np
+    import pyarrow as pa
 
+    if pa.types.is_integer(column.type) and len(column) and not column.null_count:
+        found = _positions_of_numbers(column.to_numpy())
+        if found is not None:
+            return found
     coded = column.dictionary_encode().unify_dictionaries()
     if not coded.num_chunks:
         return np.zeros(0, dtype=np.int64), []
     index = np.concatenate([np.asarray(chunk.indices, dtype=np.int64) for chunk in coded.chunks])
     return index, coded.chunk(0).dictionary.to_pylist()
+
+
+def _positions_of_numbers(numbers: NDArray[np.integer[Any]]) -> tuple[Index, list[Any]] | None:
+    """The same for whole numbers that lie close together, by counting instead of hashing; None where they do not."""
+    import numpy as np
+
+    low, high = int(numbers.min()), int(numbers.max())
+    if high - low >= 4 * len(numbers) + 1000 or high >= 2**63:
+        return None
+    offset = numbers.astype(np.int64, copy=False)
+    offset = offset - low if low else offset
+    rank = np.zeros(high - low + 1, dtype=np.int64)
+    met = _in_order(offset, high - low + 1)
+    rank[met] = np.arange(len(met))
+    if len(met) == len(rank) and bool((met[1:] > met[:-1]).all()):
+        return offset, (met + low).tolist()
+    return rank[offset], (met + low).tolist()
+
+
+def _in_order(offset: Index, size: int) -> Index:
+    """The distinct numbers below `size`, in order of appearance."""
+    import numpy as np
+
+    if size < len(offset) // 16:  # a sixteenth of the entries is likely to hold them all
+        met = _in_order(offset[: len(offset) // 16], size)
+        if len(met) == np.count_nonzero(np.bincount(offset, minlength=size)):
+            return met
+    later = offset[1:] != offset[:-1]
+    if bool((offset[1:][later] > offset[:-1][later]).all()):
+        return np.concatenate([offset[:1], offset[1:][later]])
+    first = np.full(size, -1, dtype=np.int64)
+    first[offset[::-1]] = np.arange(len(offset) - 1, -1, -1)
+    met = np.flatnonzero(first >= 0)
+    return np.asarray(met[np.argsort(first[met])])
 
 
 def aggregate(ratings: pa.Table, method: str = "majority", **options: Any) -> pa.Table:
@@ -172,7 +213,9 @@ def aggregate(ratings: pa.Table, method: str = "majority", **options: Any) -> pa
     spread = decided.posterior if decided.posterior is not None else shares(votes)
     value_type = ratings.schema.field("value").type if decided.posterior is not None else pa.float64()
     value = pa.array(decided.value, value_type)
-    top = spread.max(axis=1) if spread.shape[1] else np.zeros(len(spread))
+    top = np.zeros(len(spread))
+    for share in spread.T:
+        np.maximum(top, share, out=top)
     unknown = np.asarray(value.is_null()) if decided.posterior is not None else np.ones(len(spread), dtype=np.bool_)
     return pa.table(
         {
@@ -224,15 +267,24 @@ def _most(votes: Votes, counts: Array) -> Decided:
     """The category with the highest count; an item whose first two categories have as much is undecided."""
     import numpy as np
 
-    best = counts.argmax(axis=1)
-    top = counts[np.arange(len(counts)), best]
-    tied = np.zeros(len(counts), dtype=np.int64)
-    for column in counts.T:
-        tied += column >= top - 1e-9
     total = counts.sum(axis=1, keepdims=True)
     even = np.full_like(counts, 1 / counts.shape[1])
     posterior = np.divide(counts, total, out=even, where=total > 0)
-    return Decided(named(votes, np.where(tied == 1, best, -1)), posterior)
+    return Decided(named(votes, leader(counts)), posterior)
+
+
+def leader(counts: Array) -> Index:
+    """The place of the largest in each row; -1 where the first two are equal. Columns are few, rows many."""
+    import numpy as np
+
+    top = counts[:, 0].copy()
+    place = np.zeros(len(counts), dtype=np.int64)
+    for k, column in enumerate(counts.T[1:], start=1):
+        more = column > top + 1e-9
+        even = np.abs(column - top) <= 1e-9
+        place = np.where(more, k, np.where(even, -1, place))
+        top = np.maximum(top, column)
+    return place
 
 
 @methods.register("majority", truth=False)

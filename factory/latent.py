@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from factory.aggregation import Decided, JudgesModel, Votes, named
+from factory.aggregation import Decided, JudgesModel, Votes, leader, named
 from factory.coefficients import distinct
 from factory.faults import FactoryError
 
@@ -108,13 +108,15 @@ def fit(
     """
     import numpy as np
 
+    kinds = len(given.said.categories)
+    place = given.said.judge * kinds + given.said.value
     posterior = _shares(given.said)
     moved = math.inf
-    prior, confusion = _maximise(given, posterior, confuse, smoothing)
+    prior, confusion = _maximise(given, place, posterior, confuse, smoothing)
     done = 0
     while done < rounds and moved > tolerance:
-        previous, posterior = posterior, _expect(given.said, prior, confusion)
-        prior, confusion = _maximise(given, posterior, confuse, smoothing)
+        previous, posterior = posterior, _expect(given.said, place, prior, confusion)
+        prior, confusion = _maximise(given, place, posterior, confuse, smoothing)
         moved = float(np.abs(posterior - previous).max(initial=0.0))
         done += 1
     return Fit(posterior, prior, confusion, done, moved <= tolerance)
@@ -130,42 +132,35 @@ def _shares(said: Votes) -> Array:
 
 
 def _maximise(
-    given: Profiles, posterior: Array, confuse: Callable[[Array], Array], smoothing: float
+    given: Profiles, place: Index, posterior: Array, confuse: Callable[[Array], Array], smoothing: float
 ) -> tuple[Array, Array]:
     """Share of each true category `(categories,)`, and confusion `(judges, true, said)` (eq. 2.3 and 2.4)."""
     import numpy as np
 
-    said, kinds = given.said, posterior.shape[1]
-    place = said.judge * kinds + said.value
-    expected = posterior * given.times[:, None]
-    counts = np.stack([_sums(place, e[said.item], len(said.judges) * kinds) for e in expected.T])
-    by_judge = counts.reshape(kinds, len(said.judges), kinds).transpose(1, 0, 2)
-    prior = expected.sum(axis=0) + smoothing
-    return prior / prior.sum(), confuse(by_judge + smoothing)
+    kinds, judges = posterior.shape[1], len(given.said.judges)
+    expected = posterior.T * given.times
+    counts = np.empty((judges, kinds, kinds))
+    for true, share in enumerate(expected):
+        counts[:, true] = np.bincount(place, share[given.said.item], judges * kinds).reshape(judges, kinds)
+    prior = expected.sum(axis=1) + smoothing
+    return prior / prior.sum(), confuse(counts + smoothing)
 
 
-def _expect(said: Votes, prior: Array, confusion: Array) -> Array:
-    """Probability of each true category given a profile's votes, `(profiles, categories)` (eq. 2.5), in logs."""
+def _expect(said: Votes, place: Index, prior: Array, confusion: Array) -> Array:
+    """Probability of each true category given a profile's votes, `(profiles, categories)` (eq. 2.5), by its log-odds
+    against the last category."""
     import numpy as np
 
-    place = said.judge * len(prior) + said.value
-    likely = np.log(confusion).transpose(1, 0, 2).reshape(len(prior), -1)
-    log = np.stack([_sums(said.item, table[place], len(said.items)) for table in likely], axis=1)
-    return normalise(log + np.log(prior))
-
-
-def _sums(place: Index, values: Array, size: int) -> Array:
-    import numpy as np
-
-    return np.bincount(place, values, size).astype(np.float64, copy=False)
-
-
-def normalise(log: Array) -> Array:
-    """Rows of log-odds as probabilities."""
-    import numpy as np
-
-    odds = np.exp(log - log.max(axis=1, keepdims=True))
-    return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+    kinds = len(prior)
+    likely = np.log(confusion).transpose(1, 0, 2).reshape(kinds, -1)
+    log = np.zeros((kinds, len(said.items)))
+    for true in range(kinds - 1):
+        log[true] = np.bincount(said.item, (likely[true] - likely[-1])[place], len(said.items))
+    log += np.log(prior)[:, None]
+    log -= log.max(axis=0)
+    odds = np.exp(log, out=log)
+    odds /= odds.sum(axis=0)
+    return np.asarray(odds.T)
 
 
 def full(counts: Array) -> Array:
@@ -229,11 +224,7 @@ def _decided(
 
 def decide(votes: Votes, given: Profiles, posterior: Array, model: JudgesModel) -> Decided:
     """The likeliest category of each item; none where the first two are equally likely."""
-    import numpy as np
-
-    best = posterior.argmax(axis=1)
-    tied = (posterior >= posterior.max(axis=1, keepdims=True) - 1e-9).sum(axis=1) > 1
-    place = np.where(tied, -1, best)
+    place = leader(posterior)
     return Decided(named(votes, place[given.profile]), posterior[given.profile], model)
 
 
@@ -287,8 +278,8 @@ def notes(votes: Votes, accurate: dict[str, float], posterior: Array, given: Pro
 def _against_majority(posterior: Array, given: Profiles) -> float:
     """Share of items with a majority whose likeliest category is another."""
 
-    share = _shares(given.said)
-    clear = (share >= share.max(axis=1, keepdims=True) - 1e-9).sum(axis=1) == 1
-    differs = share.argmax(axis=1) != posterior.argmax(axis=1)
+    most = leader(_shares(given.said))
+    clear = most >= 0
+    differs = most != leader(posterior)
     total = float(given.times[clear].sum())
     return float(given.times[clear & differs].sum()) / total if total else 0.0

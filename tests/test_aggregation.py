@@ -124,3 +124,32 @@ def test_a_judge_without_votes_is_still_a_judge() -> None:
     found = encode(votes({"none": [None, None], "x": ["a", "b"]}))
     assert found.judges == ["none", "x"]
     assert found.judge.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [[5, 5, 3, 9, 3], [2**40, 2**40, 0, 7, 0], [-3, -3, -1, -1, 8], [2**64 - 1, 2**64 - 1, 2**64 - 2, 2**64 - 2, 1]],
+)
+def test_whole_numbers_as_names_keep_their_order_of_appearance(items: list[int]) -> None:
+    kind = pa.uint64() if max(items) > 2**63 else pa.int64()
+    table = pa.table({"item": pa.array(items, kind), "judge": [1, 2, 1, 1, 2], "value": ["a", "b", "a", "b", "a"]})
+    found = encode(table)
+    assert found.items == list(dict.fromkeys(items))
+    assert [found.items[i] for i in found.item] == items
+    assert aggregate(table)["item"].to_pylist() == found.items
+
+
+def test_names_may_be_null_beside_numbers() -> None:
+    table = pa.table({"item": pa.array([1, None, 1], pa.int64()), "judge": [1, 1, 2], "value": [0, 1, 0]})
+    assert encode(table).items == [1, None]
+
+
+def test_long_columns_of_few_numbers() -> None:
+    """The order of appearance is sought in the first sixteenth; a number that comes later is found all the same."""
+    item = [*range(1000)] * 2
+    judge = [7] * 1000 + [3] * 999 + [1]
+    found = encode(pa.table({"item": item, "judge": judge, "value": [1] * 2000}))
+    assert found.judges == [7, 3, 1]
+    assert [found.judges[j] for j in found.judge] == judge
+    early = encode(pa.table({"item": [*range(2000)], "judge": [5, 2] * 1000, "value": [1] * 2000}))
+    assert early.judges == [5, 2]
