@@ -22,7 +22,6 @@ from factory import filesystem, locks
 from factory.faults import EndpointError, FactoryError
 from factory.journal import FILE
 from factory.query import has_isolation
-from factory.schema import Request, Sampling
 from factory.store import Store
 
 State = Literal["ok", "warn", "fail"]
@@ -255,20 +254,23 @@ def _endpoint(url: str, model: str, api_key_env: str, seconds: float, ask: Ask) 
 def one_token(url: str, model: str, api_key_env: str, seconds: float) -> str:
     """Have the endpoint complete one token, as a run would; what it said. FactoryError: it did not, and why.
 
-    A server can be dead behind a page that says 200: only an answer counts.
+    A server can be dead behind a page that says 200: only an answer counts. Of several (with commas) each must answer.
     """
     from factory.engines.openai import OpenAIEngine
 
-    knock(url, seconds)
-    name = model or first_model(url, api_key_env, seconds)
-    engine = OpenAIEngine(name, base_url=url, api_key_env=api_key_env, timeout=seconds, invalid_retries=0)
-    hello = Request([{"role": "user", "content": "Say yes."}], sampling=Sampling(temperature=0.0, max_tokens=1))
-    for answer in engine.generate([hello]):
-        if answer.failure is None:
-            return f"{name} answered {answer.text!r} in {answer.latency:.2f} s"
-        raise EndpointError(f"{name} did not answer: {answer.failure.kind} ({answer.failure.detail})", where=url,
+    urls = [one.strip() for one in url.split(",")]
+    for one in urls:
+        knock(one, seconds)
+    name = model or first_model(urls[0], api_key_env, seconds)
+    engine = OpenAIEngine(name, base_url=urls, name=url, api_key_env=api_key_env, timeout=seconds)
+    try:
+        answer = engine.check_health(seconds)
+    finally:
+        engine.close()
+    if (failure := answer.failure) is not None:
+        raise EndpointError(f"{name} did not answer: {failure.kind} ({failure.detail})", where=url,
                             todo="check the server's own log")  # fmt: skip
-    raise EndpointError("no answer came", where=url)
+    return f"{name} answered {answer.text!r} in {answer.latency:.2f} s"
 
 
 def knock(url: str, seconds: float) -> None:
@@ -300,8 +302,7 @@ def knock(url: str, seconds: float) -> None:
 def first_model(url: str, api_key_env: str, seconds: float) -> str:
     """The first model that the endpoint lists. EndpointError: it lists none."""
     try:
-        body = asyncio.run(_get(f"{url.rstrip('/')}/models", api_key_env, seconds))
-        listed = json.loads(body)["data"]
+        listed = json.loads(asyncio.run(_models(url, api_key_env, seconds)))["data"]
         return str(listed[0]["id"])
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise EndpointError(
@@ -309,15 +310,21 @@ def first_model(url: str, api_key_env: str, seconds: float) -> str:
         ) from error
 
 
-async def _get(url: str, api_key_env: str, seconds: float) -> bytes:
+async def _models(url: str, api_key_env: str, seconds: float) -> bytes:
     import aiohttp
 
-    key = os.environ.get(api_key_env)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    from factory.engines.endpoints import Address, headers
+
+    address = Address(url)
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=seconds)) as session,
-            session.get(url, headers=headers, allow_redirects=False) as response,
+            session.get(
+                f"{address.shown}/models",
+                params=address.parts.query,
+                headers=headers(address, "auto", os.environ.get(api_key_env)),
+                allow_redirects=False,
+            ) as response,
         ):
             return await response.content.read(1 << 20)
     except aiohttp.ClientError as error:
