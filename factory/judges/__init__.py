@@ -7,7 +7,7 @@ means, and the runner in `factory/labelling.py` does the asking, the order swapp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from factory.registry import Registry
 from factory.schema import Ask, Completion, Judgment, Matchup, Reading
@@ -30,6 +30,13 @@ class CannotAsk(Exception):  # noqa: N818 - it is a reading of the matchup, not 
     def __init__(self, kind: str, why: str) -> None:
         super().__init__(why)
         self.kind = kind
+
+
+class Effort(NamedTuple):
+    """What one matchup costs at most: calls of the model, and tokens of all their answers."""
+
+    calls: int
+    tokens: int
 
 
 class LLMJudge(Protocol):

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import yaml
 
 from factory.faults import ConfigError, FactoryError
-from factory.judges import CannotAsk, answers, fence, options, single
+from factory.judges import CannotAsk, Effort, answers, fence, options, single
 from factory.schema import Ask, Completion, Matchup, Reading, Request, Sampling
 
 Aggregation = Literal["explicit", "implicit"]
@@ -162,6 +162,20 @@ class RubricJudge:
             return [self._check_all(matchup, criteria)]
         return [self._check(matchup, place, criterion) for place, criterion in enumerate(criteria)]
 
+    @property
+    def effort(self) -> Effort | None:
+        """A question for each criterion, or one for all; None where that depends on the prompt's own rubric."""
+        if self.aggregation == "implicit":
+            return Effort(1, self._limit())
+        if not self._shared:
+            return None
+        criteria = len(_counting(self._shared))
+        return Effort(1, self._limit(criteria)) if self.together else Effort(criteria, criteria * self._limit())
+
+    def _limit(self, together: int = 0) -> int:
+        """Tokens of an answer, to so many criteria together."""
+        return self.max_tokens or (8 + 16 * together if together else 24 if self.form == "json" else 1)
+
     def _check(self, matchup: Matchup, place: int, criterion: Criterion) -> Ask:
         question = [
             f"Does this hold for the answer? {criterion.text}",
@@ -193,7 +207,7 @@ class RubricJudge:
         )
         request = Request(
             messages=single.messages(matchup, opening, question, reference=self.reference),
-            sampling=Sampling(temperature=0.0, max_tokens=self.max_tokens or (24 if in_json else 1)),
+            sampling=Sampling(temperature=0.0, max_tokens=self._limit()),
             answers=() if in_json else tuple(labels),
             json_schema=answers.schema_of({"verdict": kind}) if in_json else None,
             prefix="" if in_json else self._prefix,
@@ -211,7 +225,7 @@ class RubricJudge:
         fields = {name: {"type": "string", "enum": list(YES_NO)} for name in names}
         request = Request(
             messages=single.messages(matchup, _CHECK_ALL, question, reference=self.reference),
-            sampling=Sampling(temperature=0.0, max_tokens=self.max_tokens or 8 + 16 * len(names)),
+            sampling=Sampling(temperature=0.0, max_tokens=self._limit(len(names))),
             json_schema=answers.schema_of(fields) if self.form == "json" else None,
         )
         return Ask(matchup, request, TOGETHER)

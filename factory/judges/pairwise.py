@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
 
-from factory.judges import answers, examples as few_shot, fence, options, rubric
+from factory.judges import Effort, answers, examples as few_shot, fence, options, rubric
 from factory.schema import Ask, Completion, Matchup, Message, Messages, Reading, Request, Sampling
 
 Side = Literal["a", "b"]
@@ -136,6 +136,13 @@ class PairwiseJudge:
             prefix="" if in_json else self.prefix,
         )
         return Ask(matchup, request, aspect, first, labels)
+
+    @property
+    def effort(self) -> Effort:
+        """Both orders of each principle."""
+        questions = len(ORDERS) * len(self._chosen)
+        thinking = self.reasoning_tokens if self._reasons_first else 0
+        return Effort(questions * (2 if self._reasons_first else 1), questions * (self._limit() + thinking))
 
     def _limit(self) -> int:
         """Tokens of an answer with a verdict."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from factory.judges import answers, options, rubric, single
+from factory.judges import Effort, answers, options, rubric, single
 from factory.schema import Ask, Completion, Matchup, Reading, Request, Sampling
 
 Form = Literal["token", "json"]
@@ -65,6 +65,18 @@ class RatingJudge:
             return [self._ask_all(matchup)]
         return [self._ask(matchup, principle) for principle in self._chosen.values()]
 
+    @property
+    def effort(self) -> Effort:
+        """A question for each aspect, or one for all."""
+        questions = 1 if self.together else len(self._chosen)
+        return Effort(questions, questions * self._limit())
+
+    def _limit(self) -> int:
+        """Tokens of an answer."""
+        if self.together:
+            return self.max_tokens or 8 + 24 * len(self._chosen)
+        return self.max_tokens or (24 if self.form == "json" else 1)
+
     def _ask(self, matchup: Matchup, principle: rubric.Principle) -> Ask:
         labels: dict[str, str | float] = dict(labels_of(principle))
         in_json = self.form == "json"
@@ -72,7 +84,7 @@ class RatingJudge:
         question = [*asked(principle), f"{form} {_range(principle)}."]
         request = Request(
             messages=single.messages(matchup, _OPENING, question, reference=self.reference),
-            sampling=Sampling(temperature=0.0, max_tokens=self.max_tokens or (24 if in_json else 1)),
+            sampling=Sampling(temperature=0.0, max_tokens=self._limit()),
             answers=() if in_json else tuple(labels),
             json_schema=answers.schema_of({"score": _one_of(principle)}) if in_json else None,
             prefix="" if in_json else self.prefix,
@@ -93,7 +105,7 @@ class RatingJudge:
         question = [line for p in chosen for line in (f"Aspect {p.name}: {asked(p)[0]}", *asked(p)[1:])]
         request = Request(
             messages=single.messages(matchup, _OPENING, [*question, *form], reference=self.reference),
-            sampling=Sampling(temperature=0.0, max_tokens=self.max_tokens or 8 + 24 * len(chosen)),
+            sampling=Sampling(temperature=0.0, max_tokens=self._limit()),
             json_schema=answers.schema_of({p.name: _one_of(p) for p in chosen}) if in_json else None,
         )
         return Ask(matchup, request, TOGETHER)

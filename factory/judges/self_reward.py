@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from factory.judges import answers, fence, options, rubric, single
+from factory.judges import Effort, answers, fence, options, rubric, single
 from factory.judges.rating import asked, labels_of
 from factory.schema import Ask, Completion, Matchup, Message, Messages, Reading, Request, Sampling
 
@@ -89,6 +89,14 @@ class SelfRewardJudge:
             turns = [Message(role="assistant", content=thought), Message(role="user", content=self._form(_SCORE))]
             return [self._score(matchup, [*self._messages(matchup, _THINK), *turns])]
         return []
+
+    @property
+    def effort(self) -> Effort:
+        """One answer, a justification and a score, or the samples."""
+        score, thinking = self.max_tokens or 1, self.reasoning_tokens
+        if self.reasoning == "written":
+            return Effort(self.samples, self.samples * thinking)
+        return Effort(2, score + thinking) if self.reasoning == "first" else Effort(1, score)
 
     def _first(self, matchup: Matchup) -> Ask:
         if self.reasoning == "none":

@@ -159,12 +159,14 @@ HOSTILE = st.one_of(
 )
 
 
+JUDGE = PairwiseJudge()
+ASK = JUDGE.asks(matchup_of())[0]
+
+
 @settings(max_examples=3000, deadline=None)
 @given(HOSTILE, st.sampled_from(["stop", "length", ""]))
 def test_no_text_raises_or_names_a_winner_that_it_does_not_name(text: str, finish: str) -> None:
-    judge = PairwiseJudge()
-    ask = judge.asks(matchup_of())[0]
-    (found,) = judge.read(ask, completed(ask, text, finish=finish))
+    (found,) = JUDGE.read(ASK, completed(ASK, text, finish=finish))
     if found.failure is None:
         named = {"a": "A", "b": "B"}[str(found.verdict)]
         others = {"A", "B", "C"} - {named}
@@ -188,9 +190,7 @@ def test_no_text_raises_or_names_a_winner_that_it_does_not_name(text: str, finis
     )
 )
 def test_no_log_probs_raise_or_leave_the_unit_interval(shown: dict[str, object]) -> None:
-    judge = PairwiseJudge()
-    ask = judge.asks(matchup_of())[0]
-    (found,) = judge.read(ask, completed(ask, "", logprobs=shown))  # type: ignore[arg-type]
+    (found,) = JUDGE.read(ASK, completed(ASK, "", logprobs=shown))  # type: ignore[arg-type]
     if found.failure is None:
         assert found.p_a is not None
         assert 0 <= found.p_a <= 1

@@ -289,3 +289,39 @@ def test_a_matchup_that_lacks_what_a_judge_needs_has_a_kind_of_failure() -> None
     fault = CannotAsk("no_rubric", "nothing to go by")
     assert (fault.kind, str(fault)) == ("no_rubric", "nothing to go by")
     assert Prompt.__dataclass_fields__["rubric"].default is None
+
+
+@pytest.mark.parametrize(
+    ("judge", "options", "effort"),
+    [
+        ("pairwise", {}, (2, 2)),
+        ("pairwise", {"constitution": "quality-aspects", "reasoning": "first", "reasoning_tokens": 50}, (16, 408)),
+        ("pairwise", {"reasoning": "after", "reasoning_tokens": 50, "max_tokens": 8}, (2, 116)),
+        ("pairwise", {"form": "json"}, (2, 64)),
+        ("rating", {"constitution": "quality-aspects"}, (4, 4)),
+        ("rating", {"constitution": "quality-aspects", "together": True}, (1, 104)),
+        ("self_reward", {}, (1, 1)),
+        ("self_reward", {"reasoning": "first", "reasoning_tokens": 50}, (2, 51)),
+        ("self_reward", {"reasoning": "written", "samples": 3, "temperature": 1.0}, (3, 768)),
+        ("rubric", {"criteria": ["x", "y", {"text": "z", "weight": 0}]}, (2, 2)),
+        ("rubric", {"criteria": ["x", "y"], "together": True}, (1, 40)),
+        ("rubric", {"aggregation": "implicit", "criteria": ["x"]}, (1, 1)),
+        ("meta_judge", {}, (2, 2)),
+    ],
+)
+def test_a_judge_says_what_a_matchup_costs_at_most(
+    judge: str, options: dict[str, Any], effort: tuple[int, int]
+) -> None:
+    made: Any = PanelMember.of(judge, options=options).judge
+    assert made.effort == effort
+    matchup = matchup_of(b="No." if made.kind == "pairwise" else None)
+    first = made.asks(matchup)
+    steps = [r for ask in first if not ask.labels for r in made.read(ask, completed(ask, "Well."))]
+    asks = [*first, *(made.asks(matchup, steps) if steps and options.get("reasoning") == "first" else [])]
+    assert sum(ask.request.n for ask in asks) == effort[0]
+    assert sum(ask.request.n * ask.request.sampling.max_tokens for ask in asks) == effort[1]
+
+
+def test_what_a_prompts_own_rubric_costs_is_not_known_before() -> None:
+    made: Any = PanelMember.of("rubric").judge
+    assert made.effort is None
