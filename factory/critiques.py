@@ -118,9 +118,8 @@ _ANSWER_LABEL = re.compile(rf"\A{_MARK}(?:answer|response|reply|assistant){_MARK
 _CRITIQUE_LABEL = re.compile(rf"\A{_MARK}critique{_MARK}:{_MARK}", re.IGNORECASE)
 _NEXT_LABEL = re.compile(rf"\n{_MARK}(?:(?:the\s+)?{_BETTER}\s+{_OURS}|revision){_MARK}:{_MARK}\s*", re.IGNORECASE)
 _THOUGHT = re.compile(r"\A\s*<think>.*?(?:</think>\s*|\Z)", re.IGNORECASE | re.DOTALL)
-_FENCE_LINE = re.compile(
-    rf"^[ \t]*<<(?:end of )?(?:conversation|answer) [0-9a-f]{{{fence.DIGITS}}}>>[ \t]*\n?", re.MULTILINE
-)
+_FENCE = r"<<[^<>\n]{0,80}?\b[0-9a-f]{7,10}>>"  # also what small models make of it: <<revised answer 0123abcde>>
+_FENCE_LINE = re.compile(rf"^[ \t]*{_FENCE}[ \t]*\n?", re.MULTILINE)
 _CLOSING = re.compile(
     r"\n[ \t]*(?:[-*_]{3,}[ \t]*\n\s?[ \t]*)?[(\[*_# \t]*(?:"
     r"(?:summary of |list of |explanation of )?(?:the |my )?(?:changes|revisions|edits)(?: i)?(?: made)?[*_ ]*:"
@@ -143,7 +142,7 @@ _EDITING = re.compile(
     re.IGNORECASE,
 )
 _TALK = re.compile(
-    r"\bcritiques?\b|\brevision request\b"
+    rf"{_FENCE}|\bcritiques?\b|\brevision request\b"
     r"|\b(?:revised|original|previous|rewritten|improved|updated)\s+(?:answer|response|reply|draft)\b"
     r"|\bI(?:['’]ve| have)?\s+(?:revised|rewritten|rewrote)\b"
     r"|\A(?:the|this) (?:answer|response) (?:does|did|fails|lacks|serves|states|should"

@@ -31,6 +31,7 @@ from factory.threads import side_by_side
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from factory.budget import Budget
     from factory.console import Progress
     from factory.engines import Engine
     from factory.store import Store
@@ -115,7 +116,7 @@ class ReviseReport:
     critiques: int = 0  # usable ones
     revisions: int = 0  # usable ones, unchanged included
     unchanged: int = 0  # of them the same as the answer that was criticised
-    cut: int = 0  # of them ended by max_tokens
+    cut: int = 0  # of them ended by max_tokens, as the answer before was: else it is a failure
     refusals: int = 0  # of them that open as a refusal does, and the answer before did not
     pairs: int = 0  # drafts whose last revision says something else: what draft_revision can pair
     failures: dict[str, int] = field(default_factory=dict)  # steps that failed, "critique: refused" ...
@@ -209,6 +210,7 @@ class Work:
     sampling: Sampling
     seed: int
     retry_failed: bool
+    budget: Budget | None
     report: ReviseReport
     tell: Callable[[Answered], None]
     claims: Claims
@@ -229,6 +231,7 @@ def revise(
     sampling: Sampling = SAMPLING,
     seed: int = 0,
     retry_failed: bool = False,
+    budget: Budget | None = None,
     progress: Progress | None = None,
 ) -> ReviseReport:
     """Criticise and revise the drafts of a run, round and split (of at most `limit` prompts), `rounds` times over.
@@ -236,8 +239,8 @@ def revise(
     `principles` narrows the constitution to those named, `examples` its worked examples to the first so many (all by
     default). Each step goes by one principle, drawn by seed and weight; a
     chain meets a principle again only when it has met all of them. What the store holds is not asked for again.
-    FactoryError: no drafts, or an unknown constitution or principle. What the engine raises when it cannot go on comes
-    through; all that was answered until then is kept.
+    FactoryError: no drafts, or an unknown constitution or principle. What the engine raises when it cannot go on, and
+    BudgetError, come through; all that was answered until then is kept.
     """
     found, chosen = _chosen(constitution, principles, rounds)
     clock = time.monotonic()
@@ -253,6 +256,7 @@ def revise(
         sampling=sampling,
         seed=seed,
         retry_failed=retry_failed,
+        budget=budget,
         report=report,
         tell=_teller(progress),
         claims=Claims(),
@@ -393,6 +397,7 @@ def _answers(work: Work, turns: Sequence[Turn], purpose: Purpose) -> Iterator[tu
         purpose=purpose,
         retry_failed=work.retry_failed,
         claims=work.claims,
+        budget=work.budget,
     ):
         work.report.pay(found.call, reused=found.reused)
         work.tell(found)
@@ -411,6 +416,8 @@ def _read(work: Work, turn: Turn, call: Call, purpose: Purpose) -> Candidate:
     else:
         shown = [turn.parent.text, *_said(work.examples)]
         read = critiques.read_revision(call.text, link.answer.text, text_of(link.prompt.messages), shown)
+    if purpose == "revise" and not read.failure and call.finish_reason == "length" != link.answer.finish_reason:
+        read = read._replace(failure="cut")  # chosen over a whole answer it would teach to break off
     kind = _KINDS[purpose]
     row = candidate_of(call, link.prompt, run=work.run, round=work.round, kind=kind, parent=turn.parent.key)
     return replace(

@@ -85,6 +85,7 @@ def test_examples_come_first_as_turns_that_are_the_same_for_every_prompt() -> No
         f'"{NEW}"',
         f"<think>They want more.</think>\n\n{NEW}",
         f"<<answer 0123abcd>>\n{NEW}\n<<end of answer 0123abcd>>",
+        f"<<revised answer 0123abcde>>\n{NEW}",
         f"{NEW}\n\n---\n**Changes made:**\n- longer\n- truer",
         f"{NEW}\n\nChanges made: longer.",
         f"{NEW}\n\nI have revised the answer to be more helpful.",
@@ -109,6 +110,7 @@ def test_what_models_put_around_a_revision_is_taken_off(raw: str) -> None:
         "This version of events is disputed.",
         "Answers vary: some say 42.",
         "```python\nprint(1)\n```",
+        "Use cout << name << endl; and <<NAME>> stands for yours:\n<<NAME>>",
         "I'm sorry, but I can't help with building a bomb.",
     ],
 )
@@ -144,6 +146,7 @@ def test_what_the_answer_before_has_too_stays() -> None:
         ("The critique is right. Rivers run.", "leaked"),
         ("Rivers run, unlike the original answer said.", "leaked"),
         ("I've revised it: rivers run.", "leaked"),
+        ("Rivers <<answer 0123abcd>> run.", "leaked"),
     ],
 )
 def test_what_is_no_revision_is_said_to_be_none(raw: str, failure: str) -> None:

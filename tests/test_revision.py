@@ -17,6 +17,7 @@ import pytest
 from store_rows import candidate, prompt
 from typer.testing import CliRunner, Result
 
+from factory.budget import Budget, BudgetError
 from factory.cli import app
 from factory.engines.scripted import Rule, ScriptedEngine
 from factory.faults import EndpointError, FactoryError
@@ -195,8 +196,31 @@ def test_a_revision_that_says_the_same_is_counted_and_is_no_pair(store: Store) -
 def test_what_is_cut_and_what_refuses_is_counted(store: Store) -> None:
     refusing = obliging(Rule(match=REVISE, reply="I'm sorry, but I can't help with that."))
     assert improve(store, refusing).refusals == 8
-    report = improve(store, obliging(), sampling=Sampling(max_tokens=6), seed=1)
-    assert 0 < report.cut <= 8
+
+
+def test_a_revision_that_is_cut_is_none_unless_its_draft_was_cut_too(store: Store) -> None:
+    whole, cut = PROMPTS[1].key, PROMPTS[2].key
+    words = "one two three four five six seven eight"
+    store.append("candidates", [
+        candidate(920, run="c", prompt_key=whole, text=words, finish_reason="stop"),
+        candidate(921, run="c", prompt_key=cut, text=words, finish_reason="length"),
+    ])  # fmt: skip
+    report = revise(store, obliging(), run="c", examples=0, sampling=Sampling(max_tokens=6))
+    assert (report.failures, report.cut, report.revisions) == ({"revision: cut": 1}, 1, 1)
+    (row,) = of_kind(store, "revision", run="c", failure="cut")
+    assert row.prompt_key == whole
+    again = revise(store, obliging(), run="c", examples=0)
+    assert (again.failed, again.cut, again.revisions) == (0, 0, 2)
+
+
+def test_a_budget_stops_the_work_and_keeps_what_is_paid(store: Store) -> None:
+    with pytest.raises(BudgetError):
+        improve(store, obliging(), budget=Budget(max_tokens=4500))
+    paid = [call for call in store.rows(Call) if call.purpose in ("critique", "revise")]
+    assert 0 < len(paid) < 16
+    assert len(of_kind(store, "critique")) + len(of_kind(store, "revision")) == len(paid)
+    report = improve(store, obliging())
+    assert (report.calls, report.reused, report.pairs) == (16 - len(paid), len(paid), 8)
 
 
 def test_failed_drafts_are_left_out_and_drafts_alone_count(store: Store) -> None:

@@ -31,6 +31,10 @@ def revise(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest critique or revision in tokens.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Answers of at most so many prompts.")] = None,
     retry_failed: Annotated[bool, typer.Option(help="Ask again also where the failure was permanent.")] = False,
+    max_cost: Annotated[float | None, typer.Option(min=0, help="Stop before the run has cost more US dollars.")] = None,
+    max_tokens_total: Annotated[
+        int | None, typer.Option(min=1, help="Stop before the run has used more tokens, read and written.")
+    ] = None,
     seed: options.Seed = 0,
     run: options.Run = None,
     round_number: options.RoundOf = None,
@@ -40,6 +44,7 @@ def revise(
 ) -> None:
     """Criticise a run's answers by a constitution and write them anew; `pair --strategy draft_revision` makes
     preferences of it. The same command again goes on where it stopped."""
+    from factory.budget import Budget
     from factory.engines import EngineSpec, build
     from factory.revision import plan, revise as criticise_and_revise
     from factory.schema import Sampling
@@ -67,6 +72,7 @@ def revise(
             examples=examples,
             seed=seed,
             retry_failed=retry_failed,
+            budget=Budget(max_cost, max_tokens_total),
             progress=counter,
         )
     result = {"run": name} | report.to_json()
