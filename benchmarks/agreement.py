@@ -6,8 +6,8 @@ Each pair runs ours, then theirs, on the same votes; told are medians of seconds
 the bar that holds. Ratios are worth more than seconds where other work runs on the machine.
 
   aggregate      majority from an Arrow table, with probability and entropy, against pandas from a DataFrame: value
-                 counts by item and value, the largest taken (the faster of two ways of writing it); names that are words
-                 are hashed by the same library on both sides, which leaves less to gain
+                 counts by item and value, the largest taken (the faster of two ways of writing it); words as
+                 names are hashed by the same library on both sides, which leaves less to gain
   dawid_skene    as many rounds of EM as crowd-kit makes, from votes as numbers; `sparse`: 200 judges, five of them on
                  each item, so that hardly two items have the same votes
   alpha          1,000 bootstrap resamples, from counts of votes by category to the interval; `scattered`: 20 judges and

@@ -84,14 +84,19 @@ def encode(ratings: pa.Table, categories: Sequence[Any] | None = None) -> Votes:
     """Votes from a table with columns item, judge, value. Missing votes (null, NaN) are left out.
 
     Items (those with a vote) and judges are in order of appearance, categories as declared, else sorted. FactoryError
-    when a column is missing, a value is not among the categories, or a judge voted twice on an item.
+    when a column is missing, an item or judge is null, a value is not among the categories, or a judge voted twice on
+    an item.
     """
+    import numpy as np
     import pyarrow.compute as pc
 
     lacking = [name for name in ("item", "judge", "value") if name not in ratings.column_names]
     if lacking:
         raise FactoryError(f"votes need the columns item, judge, value; there is no {', '.join(lacking)}")
     ratings = plain_columns(ratings)
+    nameless = ratings.column("item").null_count + ratings.column("judge").null_count
+    if nameless:
+        raise FactoryError(f"{nameless} votes lack an item or a judge", todo="name both in every row")
     present = _present(ratings.column("value"))
     judge, judges = _positions(ratings.column("judge"))
     if not pc.all(present).as_py():
@@ -156,7 +161,7 @@ def _positions(column: pa.ChunkedArray) -> tuple[Index, list[Any]]:
     import numpy as np
     import pyarrow as pa
 
-    if pa.types.is_integer(column.type) and len(column) and not column.null_count:
+    if pa.types.is_integer(column.type) and len(column):
         found = _positions_of_numbers(column.to_numpy())
         if found is not None:
             return found

@@ -132,16 +132,19 @@ def test_a_judge_without_votes_is_still_a_judge() -> None:
 )
 def test_whole_numbers_as_names_keep_their_order_of_appearance(items: list[int]) -> None:
     kind = pa.uint64() if max(items) > 2**63 else pa.int64()
-    table = pa.table({"item": pa.array(items, kind), "judge": [1, 2, 1, 1, 2], "value": ["a", "b", "a", "b", "a"]})
+    table = pa.table({"item": pa.array(items, kind), "judge": [0, 1, 2, 3, 4], "value": ["a", "b", "a", "b", "a"]})
     found = encode(table)
     assert found.items == list(dict.fromkeys(items))
     assert [found.items[i] for i in found.item] == items
     assert aggregate(table)["item"].to_pylist() == found.items
 
 
-def test_names_may_be_null_beside_numbers() -> None:
-    table = pa.table({"item": pa.array([1, None, 1], pa.int64()), "judge": [1, 1, 2], "value": [0, 1, 0]})
-    assert encode(table).items == [1, None]
+@pytest.mark.parametrize("column", ["item", "judge"])
+def test_votes_without_a_name_are_refused(column: str) -> None:
+    table = pa.table({"item": [1, 2], "judge": [1, 2], "value": [0, 1]})
+    place = table.column_names.index(column)
+    with pytest.raises(FactoryError, match="1 votes lack an item or a judge"):
+        aggregate(table.set_column(place, column, pa.array([1, None], pa.int64())))
 
 
 def test_long_columns_of_few_numbers() -> None:
