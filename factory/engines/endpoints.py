@@ -15,13 +15,14 @@ import re
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Literal
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import aiohttp
 from yarl import URL
 
+from factory.engines.connections import Connections
 from factory.engines.pace import Window
 from factory.faults import EndpointError
 
@@ -102,6 +103,20 @@ def proxy(address: Address) -> str | None:
     return urllib.request.getproxies().get(address.parts.scheme)
 
 
+def session(address: Address, sent: Mapping[str, str]) -> Connections | aiohttp.ClientSession:
+    """Connections to an address; through a proxy, those of aiohttp, which knows how to ask one."""
+    through = proxy(address)
+    if through is None:
+        return Connections(urlsplit(address.url), sent, idle=KEEP_ALIVE, opening=LONGEST_OPENING)
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
+        headers=sent,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, connect=LONGEST_OPENING),
+        proxy=through,
+    )
+
+
 class Endpoint:
     """One endpoint: its connections, its window, its health."""
 
@@ -118,13 +133,7 @@ class Endpoint:
         self.alive = True
         self.reached = False  # has it ever sent anything?
         self.answered = False  # has it ever answered?
-        self.session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE),
-            headers=headers(address, auth, key),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, connect=LONGEST_OPENING),
-            proxy=proxy(address),
-        )
+        self.session = session(address, headers(address, auth, key))
 
     def served(self) -> None:
         """It has answered."""

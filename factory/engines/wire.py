@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 
+from factory.engines.connections import Connections, TooLargeError
 from factory.schema import Failure
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Wire:
         self.max_bytes = max_bytes
         self.deadlines = Deadlines(seconds)
 
-    async def post(self, session: aiohttp.ClientSession, url: URL, body: bytes) -> Reply:
+    async def post(self, session: Connections | aiohttp.ClientSession, url: URL, body: bytes) -> Reply:
         """The reply; one without a status holds the failure to get any."""
         task = asyncio.current_task()
         if task is None:
@@ -76,6 +77,8 @@ class Wire:
         deadlines.start(task)
         overdue = False
         try:
+            if isinstance(session, Connections):
+                return Reply(*await session.post(body, self.max_bytes))
             response = await session.post(url, data=body, allow_redirects=False)
             try:
                 return await self._received(response)
@@ -89,10 +92,15 @@ class Wire:
             return Reply(0, NOTHING, b"", Failure("timeout", detail, passing=True))
         except TimeoutError:  # of the connection alone
             return Reply(0, NOTHING, b"", Failure("connection", "no connection in time", passing=True))
+        except TooLargeError:
+            return self._too_large()
         except (aiohttp.ClientError, OSError) as error:
             return Reply(0, NOTHING, b"", Failure("connection", type(error).__name__, passing=True))
         finally:
             deadlines.stop(task)
+
+    def _too_large(self) -> Reply:
+        return Reply(0, NOTHING, b"", Failure("too_large", f"more than {self.max_bytes} bytes"))
 
     async def _received(self, response: aiohttp.ClientResponse) -> Reply:
         headers = response.headers
@@ -103,5 +111,5 @@ class Wire:
         async for chunk in response.content.iter_any():
             body += chunk
             if len(body) > self.max_bytes:
-                return Reply(0, NOTHING, b"", Failure("too_large", f"more than {self.max_bytes} bytes"))
+                return self._too_large()
         return Reply(response.status, headers, bytes(body))
