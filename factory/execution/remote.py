@@ -121,18 +121,32 @@ class Peer:
         self._send({"do": act, "given": packed, "named": {name: self.encode(v) for name, v in named.items()}})
         while "do" in (message := self._receive()):
             self._serve(message)
+        value, error = self._read(message, given)
+        if error is not None:
+            raise error
+        return value
+
+    def _read(self, message: Mapping[str, Any], given: tuple[Any, ...]) -> tuple[Any, BaseException | None]:
+        """What a reply says: a value, or an exception; what it says of changed arguments is done. GoneError: it is no
+        reply of this code's other end, but something that was put in its place."""
         try:
             if message.get("printed"):
                 sys.stdout.write(str(message["printed"]))
             for place, after in message.get("changed", []):
                 _change(given[place], self.decode(after))
             if "raised" in message:
-                raise self._error(message["raised"])
-            return self.decode(message["value"])
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            if "raised" in message:
-                raise
-            raise GoneError(f"an answer that cannot be read: {type(error).__name__}") from None
+                return None, self._error(message["raised"])
+            return self.decode(message["value"]), None
+        except (
+            ArithmeticError,
+            AttributeError,
+            ImportError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as fault:
+            raise GoneError(f"a reply that cannot be read: {type(fault).__name__}") from None
 
     def mirror(self, name: str, mro: list[str]) -> type[BaseException]:
         """A class of exceptions here that stands for the other end's of that name."""
