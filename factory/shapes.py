@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from factory import expected
 from factory.constraints import faults as constraint_faults
 from factory.faults import ConfigError
 from factory.judges.criteria import criteria_of
@@ -281,7 +282,7 @@ SHAPES: Final = (
 )
 """Tried in this order: the first whose needed columns a row has is the row's shape."""
 
-EXTRAS: Final = ("system", "topic", "task", "group", "constraints", "reference", "rubric")
+EXTRAS: Final = ("system", "topic", "task", "group", "constraints", "reference", "rubric", *expected.COLUMNS)
 """Columns that any shape may have."""
 
 FIELDS: Final = tuple(dict.fromkeys([n for s in SHAPES for n in (*s.needs, *s.may)] + list(EXTRAS)))
@@ -315,6 +316,7 @@ def read_row(line: int, row: Values, shape: Shape, group_column: str = "group") 
     system = _plain(row, "system")
     if system and given.messages[0]["role"] != "system":
         given = given._replace(messages=[Message(role="system", content=system), *given.messages])
+    asked, known = _expected(row)
     return Example(
         line=line,
         shape=shape.name,
@@ -322,10 +324,18 @@ def read_row(line: int, row: Values, shape: Shape, group_column: str = "group") 
         topic=_name(row, "topic"),
         task=_name(row, "task"),
         group=_name(row, group_column),
-        constraints=_constraints(row.get("constraints")),
-        reference=_plain(row, "reference") or (given.answer if given.label is None else None),
+        constraints=[*(_constraints(row.get("constraints")) or []), *asked] or None,
+        reference=_plain(row, "reference") or (given.answer if given.label is None else None) or known,
         rubric=_rubric(row.get("rubric")),
     )
+
+
+def _expected(row: Values) -> expected.Expected:
+    """What the columns answer, choices, tests ... ask of an answer (see `factory/expected.py`)."""
+    try:
+        return expected.expected(row)
+    except expected.ColumnError as fault:
+        raise RowError(fault.column, fault.reason) from None
 
 
 def _name(row: Values, column: str) -> str | None:

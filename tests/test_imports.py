@@ -33,7 +33,7 @@ LAYERS = (
     {"matchups"},
     {"panel"},
     {"judging"},
-    {"sources", "shapes", "splits", "near_duplicates", "prompts", "generation", "critiques", "revision",
+    {"sources", "expected", "shapes", "splits", "near_duplicates", "prompts", "generation", "critiques", "revision",
      "labelling", "meta_judging", "consistency", "agreement", "pairing", "training", "measures", "evaluation", "export",
      "charts", "page", "report",
      "doctor"},
