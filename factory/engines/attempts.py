@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from factory.engines.flights import Job
     from factory.engines.openai import OpenAIEngine
 
-BUSY_TRIES = 8  # of one call at an endpoint that has too much, before it is a failure
+BUSY_TRIES = 6  # of one call at an endpoint that has too much, before it is a failure
 BUSY_PAUSE = 0.5  # seconds, twice as long each time, where the endpoint does not say how long
 LONGEST_BUSY_PAUSE = 30.0
 BYTES_A_TOKEN = 3.0  # to foresee a prompt's tokens; what was really used corrects it

@@ -226,6 +226,7 @@ class Endpoints:
         """Ask for one token until there is one, or until no endpoint is left."""
         wait = FIRST_PAUSE
         try:
+            await asyncio.sleep(endpoint.not_before - time.monotonic())
             while not await self.check(endpoint):
                 if self._given_up():
                     names = ", ".join(one.shown for one in self.every)
@@ -243,7 +244,7 @@ class Endpoints:
     def _given_up(self) -> bool:
         if any(one.alive for one in self.every):
             return False
-        away = time.monotonic() - max(one.lost_at for one in self.every)
+        away = time.monotonic() - max(max(one.lost_at, one.not_before) for one in self.every)
         return away >= GONE_AFTER or not any(one.reached for one in self.every)
 
 

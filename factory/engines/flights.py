@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from factory.faults import FactoryError
 from factory.schema import Completion, Request
 
 BEAT = 0.2
@@ -212,9 +211,6 @@ class Flight:
         """No call is started any more; those under way may still land, so that what is paid for is kept."""
         self.error = self.error or error
         self.ready = None
-        if not isinstance(error, FactoryError):
-            for task in self.tasks - {asyncio.current_task()}:
-                task.cancel()
 
     async def _abort(self) -> None:
         self.error, self.ready = self.error or asyncio.CancelledError(), None

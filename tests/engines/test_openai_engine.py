@@ -1,143 +1,61 @@
-"""The openai engine against a small server on this machine that answers as good and bad endpoints do."""
+"""The openai engine against a server on this machine: what is asked, of whom, how fast, at what price, until when.
+
+What becomes of each way of failing is in test_fault_modes.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from hypothesis import given, strategies as st
+from fault_server import FaultServer, Handler, after, always, answered, choice, error, good, in_turn, one_only, reset
 
+from factory.calls import answer
 from factory.engines.endpoints import STRIKES
 from factory.engines.openai import OpenAIEngine
-from factory.engines.pace import wait_asked
-from factory.engines.replies import NoAnswerError, answer_logprobs, read
 from factory.faults import ConfigError, EndpointError
 from factory.schema import Completion, Request, Sampling
+from factory.store import Store
 
-Handler = Callable[[dict[str, Any], "Endpoint"], Awaitable[web.StreamResponse]]
-KEY = "sk-very-secret"
-
-
-class Endpoint:
-    """A server in a thread of its own. `seen` holds the bodies it got, `headers` their headers."""
-
-    def __init__(self, handler: Handler) -> None:
-        self.handler = handler
-        self.seen: list[dict[str, Any]] = []
-        self.headers: list[dict[str, str]] = []
-        self.at_once = self.most_at_once = 0
-        self.loop = asyncio.new_event_loop()
-        self.ready = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-        self.ready.wait(10)
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_until_complete(self._start())
-        self.loop.run_forever()
-        self.loop.run_until_complete(self._end())
-        self.loop.close()
-
-    async def _end(self) -> None:
-        await self.runner.cleanup()
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-
-    async def _start(self) -> None:
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", self._answer)
-        self.runner = web.AppRunner(app, shutdown_timeout=0.1)
-        await self.runner.setup()
-        site = web.TCPSite(self.runner, "127.0.0.1", 0)
-        await site.start()
-        port = self.runner.addresses[0][1]
-        self.url = f"http://127.0.0.1:{port}/v1"
-        self.ready.set()
-
-    async def _answer(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        self.seen.append(body)
-        self.headers.append({name.lower(): value for name, value in request.headers.items()})
-        self.at_once += 1
-        self.most_at_once = max(self.most_at_once, self.at_once)
-        self.request = request
-        try:
-            return await self.handler(body, self)
-        finally:
-            self.at_once -= 1
-
-    def close(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(10)
+Serve = Callable[[str | Handler], FaultServer]
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[[Handler], Endpoint]]:
-    started: list[Endpoint] = []
+def serve() -> Iterator[Serve]:
+    started: list[FaultServer] = []
 
-    def start(handler: Handler) -> Endpoint:
-        started.append(Endpoint(handler))
+    def start(behaviour: str | Handler) -> FaultServer:
+        started.append(FaultServer(behaviour))
         return started[-1]
 
     yield start
-    for endpoint in started:
-        endpoint.close()
+    for server in started:
+        server.close()
 
 
 @pytest.fixture(autouse=True)
-def no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy"):
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "HTTP_PROXY", "http_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("factory.engines.attempts.BUSY_PAUSE", 0.001)
     monkeypatch.setattr("factory.engines.endpoints.FIRST_PAUSE", 0.001)
     monkeypatch.setattr("factory.engines.endpoints.LONGEST_PAUSE", 0.01)
 
 
-def answered(text: str | None = "fine", **choice: Any) -> dict[str, Any]:
-    return {
-        "choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"} | choice],
-        "usage": {"prompt_tokens": 11, "completion_tokens": 3},
-    }
-
-
-async def good(body: dict[str, Any], endpoint: Endpoint) -> web.StreamResponse:
-    return web.json_response(answered(f"{body['messages'][-1]['content']}/{body['seed']}"))
-
-
-def always(
-    status: int = 200, *, data: Any = None, text: str | None = None, headers: dict[str, str] | None = None
-) -> Handler:
-    async def handler(body: dict[str, Any], endpoint: Endpoint) -> web.StreamResponse:
-        raw = json.dumps(data) if text is None else text
-        return web.Response(status=status, body=raw.encode(), headers=headers)
-
-    return handler
-
-
-def in_turn(*handlers: Handler) -> Handler:
-    """One handler a call; the last one for all further calls."""
-
-    async def handler(body: dict[str, Any], endpoint: Endpoint) -> web.StreamResponse:
-        return await handlers[min(len(endpoint.seen), len(handlers)) - 1](body, endpoint)
-
-    return handler
-
-
-def engine_for(endpoint: Endpoint, **options: Any) -> OpenAIEngine:
-    return OpenAIEngine("m", **{"base_url": endpoint.url, "timeout": 5.0} | options)
+def engine_for(*servers: FaultServer, **options: Any) -> OpenAIEngine:
+    several = {"name": "set"} if len(servers) > 1 else {}
+    return OpenAIEngine("m", **{"base_url": [server.url for server in servers], "timeout": 5.0} | several | options)
 
 
 def ask(text: str = "tea", **more: Any) -> Request:
@@ -152,39 +70,39 @@ def failure_of(completion: Completion) -> tuple[str, bool]:
 # ----------------------------------------------------------------------------------------------------- what is asked
 
 
-def test_every_sample_is_a_call_with_its_own_seed(serve: Callable[[Handler], Endpoint]) -> None:
-    endpoint = serve(good)
+def test_every_sample_is_a_call_with_its_own_seed(serve: Serve) -> None:
+    server = serve(good)
     requests = [ask("tea", n=3, seed=1), ask("salt", n=2, seed=1)]
-    completions = list(engine_for(endpoint).generate(requests))
+    completions = list(engine_for(server).generate(requests))
     assert sorted((c.request.messages[0]["content"], c.sample) for c in completions) == [
         ("salt", 0), ("salt", 1), ("tea", 0), ("tea", 1), ("tea", 2),
     ]  # fmt: skip
     assert len({c.text for c in completions}) == 5
-    again = engine_for(endpoint).generate(requests)
+    again = engine_for(server).generate(requests)
     assert {c.text for c in again} == {c.text for c in completions}
     assert all((c.prompt_tokens, c.completion_tokens, c.finish_reason) == (11, 3, "stop") for c in completions)
 
 
-def test_what_is_held_is_not_asked(serve: Callable[[Handler], Endpoint]) -> None:
-    endpoint = serve(good)
-    completions = list(engine_for(endpoint).generate([ask(n=4)], lambda request, sample: sample != 2))
+def test_what_is_held_is_not_asked(serve: Serve) -> None:
+    server = serve(good)
+    completions = list(engine_for(server).generate([ask(n=4)], lambda request, sample: sample != 2))
     assert [completion.sample for completion in completions] == [2]
-    assert len(endpoint.seen) == 1
-    assert list(engine_for(endpoint).generate([ask()], lambda request, sample: True)) == []
+    assert len(server.seen) == 1
+    assert list(engine_for(server).generate([ask()], lambda request, sample: True)) == []
 
 
-def test_the_body_says_what_the_request_says(serve: Callable[[Handler], Endpoint]) -> None:
-    endpoint = serve(good)
+def test_the_body_says_what_the_request_says(serve: Serve) -> None:
+    server = serve(good)
     schema = {"type": "object"}
     sampling = Sampling(temperature=0.5, top_p=0.9, top_k=7, max_tokens=9, stop=("END",))
-    request = ask("tea", sampling=sampling, json_schema=schema, answers=("A", "B"), prefix="It is")
-    list(engine_for(endpoint, prefix="continue").generate([request]))
-    (body,) = endpoint.seen
+    request = ask("tea \ud800\u00e9", sampling=sampling, json_schema=schema, answers=("A", "B"), prefix="It is")
+    list(engine_for(server, prefix="continue", extra_body={"min_p": 0.1}).generate([request]))
+    (body,) = server.seen
     seed = body.pop("seed")
     assert 0 <= seed < 2**31
     assert body == {
         "model": "m",
-        "messages": [{"role": "user", "content": "tea"}, {"role": "assistant", "content": "It is"}],
+        "messages": [{"role": "user", "content": "tea \ufffd\u00e9"}, {"role": "assistant", "content": "It is"}],
         "temperature": 0.5,
         "top_p": 0.9,
         "top_k": 7,
@@ -195,224 +113,305 @@ def test_the_body_says_what_the_request_says(serve: Callable[[Handler], Endpoint
         "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}},
         "continue_final_message": True,
         "add_generation_prompt": False,
+        "min_p": 0.1,
     }
     assert len(request.messages) == 1
 
 
-def test_a_started_answer_is_refused_where_it_cannot_be_continued(serve: Callable[[Handler], Endpoint]) -> None:
-    endpoint = serve(good)
-    refused, ambiguous = engine_for(endpoint, concurrency=1).generate([ask(prefix="It is"), ask(answers=("1", "10"))])
+def test_a_started_answer_is_refused_where_it_cannot_be_continued(serve: Serve) -> None:
+    server = serve(good)
+    refused, ambiguous = engine_for(server, concurrency=1).generate([ask(prefix="It is"), ask(answers=("1", "10"))])
     assert failure_of(refused) == ("unsupported", False)
     assert failure_of(ambiguous) == ("ambiguous_answers", False)
-    assert endpoint.seen == []
+    assert server.seen == []
 
 
-def test_calls_in_flight_are_bounded_and_slots_wait_for_the_caller(serve: Callable[[Handler], Endpoint]) -> None:
+def test_the_limit_is_called_as_the_endpoint_wants_it(serve: Serve) -> None:
+    """A reasoning model refuses max_tokens: the call goes again with the other name, and so do all that follow."""
+
+    async def reasoning(body: dict[str, Any], server: FaultServer) -> web.StreamResponse:
+        if "max_tokens" not in body:
+            return await good(body, server)
+        fault = {"message": "use 'max_completion_tokens'", "code": "unsupported_parameter", "param": "max_tokens"}
+        return web.json_response({"error": fault}, status=400)
+
+    server = serve(reasoning)
+    completions = list(engine_for(server, concurrency=1).generate([ask(n=3)]))
+    assert [completion.failure for completion in completions] == [None] * 3
+    assert [("max_tokens" in body, body.get("max_completion_tokens")) for body in server.seen] == [
+        (True, None), (False, 256), (False, 256), (False, 256),
+    ]  # fmt: skip
+
+
+def test_a_limit_that_is_refused_by_either_name_fails(serve: Serve) -> None:
+    async def neither(body: dict[str, Any], server: FaultServer) -> web.StreamResponse:
+        named = "max_tokens" if "max_tokens" in body else "max_completion_tokens"
+        return web.json_response({"error": {"code": "unsupported_parameter", "param": named}}, status=400)
+
+    server = serve(neither)
+    (completion,) = engine_for(server).generate([ask()])
+    assert failure_of(completion) == ("refused", False)
+    assert len(server.seen) == 2
+
+
+def test_key_organisation_and_project_go_along(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(good)
+    list(engine_for(server).generate([ask()]))
+    monkeypatch.setenv("MY_KEY", "sk-1\n")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project")
+    list(engine_for(server, api_key_env="MY_KEY").generate([ask()]))
+    list(engine_for(server, api_key_env="MY_KEY", auth="api-key").generate([ask()]))
+    names = ("authorization", "api-key", "openai-organization", "openai-project")
+    assert [[headers.get(name) for name in names] for headers in server.headers] == [
+        [None, None, None, None],
+        ["Bearer sk-1", None, "org", "project"],
+        [None, "sk-1", "org", "project"],
+    ]
+
+
+def test_the_environment_names_the_endpoint(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(good)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.url + "/?api-version=2024-10-21")
+    (completion,) = OpenAIEngine("m").generate([ask()])
+    assert completion.failure is None
+    assert server.paths == ["/v1/chat/completions?api-version=2024-10-21"]
+
+
+# -------------------------------------------------------------------------------------------------- how much at once
+
+
+def test_calls_in_flight_are_bounded_and_slots_wait_for_the_caller(serve: Serve) -> None:
     """A slot is free for the next call only when the caller has come back for more."""
-
-    async def slow(body: dict[str, Any], endpoint: Endpoint) -> web.StreamResponse:
-        await asyncio.sleep(0.02)
-        return web.json_response(answered())
-
-    endpoint = serve(slow)
-    bursts = engine_for(endpoint, concurrency=3).bursts([ask(n=12)])
+    server = serve(after(0.02, good))
+    bursts = engine_for(server, concurrency=3).bursts([ask(n=12)])
     first = next(bursts)
     time.sleep(0.3)
-    assert len(endpoint.seen) == 3
+    assert len(server.seen) == 3
     assert len(first) + sum(map(len, bursts)) == 12
-    assert endpoint.most_at_once == 3
+    assert server.most_at_once == 3
 
 
-def test_the_key_is_sent_and_shown_nowhere(
-    serve: Callable[[Handler], Endpoint], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("MY_KEY", KEY)
-    echo = always(400, data={"error": {"message": f"bad key {KEY}"}})
-    endpoint = serve(in_turn(good, echo, always(401, data={"error": {"message": f"who is {KEY}?"}})))
-    engine = engine_for(endpoint, api_key_env="MY_KEY", concurrency=1)
-    (fine,), (refused,) = list(engine.generate([ask()])), list(engine.generate([ask()]))
-    assert endpoint.headers[0]["authorization"] == f"Bearer {KEY}"
-    assert fine.text
-    assert failure_of(refused) == ("refused", False)
-    with pytest.raises(EndpointError) as caught:
-        list(engine.generate([ask()]))
-    shown = [repr(engine), repr(vars(engine)), repr(refused), str(caught.value), repr(engine.identity), caplog.text]
-    assert not [text for text in shown if KEY in text]
-    assert "MY_KEY" in str(caught.value)
+def test_a_caller_has_its_turn_when_nothing_comes(serve: Serve) -> None:
+    with closing(engine_for(serve("hang")).bursts([ask()])) as bursts:
+        assert next(bursts) == []
 
 
-def test_without_a_key_none_is_sent(serve: Callable[[Handler], Endpoint]) -> None:
-    endpoint = serve(good)
-    list(engine_for(endpoint).generate([ask()]))
-    assert "authorization" not in endpoint.headers[0]
+def test_threads_share_the_limit_and_get_their_own(serve: Serve) -> None:
+    server = serve(after(0.01, good))
+    engine = engine_for(server, concurrency=4)
+    got: dict[str, list[str]] = {}
+
+    def run(name: str) -> None:
+        got[name] = [completion.text for completion in engine.generate([ask(name, n=20)])]
+
+    threads = [threading.Thread(target=run, args=(name,)) for name in ("tea", "salt", "bread")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert server.most_at_once == 4
+    assert {name: (len(texts), {text.split("/")[0] for text in texts}) for name, texts in got.items()} == {
+        name: (20, {name}) for name in ("tea", "salt", "bread")
+    }
 
 
-# ------------------------------------------------------------------------------------------------- what ends the run
+def test_fewer_calls_are_made_at_once_where_there_is_too_much(serve: Serve) -> None:
+    """The endpoint takes four at once. All rows are answered in the end, and the window has shrunk towards that."""
+
+    async def four(body: dict[str, Any], server: FaultServer) -> web.StreamResponse:
+        if server.at_once > 4:
+            return await error(429)(body, server)
+        return await after(0.01, good)(body, server)
+
+    server = serve(four)
+    engine = engine_for(server, concurrency=32)
+    bursts = engine.bursts([ask(n=200)])
+    completions = [completion for burst in bursts for completion in burst]
+    assert [completion.failure for completion in completions] == [None] * 200
+    assert engine._traffic is not None
+    (endpoint,) = engine._traffic.ways.endpoints.every
+    assert 1 <= endpoint.window.size < 16
+    assert len(server.seen) < 600
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "said"),
-    [
-        (401, "invalid_api_key", "credentials"),
-        (403, "forbidden", "credentials"),
-        (404, "model_not_found", "model 'm'"),
-        (429, "insufficient_quota", "quota"),
-        (402, "payment", "quota"),
-        (307, "", "elsewhere"),
-    ],
-)
-def test_some_answers_end_the_run(serve: Callable[[Handler], Endpoint], status: int, code: str, said: str) -> None:
-    endpoint = serve(always(status, data={"error": {"code": code, "message": "no"}}, headers={"Location": "/x"}))
-    with pytest.raises(EndpointError, match=said) as caught:
-        list(engine_for(endpoint).generate([ask(n=50)]))
-    assert caught.value.exit_code == 3
-    assert endpoint.url in str(caught.value)
+def test_a_pace_is_kept(serve: Serve) -> None:
+    """600 a minute: 4 more than fit at once take at least 0.35 s; 60,000 tokens a minute: calls foreseen with 500."""
+    for options in ({"requests_per_minute": 600}, {"tokens_per_minute": 60_000}):
+        server = serve(good)
+        sampling = Sampling(max_tokens=480)
+        count = 14 if "requests_per_minute" in options else 6
+        began = time.monotonic()
+        completions = list(engine_for(server, **options).generate([ask("tea", n=count, sampling=sampling)]))
+        assert [completion.failure for completion in completions] == [None] * count
+        assert time.monotonic() - began >= 0.35 or "tokens_per_minute" in options
 
 
-def test_an_endpoint_that_is_not_there_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+# ------------------------------------------------------------------------------------------------- several endpoints
+
+
+def test_equal_endpoints_are_asked_in_turn(serve: Serve) -> None:
+    servers = [serve(after(0.01, good)) for _ in range(3)]
+    completions = list(engine_for(*servers, concurrency=6).generate([ask(n=60)]))
+    assert [completion.failure for completion in completions] == [None] * 60
+    assert all(15 <= len(server.seen) <= 25 for server in servers)
+
+
+def test_a_key_depends_on_no_endpoint_of_a_set() -> None:
+    one, other = "http://a/v1", "http://b/v1"
+    sets = [[one, other], [other, one], f"{one}, {other}", [one, other, "http://c/v1"], one]
+    assert len({OpenAIEngine("m", base_url=base_url, name="pool").identity for base_url in sets}) == 1
+    assert OpenAIEngine("m", base_url=[one, other], name=one).identity == OpenAIEngine("m", base_url=one).identity
+    assert OpenAIEngine("m", base_url=one).identity != OpenAIEngine("m", base_url=other).identity
+    assert OpenAIEngine("m", base_url=one).identity != OpenAIEngine("n", base_url=one).identity
+    assert OpenAIEngine("m", base_url=one).identity == OpenAIEngine("m", base_url=one + "/?api-version=1").identity
+    assert OpenAIEngine("m", base_url=one, extra_body={"a": 1}).identity != OpenAIEngine("m", base_url=one).identity
+    with pytest.raises(ConfigError, match="several endpoints need a name"):
+        OpenAIEngine("m", base_url=[one, other])
+
+
+def test_a_dead_endpoint_is_left_out_until_it_answers_again(serve: Serve) -> None:
+    """Of two, one breaks every connection for a while: the other does the work, and the first is asked again only
+    after a health check has passed there."""
+    down = threading.Event()
+    down.set()
+
+    async def flaky(body: dict[str, Any], server: FaultServer) -> web.StreamResponse:
+        return await (reset if down.is_set() else good)(body, server)
+
+    broken, whole = serve(flaky), serve(after(0.002, good))
+    engine = engine_for(broken, whole, concurrency=4)
+    first = list(engine.generate([ask(n=100)]))
+    lost = [completion for completion in first if completion.failure]
+    assert {failure_of(completion) for completion in lost} == {("connection", True)}
+    assert STRIKES <= len(lost) <= STRIKES + 4
+    asked = [body for body in broken.seen if body["max_tokens"] == 256]
+    assert len(asked) == len(lost)
+    assert len(broken.seen) > len(asked), "no health check was made"
+    down.clear()
+    until = time.monotonic() + 10
+    while not all(one.alive for one in engine._traffic.ways.endpoints.every):  # type: ignore[union-attr]
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    second = list(engine.generate([ask(n=100, seed=2)]))
+    assert [completion.failure for completion in second] == [None] * 100
+    assert len([body for body in broken.seen if body["max_tokens"] == 256]) > len(asked) + 20
+
+
+def test_an_endpoint_that_was_never_there_ends_the_run() -> None:
     engine = OpenAIEngine("m", base_url="http://127.0.0.1:9/v1", concurrency=2)
+    with pytest.raises(EndpointError, match="cannot be reached") as caught:
+        list(engine.generate([ask(n=50)]))
+    assert caught.value.exit_code == 3
+    assert "127.0.0.1:9" in str(caught.value)
     with pytest.raises(EndpointError, match="cannot be reached"):
         list(engine.generate([ask(n=50)]))
 
 
-async def broken(body: dict[str, Any], endpoint: Endpoint) -> web.StreamResponse:
-    assert endpoint.request.transport is not None
-    endpoint.request.transport.abort()
-    return web.Response()
-
-
-def test_an_endpoint_that_stays_away_ends_the_run(
-    serve: Callable[[Handler], Endpoint], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_endpoints_that_stay_away_end_the_run(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that dies after its first answers does not cost a wait and a failed row for every call that is left."""
     monkeypatch.setattr("factory.engines.endpoints.GONE_AFTER", 0.2)
-    endpoint = serve(in_turn(good, good, broken))
-    engine = engine_for(endpoint, concurrency=1)
+    server = serve(in_turn(good, good, reset))
+    engine = engine_for(server, concurrency=1)
     assert [completion.failure for completion in engine.generate([ask(n=2)])] == [None, None]
     with pytest.raises(EndpointError, match="cannot be reached"):
         list(engine.generate([ask("salt", n=100_000)]))
-    assert len(endpoint.seen) >= 2 + STRIKES
+    assert len(server.seen) >= 2 + STRIKES
 
 
-def test_an_endpoint_that_comes_back_goes_on(
-    serve: Callable[[Handler], Endpoint], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    endpoint = serve(in_turn(good, *[broken] * 12, good))
-    failures = [c.failure for c in engine_for(endpoint, concurrency=1).generate([ask(n=14)])]
+def test_an_endpoint_that_comes_back_goes_on(serve: Serve) -> None:
+    server = serve(in_turn(good, *[reset] * 12, good))
+    failures = [c.failure for c in engine_for(server, concurrency=1).generate([ask(n=14)])]
     assert [failure is None for failure in failures] == [True, *[False] * STRIKES, *[True] * 5]
 
 
-# ------------------------------------------------------------------------------------------------------- what passes
+def test_what_was_under_way_lands_before_the_end(serve: Serve) -> None:
+    """The third call is refused the credentials while the first two are still being answered: these are paid for, and
+    come first."""
+
+    async def late(body: dict[str, Any], server: FaultServer) -> web.StreamResponse:
+        if len(server.seen) <= 2:
+            return await after(0.2, good)(body, server)
+        return await error(401)(body, server)
+
+    got: list[Completion] = []
+    with pytest.raises(EndpointError, match="credentials"):
+        got.extend(engine_for(serve(late), concurrency=3).generate([ask(n=50)]))
+    assert [completion.failure for completion in got] == [None, None]
 
 
-@pytest.mark.parametrize(("status", "kind"), [(429, "rate_limited"), (500, "server_error"), (503, "server_error")])
-def test_a_passing_status_is_a_passing_failure(serve: Callable[[Handler], Endpoint], status: int, kind: str) -> None:
-    endpoint = serve(always(status, data={"error": {"message": "busy"}}))
-    (completion,) = engine_for(endpoint).generate([ask()])
-    assert failure_of(completion) == (kind, True)
-    assert completion.failure is not None
-    assert completion.failure.detail == f"HTTP {status}: busy"
+# ------------------------------------------------------------------------------------------------------ n in one call
 
 
-def test_retry_after_is_waited_for(serve: Callable[[Handler], Endpoint]) -> None:
-    endpoint = serve(in_turn(always(429, data={}, headers={"Retry-After": "0.4"}), good))
-    began = time.monotonic()
-    (fine,) = engine_for(endpoint).generate([ask()])
-    assert fine.failure is None
-    assert len(endpoint.seen) == 2
-    assert time.monotonic() - began >= 0.4
+def texts_by_seed(body: dict[str, Any]) -> list[str]:
+    return [f"{body['seed']}+{number}" for number in range(body.get("n", 1))]
 
 
-def test_an_overall_deadline_stops_a_trickle(serve: Callable[[Handler], Endpoint]) -> None:
-    async def trickle(body: dict[str, Any], endpoint: Endpoint) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(endpoint.request)
-        for _ in range(100):
-            await response.write(b" ")
-            await asyncio.sleep(0.05)
-        return response
-
-    (completion,) = engine_for(serve(trickle), timeout=0.3).generate([ask()])
-    assert failure_of(completion) == ("timeout", True)
-
-
-def test_a_connection_that_breaks_is_a_passing_failure(serve: Callable[[Handler], Endpoint]) -> None:
-    (completion,) = engine_for(serve(broken)).generate([ask()])
-    assert failure_of(completion) == ("connection", True)
+def test_samples_come_in_one_call_where_the_server_can(serve: Serve, tmp_path: Path) -> None:
+    """The prompt is read once, and the sums of tokens and dollars are what the endpoint billed: 2 calls of 11 + 3n."""
+    server = serve(good)
+    prices = {"prompt": 2.0, "completion": 10.0}
+    engine = engine_for(server, n_in_one_call=True, concurrency=5, prices=prices)
+    completions = sorted(engine.generate([ask(n=7)]), key=lambda completion: completion.sample)
+    assert [completion.sample for completion in completions] == list(range(7))
+    assert [body.get("n") for body in server.seen] == [5, 2]
+    assert len({completion.text for completion in completions}) == 7
+    assert sum(completion.prompt_tokens for completion in completions) == 22
+    assert sum(completion.completion_tokens for completion in completions) == 21
+    assert sum(completion.cost or 0 for completion in completions) == pytest.approx((22 * 2 + 21 * 10) / 1e6)
 
 
-def test_a_body_over_the_cap_is_not_read_on(serve: Callable[[Handler], Endpoint]) -> None:
-    (completion,) = engine_for(serve(always(text="x" * 200_000)), max_bytes=1000).generate([ask()])
-    assert failure_of(completion) == ("too_large", False)
+def test_keys_are_the_same_whether_samples_come_together_or_alone(serve: Serve, tmp_path: Path) -> None:
+    server = serve(good)
+    keys = []
+    for together in (True, False):
+        with Store.open(tmp_path / str(together), create=True) as store:
+            engine = engine_for(server, n_in_one_call=together)
+            calls = [call for _, call in answer(store, engine, [ask(n=4)], run="r", round=0, purpose="test")]
+            keys.append(sorted((call.sample, call.key) for call in calls))
+            more = engine_for(server, n_in_one_call=not together)
+            again = list(answer(store, more, [ask(n=4)], run="r", round=0, purpose="test"))
+            assert sorted(call.text for _, call in again) == sorted(call.text for call in calls)
+    assert keys[0] == keys[1]
+    assert len(server.seen) == 1 + 4
 
 
-# ------------------------------------------------------------------------------------------- 200 that is no answer
-
-
-INVALID: list[Any] = [
-    "<html>busy</html>",
-    "[]",
-    "{}",
-    '{"choices": null}',
-    '{"choices": []}',
-    '{"choices": [1]}',
-    json.dumps(answered(None)),
-    json.dumps(answered(5)),  # type: ignore[arg-type]
-    json.dumps(answered("x", finish_reason="tool_calls")),
-    json.dumps(answered("x", message="text")),
-    json.dumps(answered("x", logprobs={"content": [{"token": 1, "logprob": 0}]})),
-    json.dumps(answered("x", logprobs={"content": [{"token": "x", "logprob": float("nan")}]})),
-    "[" * 100_000,
-]
-
-
-@pytest.mark.parametrize("body", INVALID, ids=range(len(INVALID)))
-def test_a_200_without_a_valid_answer_has_a_small_budget(serve: Callable[[Handler], Endpoint], body: str) -> None:
-    endpoint = serve(always(text=body))
-    (completion,) = engine_for(endpoint, invalid_retries=1).generate([ask()])
-    assert failure_of(completion) == ("invalid_response", not body.startswith("{"))
-    assert len(endpoint.seen) == 2
-
-
-def test_a_valid_answer_after_an_invalid_one_counts(serve: Callable[[Handler], Endpoint]) -> None:
-    (completion,) = engine_for(serve(in_turn(always(text="<html>"), good))).generate([ask()])
-    assert completion.failure is None
-
-
-def test_a_filtered_answer_is_a_failure(serve: Callable[[Handler], Endpoint]) -> None:
-    endpoint = serve(always(data=answered("", finish_reason="content_filter")))
-    (completion,) = engine_for(endpoint).generate([ask()])
-    assert failure_of(completion) == ("filtered", False)
-
-
-def test_lone_surrogates_are_replaced_and_counted(
-    serve: Callable[[Handler], Endpoint], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("refuse", [False, True])
+def test_a_server_that_cannot_gives_single_answers_from_then_on(
+    serve: Serve, caplog: pytest.LogCaptureFixture, refuse: bool
 ) -> None:
-    engine = engine_for(serve(always(text=json.dumps(answered("a\ud800b\U0001f600")))))
-    (completion,) = engine.generate([ask()])
-    assert completion.text == "a\ufffdb\U0001f600"
-    assert engine.replaced == 1
-    assert "surrogates" in caplog.text
+    """One ignores n, another refuses it. That is said once, and no sample is lost or asked for twice."""
+
+    async def cannot(body: dict[str, Any], server: FaultServer) -> web.StreamResponse:
+        if refuse and body.get("n", 1) > 1:
+            return await error(400, None, "only one completion choice is allowed")(body, server)
+        return await one_only(body, server)
+
+    server = serve(cannot)
+    engine = engine_for(server, n_in_one_call=True, concurrency=4)
+    completions = list(engine.generate([ask(n=4), ask("salt", n=4)]))
+    assert Counter((c.request.messages[0]["content"], c.sample) for c in completions) == {
+        (text, sample): 1 for text in ("tea", "salt") for sample in range(4)
+    }
+    assert [completion.failure for completion in completions] == [None] * 8
+    assert len({completion.text for completion in completions}) == 8
+    assert [body.get("n") for body in server.seen] == [4, *[None] * (8 if refuse else 7)]
+    assert caplog.text.count("does not give several answers in one call") == 1
 
 
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.floats() | st.text(),
-        lambda x: (
-            st.lists(x)
-            | st.dictionaries(
-                st.sampled_from(["choices", "message", "content", "usage", "logprobs", "finish_reason", "token"]), x
-            )
-        ),
-    )
-)
-def test_reading_an_answer_raises_nothing_but_value_errors(value: Any) -> None:
-    for data in (value, {"choices": [value]}, answered("x", logprobs=value), answered("x") | {"usage": value}):
-        try:
-            answer = read(json.dumps(data).encode(), ("A",))
-        except NoAnswerError:
-            continue
-        assert all(isinstance(choice.text, str) for choice in answer.choices)
+def test_one_bad_choice_of_several_is_asked_for_again_alone(serve: Serve) -> None:
+    async def one_bad(body: dict[str, Any], server: FaultServer) -> web.StreamResponse:
+        if body.get("n", 1) == 1:
+            return await good(body, server)
+        return web.json_response(answered(choice("one"), choice(None), choice("three"), completion=9))
+
+    server = serve(one_bad)
+    engine = engine_for(server, n_in_one_call=True, prices={"prompt": 3.0, "completion": 3.0})
+    completions = sorted(engine.generate([ask(n=3)]), key=lambda completion: completion.sample)
+    assert [completion.failure for completion in completions] == [None] * 3
+    assert (completions[0].text, completions[2].text) == ("one", "three")
+    assert [body.get("n") for body in server.seen] == [3, None]
+    assert sum(c.cost or 0 for c in completions) == pytest.approx((11 + 9 + 11 + 3) * 3 / 1e6)
 
 
 # ------------------------------------------------------------------------------------------------ log-probs and cost
@@ -422,56 +421,92 @@ def token(text: str, logprob: float, **top: float) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "top_logprobs": [{"token": t, "logprob": p} for t, p in top.items()]}
 
 
-def test_log_probabilities_of_wanted_answers_sum_over_variants(serve: Callable[[Handler], Endpoint]) -> None:
+def test_log_probabilities_of_wanted_answers_sum_over_variants(serve: Serve) -> None:
     """P(A) = e^-1 + e^-3 for "A" and " A"; the sampled token is also among the top ones and counts once."""
     first = token(" A", -1.0) | {"top_logprobs": [token(" A", -1.0), token("A", -3.0), token("C", -2.0)]}
-    endpoint = serve(always(data=answered(" A", logprobs={"content": [first, token("<end>", -0.25)]})))
-    (completion,) = engine_for(endpoint).generate([ask(answers=("A", "B"))])
+    logprobs = {"content": [first, token("<end>", -0.25)]}
+    server = serve(always(data=answered(choice(" A", logprobs=logprobs))))
+    (completion,) = engine_for(server).generate([ask(answers=("A", "B"))])
     assert completion.answer_logprobs == pytest.approx({"A": math.log(math.exp(-1) + math.exp(-3))})
     assert completion.logprob == pytest.approx(-1.25)
 
 
-def test_tokens_that_read_the_same_count_together(serve: Callable[[Handler], Endpoint]) -> None:
+def test_tokens_that_read_the_same_count_together(serve: Serve) -> None:
     """vLLM shows "A" and a SentencePiece "_A" both as "A": P(A) = e^-1 + e^-4. One listed twice counts once; one that
     was sampled from below the list counts too."""
     top = [token("A", -1.0), token("B", -1.5), token("A", -4.0), token("B", -1.5)]
-    endpoint = serve(always(data=answered("C", logprobs={"content": [token("C", -6.0) | {"top_logprobs": top}]})))
-    (completion,) = engine_for(endpoint).generate([ask(answers=("A", "B", "C"))])
+    logprobs = {"content": [token("C", -6.0) | {"top_logprobs": top}]}
+    server = serve(always(data=answered(choice("C", logprobs=logprobs))))
+    (completion,) = engine_for(server).generate([ask(answers=("A", "B", "C"))])
     wanted = {"A": math.log(math.exp(-1) + math.exp(-4)), "B": -1.5, "C": -6.0}
     assert completion.answer_logprobs == pytest.approx(wanted)
 
 
-def test_a_token_may_begin_one_answer_only() -> None:
-    shown = [("Yes", -1.0, [("Yes", -1.0), (" N", -2.0), ("", -3.0), ("\n", -3.5), ("Yesterday", -4.0)])]
-    assert answer_logprobs(shown, ("Yes", "No")) == pytest.approx({"Yes": -1.0, "No": -2.0})
-    assert answer_logprobs([("T", -1.0, [("T", -1.0)])], ("Two", "Ten")) == {}
+def test_costs_come_from_given_prices(serve: Serve) -> None:
+    """Of 11 prompt tokens 6 came from the cache."""
+    usage = {"prompt_tokens": 11, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 6}}
+    server = serve(always(data=answered(usage=usage)))
+    prices = {"prompt": 2.0, "completion": 10.0}
+    costs = []
+    for given in (None, prices, prices | {"cached_prompt": 0.5}, {"other": prices}, {"m": prices}):
+        (completion,) = engine_for(server, prices=given).generate([ask()])
+        costs.append(completion.cost)
+    assert costs[0] is None
+    assert costs[3] is None
+    assert costs[1] == costs[4] == pytest.approx((11 * 2 + 3 * 10) / 1e6)
+    assert costs[2] == pytest.approx((5 * 2 + 6 * 0.5 + 3 * 10) / 1e6)
 
 
-def test_costs_come_from_given_prices(serve: Callable[[Handler], Endpoint]) -> None:
-    endpoint = serve(good)
-    (unknown,) = engine_for(endpoint).generate([ask()])
-    (priced,) = engine_for(endpoint, prices={"prompt": 2.0, "completion": 10.0}).generate([ask()])
-    assert unknown.cost is None
-    assert priced.cost == pytest.approx((11 * 2 + 3 * 10) / 1e6)
+def test_tries_that_held_no_answer_are_paid_for_too(serve: Serve) -> None:
+    """Two answers without a text were billed: their cost is that of the answer that came, or of the failure."""
+    bad, prices = always(data=answered(choice(None))), {"prompt": 1.0, "completion": 1.0}
+    (fine,) = engine_for(serve(in_turn(bad, bad, good)), prices=prices).generate([ask()])
+    (failed,) = engine_for(serve(bad), prices=prices).generate([ask()])
+    assert fine.cost == failed.cost == pytest.approx(3 * 14 / 1e6)
+    assert failure_of(failed) == ("invalid_response", False)
 
 
 # ------------------------------------------------------------------------------------------------------ life of a run
 
 
-def test_closing_early_cancels_what_is_in_flight(serve: Callable[[Handler], Endpoint]) -> None:
-    async def one_then_never(body: dict[str, Any], endpoint: Endpoint) -> web.StreamResponse:
-        if len(endpoint.seen) > 1:
+def test_closing_early_cancels_what_is_in_flight(serve: Serve) -> None:
+    async def one_then_never(body: dict[str, Any], server: FaultServer) -> web.StreamResponse:
+        if len(server.seen) > 1:
             await asyncio.sleep(60)
         return web.json_response(answered())
 
-    endpoint = serve(one_then_never)
+    server = serve(one_then_never)
     before = set(threading.enumerate())
-    engine = engine_for(endpoint, concurrency=4, timeout=60)
+    engine = engine_for(server, concurrency=4, timeout=60)
     with closing(engine.generate([ask(n=40)])) as completions:
         assert next(completions).text == "fine"  # type: ignore[call-overload]
     engine.close()
     assert not set(threading.enumerate()) - before
-    assert len(endpoint.seen) <= 4
+    assert len(server.seen) <= 4
+
+
+def test_a_closed_engine_may_be_used_again_and_a_forgotten_one_ends_its_thread(serve: Serve) -> None:
+    before = set(threading.enumerate())
+    server = serve(good)
+    known = set(threading.enumerate())
+    engine = engine_for(server)
+    for _ in range(2):
+        assert [completion.failure for completion in engine.generate([ask()])] == [None]
+        engine.close()
+    assert [completion.failure for completion in engine.generate([ask()])] == [None]
+    (thread,) = set(threading.enumerate()) - known - before
+    del engine
+    gc.collect()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_closing_early_gives_its_slots_back(serve: Serve) -> None:
+    engine = engine_for(serve(after(0.01, good)), concurrency=2)
+    for _ in range(3):
+        with closing(engine.generate([ask(n=10)])) as completions:
+            next(completions)  # type: ignore[call-overload]
+    assert len(list(engine.generate([ask(n=10)]))) == 10
 
 
 @pytest.mark.parametrize(
@@ -479,23 +514,41 @@ def test_closing_early_cancels_what_is_in_flight(serve: Callable[[Handler], Endp
     [
         ({"base_url": "ftp://x"}, "base_url"),
         ({"base_url": "http://me:secret@host/v1"}, "user name or password"),
+        ({"base_url": []}, None),
         ({"concurrency": 0}, "concurrency"),
+        ({"concurrency": 2.5}, "concurrency"),
+        ({"requests_per_minute": 0}, "requests_per_minute"),
+        ({"tokens_per_minute": -1}, "tokens_per_minute"),
+        ({"invalid_retries": -1}, "invalid_retries"),
         ({"prices": {"input": 1}}, "prices"),
-        ({"prefix": "maybe", "timeout": 0}, "2 faults"),
+        ({"prices": "no/such/file.yaml"}, "cannot be read"),
+        ({"prefix": "maybe", "timeout": 0, "auth": "x", "max_tokens_name": "limit"}, "4 faults"),
+        ({"extra_body": {"model": "x"}}, "extra_body: model must not"),
+        ({"extra_body": [1]}, "extra_body: must be a mapping"),
     ],
 )
-def test_wrong_options_are_named_together(options: dict[str, Any], said: str) -> None:
+def test_wrong_options_are_named_together(options: dict[str, Any], said: str | None) -> None:
+    if said is None:
+        assert OpenAIEngine("m", **options).base_url == "https://api.openai.com/v1"
+        return
     with pytest.raises(ConfigError, match=said) as caught:
         OpenAIEngine("m", **options)
     assert "secret" not in str(caught.value)
 
 
-def test_answers_that_came_before_the_end_are_handed_over(serve: Callable[[Handler], Endpoint]) -> None:
-    endpoint = serve(in_turn(good, good, always(401, data={})))
+def test_a_key_that_no_header_carries_is_a_fault_that_does_not_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-ab\u00e9cd")
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY: the key holds characters") as caught:
+        OpenAIEngine("m")
+    assert "sk-ab" not in str(caught.value)
+
+
+def test_answers_that_came_before_the_end_are_handed_over(serve: Serve) -> None:
+    server = serve(in_turn(good, good, error(401)))
     got: list[Completion] = []
 
     def take() -> None:
-        for completion in engine_for(endpoint, concurrency=1).generate([ask(n=5)]):
+        for completion in engine_for(server, concurrency=1).generate([ask(n=5)]):
             got.append(completion)
             time.sleep(0.05)
 
@@ -504,11 +557,24 @@ def test_answers_that_came_before_the_end_are_handed_over(serve: Callable[[Handl
     assert [completion.sample for completion in got] == [0, 1]
 
 
-def test_retry_after_is_read_in_both_forms() -> None:
-    later = format_datetime(datetime.now(UTC) + timedelta(seconds=30))
-    assert wait_asked({"retry-after": "2.5"}) == 2.5
-    assert wait_asked({"retry-after": later}) == pytest.approx(30, abs=2)
-    assert wait_asked({"retry-after": format_datetime(datetime(2020, 1, 1, tzinfo=UTC))}) == 0
-    assert wait_asked({}) is None
-    assert wait_asked({"retry-after": "soon"}) is None
-    assert wait_asked({"retry-after": "inf"}) is None
+def test_a_health_check_is_one_token_from_every_endpoint(serve: Serve) -> None:
+    servers = [serve(good), serve("null_content_cut"), serve("500")]
+    assert engine_for(*servers[:2]).check_health().failure is None
+    assert failure_of(engine_for(*servers).check_health()) == ("server_error", True)
+    assert [body["max_tokens"] for server in servers for body in server.seen] == [1, 1, 1, 1, 1]
+    with pytest.raises(EndpointError, match="credentials"):
+        engine_for(serve("401")).check_health()
+    assert failure_of(engine_for(serve("hang")).check_health(0.1)) == ("timeout", True)
+
+
+def test_a_request_that_has_no_json_is_raised_where_it_was_asked(serve: Serve) -> None:
+    with pytest.raises(TypeError):
+        list(engine_for(serve(good)).generate([ask(), Request([{"role": "user", "content": {1}}])]))  # type: ignore[typeddict-item]
+
+
+def test_bodies_hold_valid_json_for_any_text(serve: Serve) -> None:
+    server = serve(good)
+    text = 'quote " backslash \\ newline \n null \0 and \u2028'
+    (completion,) = engine_for(server).generate([ask(text)])
+    assert completion.text.startswith(text)
+    assert json.dumps(server.seen[0]["messages"][0]["content"]) == json.dumps(text)
