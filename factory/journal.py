@@ -53,9 +53,6 @@ CREATE INDEX marks_by_run ON marks (run, id);
 """
 
 
-_KEY = "INSERT INTO keys VALUES (?, ?, ?, ?)"
-
-
 class Snapshot(NamedTuple):
     """What one read transaction saw of a table: the sealed parts, and the lines of JSON not yet sealed."""
 
@@ -192,7 +189,7 @@ class Journal:
         """Enter the keys of all rows; false, and nothing entered, where one is there already: the rare case, found
         without a question for each key."""
         try:
-            db.executemany(_KEY, [(table, r.key, r.attempt, r.state) for r in rows])
+            _insert(db, "keys", [(table, r.key, r.attempt, r.state) for r in rows])
         except sqlite3.IntegrityError:
             db.execute("ROLLBACK")
             db.execute("BEGIN IMMEDIATE")
@@ -209,11 +206,11 @@ class Journal:
         )
         fresh = list({(r.key, r.attempt): r for r in reversed(rows) if (r.key, r.attempt) not in held}.values())
         fresh.reverse()
-        db.executemany(_KEY, [(table, r.key, r.attempt, r.state) for r in fresh])
+        _insert(db, "keys", [(table, r.key, r.attempt, r.state) for r in fresh])
         return fresh
 
     def _insert(self, db: sqlite3.Connection, table: str, rows: Sequence[Encoded]) -> Pending:
-        db.executemany("INSERT INTO rows (tbl, key, body) VALUES (?, ?, ?)", [(table, r.key, r.body) for r in rows])
+        _insert(db, "rows (tbl, key, body)", [(table, r.key, r.body) for r in rows])
         waiting = db.execute(
             "INSERT INTO pending VALUES (?, ?, ?)"
             " ON CONFLICT (tbl) DO UPDATE SET rows = rows + excluded.rows, bytes = bytes + excluded.bytes"
@@ -343,6 +340,18 @@ class Journal:
         names = ("run", "round", "stage", "state", "detail", "pid", "at")
         marks = [dict(zip(names, row, strict=True)) for row in found]
         return [m | {"detail": json.loads(m["detail"]), "at": datetime.fromisoformat(m["at"])} for m in marks]
+
+
+def _insert(db: sqlite3.Connection, where: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Insert rows with few statements, of sizes that come again, so that each is prepared once. (`executemany` hands
+    the interpreter to another thread and back for each row.)"""
+    place = 0
+    while place < len(rows):
+        size = min(64, 1 << (len(rows) - place).bit_length() - 1)
+        some = rows[place : place + size]
+        slots = ", ".join([f"({', '.join('?' * len(some[0]))})"] * size)
+        db.execute(f"INSERT INTO {where} VALUES {slots}", [value for row in some for value in row])  # noqa: S608
+        place += size
 
 
 def no_store(folder: Path) -> FactoryError:

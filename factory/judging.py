@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
@@ -37,7 +37,9 @@ AT_ONCE = 4096
 AT_ONCE_SHARED = 512
 """The same where parts overlap."""
 PARTS = 2
-"""Parts under way at once, where the engine allows it."""
+"""Parts under way at once, where the engine allows it: one is asked about, the next is being made ready."""
+TAIL = 2
+"""Answers that a part still waits for, in units of what the engine has under way, when the next one's turn begins."""
 COMMIT = 64
 """Judgments in one commit."""
 COMMIT_SECONDS = 2.0
@@ -304,7 +306,8 @@ def _answers(work: Work, engine: Engine, asks: Sequence[Ask], done: Done) -> Ite
         request = replace(ask.request, tag=ask.matchup.prompt.key)
         requests.append(request)
         places[id(request)].append(number)
-    with _alone(work, engine):
+    left = sum(request.n for request in requests)
+    with _Turn(work, engine) as turn:
         for request, call, reused in answered(
             work.store,
             engine,
@@ -317,18 +320,34 @@ def _answers(work: Work, engine: Engine, asks: Sequence[Ask], done: Done) -> Ite
             claims=work.claims,
         ):
             done.pay(call, reused=reused)
+            left -= 1
+            if left < turn.tail:
+                turn.end()
             for number in places[id(request)]:
                 yield number, call
 
 
-@contextmanager
-def _alone(work: Work, engine: Engine) -> Iterator[None]:
-    """Use of the engine by this thread alone, unless it can be shared."""
-    if is_shared(engine):
-        yield
-        return
-    with work.locks[id(engine)]:
-        yield
+class _Turn:
+    """This thread's turn with an engine. One that can be shared is given to the next as soon as there are not enough
+    answers left to keep it busy: its connections are never idle, and answers still come in bursts."""
+
+    def __init__(self, work: Work, engine: Engine) -> None:
+        self.lock, self.held = work.locks[id(engine)], False
+        self.tail = TAIL * getattr(engine, "concurrency", 1) if is_shared(engine) else 0
+
+    def __enter__(self) -> _Turn:
+        self.lock.acquire()
+        self.held = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Let the next one have the engine."""
+        if self.held:
+            self.held = False
+            self.lock.release()
 
 
 def _read(judge: LLMJudge, ask: Ask, call: Call) -> list[Reading]:
