@@ -36,6 +36,7 @@ from factory.schema import (
 )
 
 if TYPE_CHECKING:
+    from factory.budget import Budget
     from factory.console import Progress
     from factory.engines import Engine
     from factory.store import Store
@@ -87,6 +88,7 @@ def evaluate(
     until: datetime | None = None,
     scorer: Scorer | None = None,
     score_limit: int | None = None,
+    budget: Budget | None = None,
     progress: Progress | None = None,
 ) -> PolicyReport:
     """Answer the prompts of a split (the first `limit` of them by key, of those added by the time `until`) with
@@ -111,6 +113,7 @@ def evaluate(
         sampling=sampling,
         seed=seed,
         purpose="evaluate",
+        budget=budget,
         progress=progress,
     )
     crash.point("evaluate.after_answers")

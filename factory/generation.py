@@ -13,6 +13,7 @@ from factory.faults import FactoryError
 from factory.schema import Call, Candidate, Prompt, Request, Sampling, digest, now, unique
 
 if TYPE_CHECKING:
+    from factory.budget import Budget
     from factory.console import Progress
     from factory.engines import Engine
     from factory.store import Store
@@ -71,6 +72,7 @@ def generate(
     purpose: str = "generate",
     kind: str = "sample",
     retry_failed: bool = False,
+    budget: Budget | None = None,
     progress: Progress | None = None,
 ) -> GenerateReport:
     """Sample `n` answers to each chosen prompt and keep them as candidates of this run and round.
@@ -90,6 +92,7 @@ def generate(
         round=round,
         purpose=purpose,
         retry_failed=retry_failed,
+        budget=budget,
         progress=progress,
     ):
         count += 1

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from factory import engines, matchups
 from factory.faults import ConfigError, FactoryError
+from factory.registry import unknown_name
 
 if TYPE_CHECKING:
-    from factory.recipe import EnginePart, PanelPart, Recipe
+    from factory.pairing import LabelRule
+    from factory.recipe import EnginePart, PairPart, PanelPart, Recipe
 
 
 def check(recipe: Recipe, *, where: str) -> None:
@@ -26,7 +28,8 @@ def check(recipe: Recipe, *, where: str) -> None:
 
 def faults(recipe: Recipe) -> Iterator[str]:
     """Every fault as "key: what", in the order of the recipe."""
-    from factory.pairing import strategies
+    from factory.pairing import Filters, strategies
+    from factory.pairing.combining import ways
 
     yield from _told("engine", partial(_engine, recipe.engine))
     scored = False
@@ -36,7 +39,18 @@ def faults(recipe: Recipe) -> Iterator[str]:
             yield from _told(f"panel.{number}.engine", partial(_engine, part.engine))
         scored = scored or _is_pointwise(part)
     yield from _told("pair.strategy", partial(strategies.get, recipe.pair.strategy))
+    yield from _told("pair", Filters.of(recipe.pair).check)
+    yield from _told("pair", labels_of(recipe.pair).check)
+    if recipe.pair.combine not in ways():
+        yield f"pair.combine: {unknown_name('way to combine judges', recipe.pair.combine, ways()).what}"
     yield from _told("train.config", recipe.train.config.check)
+
+
+def labels_of(part: PairPart) -> LabelRule:
+    """How the recipe has labels made."""
+    from factory.pairing import LabelRule
+
+    return LabelRule(part.label_by, part.threshold, part.quantiles, part.label_weights)
 
 
 def _told(key: str, attempt: Callable[[], object]) -> Iterator[str]:

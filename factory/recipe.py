@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from factory.faults import ConfigError, FactoryError
+from factory.judges import Effort, judges
 from factory.judges.canaries import planned
 from factory.registry import unknown_name
 from factory.schema import Sampling
@@ -36,6 +37,15 @@ class Part(BaseModel):
     """A piece of a recipe: frozen, and unknown keys are faults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BudgetPart(Part):
+    """What a run may spend in all, its earlier tries included. Reached, it stops at once; what is paid for is kept."""
+
+    max_cost: Annotated[float, BeforeValidator(_no_bool), Field(gt=0)] | None = None
+    """US dollars; needs the prices of every endpoint that is asked."""
+    max_tokens: Positive | None = None
+    """Tokens, read and written."""
 
 
 class PromptsPart(Part):
@@ -70,6 +80,8 @@ class EnginePart(Part):
     kind: str = "transformers"
     model: str | None = None
     """Model of this engine; by default the policy of the round."""
+    count: Positive = 1
+    """Processes of this engine, one for each GPU; the work is shared out."""
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -80,8 +92,9 @@ class PanelPart(Part):
     """Registered judge: verifier, pairwise, rating ..."""
     name: str | None = None
     """Name in the tables; the judge's own by default."""
-    model: Literal["policy", "start"] | str = "start"
-    """Who judges, when a model does: the round's policy, the start model, or any model's name."""
+    model: Literal["policy", "previous", "start"] | str | None = None
+    """Who judges, when a model does: the policy that sampled this round, the one before it, the start model, or any
+    model's name. By default the start model; for self_reward and implicit the policy."""
     engine: EnginePart | None = None
     """Engine of the judge; the recipe's by default."""
     matchups: str = "all"
@@ -92,13 +105,40 @@ class PanelPart(Part):
 
 
 class PairPart(Part):
-    """From judgments to preferences and labels."""
+    """From judgments to preferences and labels. See `factory pair --help` for what each key does."""
 
     strategy: str = "best_worst"
-    combine: Literal["lead", "mean", "majority"] = "lead"
+    combine: str = "lead"
     lead: str | None = None
     """The judge that decides when combine is lead; the first of the panel by default."""
+    break_ties: bool = False
+    judge_weights: dict[str, Number] | None = None
+    name: str | None = None
+    """Name of the pairing in the tables; by default the strategy."""
     min_margin: Share = 0.0
+    max_margin: Share = 1.0
+    min_agreement: Share = 0.0
+    min_probability: Share = 0.0
+    max_entropy: Annotated[float, BeforeValidator(_no_bool), Field(ge=0)] | None = None
+    min_score: Share | None = None
+    near_duplicates: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)] | None = None
+    max_length_ratio: Annotated[float, BeforeValidator(_no_bool), Field(ge=1)] | None = None
+    length_balanced: bool = False
+    per_prompt: Positive | None = None
+    confirm: bool = False
+    weights: Literal["none", "margin", "probability", "consistency"] = "none"
+    previous: str | None = None
+    """The judge that the lead's ranking is compared with when weights is consistency."""
+    label_by: Literal["threshold", "quantile", "pairs", "none"] = "threshold"
+    threshold: Share = 0.5
+    quantiles: tuple[Share, Share] = (0.25, 0.75)
+    label_weights: Literal["none", "distance", "balanced"] = "none"
+    quarantine: bool = True
+    """Leave out batches of judgments whose canaries fooled their judge."""
+
+    def trained_on(self, table: str) -> list[str]:
+        """What the rows of this pairing are called in a table: preferences or labels."""
+        return [self.name or (self.strategy if table == "preferences" else self.label_by)]
 
 
 class TrainPart(Part):
@@ -134,6 +174,7 @@ class Recipe(Part):
     model: str = "smollm2-135m-instruct"
     """The start policy."""
     engine: EnginePart = Field(default_factory=EnginePart)
+    budget: BudgetPart = Field(default_factory=BudgetPart)
     prompts: PromptsPart = Field(default_factory=PromptsPart)
     generate: SamplingPart = Field(default_factory=SamplingPart)
     panel: tuple[PanelPart, ...] = Field(min_length=1)
@@ -295,12 +336,12 @@ def plan(recipe: Recipe, prompts: Mapping[str, int]) -> dict[str, Any]:
     candidates = drawn * recipe.generate.n
     held = _limited(prompts.get("heldout", 0), recipe.evaluate.limit) * recipe.evaluate.n
     final = _limited(prompts.get("final", 0), recipe.evaluate.limit) * recipe.evaluate.n
-    judged = [part for part in recipe.panel if part.judge != "verifier"]
+    judged = [part for part in recipe.panel if judges.facts(part.judge)["asks"]]
     stages = [
         _stage("evaluate the start", 1, held, recipe.evaluate.max_tokens),
         _stage("generate", rounds, candidates, recipe.generate.max_tokens),
         *(
-            _stage(f"label: {recipe.member_name(part)}", rounds, _judge_calls(part, drawn, recipe.generate.n), 1)
+            _stage(f"label: {recipe.member_name(part)}", rounds, *_judged(part, drawn, recipe.generate.n))
             for part in judged
         ),
         _stage("evaluate the policy", rounds, held, recipe.evaluate.max_tokens),
@@ -328,20 +369,23 @@ def _limited(count: int, limit: int | None) -> int:
     return count if limit is None else min(count, limit)
 
 
-def _stage(name: str, times: int, calls: int, max_tokens: int) -> dict[str, Any]:
-    return {"stage": name, "times": times, "calls": times * calls, "tokens": times * calls * max_tokens}
+def _stage(name: str, times: int, calls: int, tokens: int) -> dict[str, Any]:
+    """`tokens`: of one call, at most."""
+    return {"stage": name, "times": times, "calls": times * calls, "tokens": times * calls * tokens}
 
 
-def _judge_calls(part: PanelPart, prompts: int, n: int) -> int:
-    """Calls of one judge in a round at most: both orders of each pair, or each candidate once for a pointwise judge;
-    canaries come on top."""
+def _judged(part: PanelPart, prompts: int, n: int) -> tuple[int, int]:
+    """Calls of one judge in a round at most, and tokens of an answer: of each candidate, or of each pair; canaries come
+    on top. A judge that cannot say what a matchup costs (a rubric of each prompt's own) is counted as one call."""
+    judge = judges.get(part.judge)(name=part.name or part.judge, **part.options)
     prompts = _limited(prompts, part.prompts)
-    if part.judge == "rating":
-        return prompts * n + planned(prompts * n)
-    pairs = n * (n - 1) // 2
-    name, _, most = part.matchups.partition(":")
-    if name == "against_best":
-        pairs = n - 1
-    if most.isdigit():
-        pairs = min(pairs, int(most))
-    return 2 * (prompts * pairs + planned(prompts * pairs))
+    effort: Effort = getattr(judge, "effort", None) or Effort(2 if judge.kind == "pairwise" else 1, 1)
+    matchups = prompts * (n if judge.kind == "pointwise" else _pairs(part.matchups, n))
+    return (matchups + planned(matchups)) * effort.calls, max(1, effort.tokens // effort.calls)
+
+
+def _pairs(choice: str, n: int) -> int:
+    """Pairs of a prompt's n answers that a choice of matchups makes, at most."""
+    name, _, most = choice.partition(":")
+    pairs = n - 1 if name == "against_best" else n * (n - 1) // 2
+    return min(pairs, int(most)) if most.isdigit() else pairs

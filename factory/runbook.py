@@ -17,6 +17,7 @@ from factory.schema import Decision, Prompt, now
 from factory.stopping import RoundEvidence, champion
 
 if TYPE_CHECKING:
+    from factory.budget import Budget
     from factory.engines import Engine
     from factory.recipe import EnginePart, Recipe
     from factory.store import Store
@@ -114,7 +115,16 @@ class Run:
         options = dict(part.options)
         if part.kind == "transformers" and self.threads:
             options.setdefault("threads", self.threads)
-        return build(EngineSpec(part.kind, part.model or model, options))
+        return build(EngineSpec(part.kind, part.model or model, options, part.count))
+
+    def budget(self) -> Budget | None:
+        """What the run may still spend; None: whatever it takes. Counts what its earlier tries have spent."""
+        from factory.budget import Budget
+
+        part = self.recipe.budget
+        if part.max_cost is None and part.max_tokens is None:
+            return None
+        return Budget(part.max_cost, part.max_tokens)
 
 
 def open_run(store: Store, recipe: Recipe, name: str) -> Run:

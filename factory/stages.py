@@ -60,6 +60,7 @@ def generate(run: Run, number: int) -> Detail:
             n=part.n,
             sampling=part.sampling(),
             seed=run.recipe.seed + number,
+            budget=run.budget(),
             progress=counter,
         )
     return {"candidates": report.to_json()}
@@ -82,9 +83,16 @@ def label(run: Run, number: int) -> Detail:
 
 def pair(run: Run, number: int) -> Detail:
     """Turn judgments into preferences and labels."""
-    from factory.pairing import pair as make_pairs
+    from factory import consistency
+    from factory.pairing import Filters, pair as make_pairs
+    from factory.preflight import labels_of
 
-    part = run.recipe.pair
+    part, seed = run.recipe.pair, run.recipe.seed + number
+    alike = None
+    if part.weights == "consistency" and part.previous is not None:
+        alike = consistency.weights(
+            run.store, run=run.name, round=number, judge=run.recipe.lead, previous=part.previous
+        )
     report = make_pairs(
         run.store,
         run=run.name,
@@ -92,9 +100,18 @@ def pair(run: Run, number: int) -> Detail:
         strategy=part.strategy,
         combine=part.combine,
         lead=run.recipe.lead,
-        min_margin=part.min_margin,
-        seed=run.recipe.seed + number,
+        break_ties=part.break_ties,
+        judge_weights=part.judge_weights,
+        filters=Filters.of(part),
+        weights=part.weights,
+        consistency=alike,
+        labels=labels_of(part),
+        quarantine=part.quarantine,
+        name=part.name,
+        seed=seed,
     )
+    for warning in report.warnings:
+        console.note(f"note: {warning}")
     return {"pairs": report.to_json()}
 
 
@@ -118,6 +135,7 @@ def train(run: Run, number: int) -> Detail:
             reference=run.recipe.model if part.reference == "start" else begin,
             out=run.folder(number),
             config=part.config.model_copy(update={"seed": run.recipe.seed + number, "threads": threads}),
+            strategy=run.recipe.pair.trained_on(wanted),
             progress=counter,
         )
     return {"training": result.to_json()}
@@ -180,26 +198,34 @@ def _panel(run: Run, number: int, stack: ExitStack) -> list[PanelMember]:
     from factory.judges import judges
     from factory.labelling import PanelMember
 
-    names = {"policy": run.policy(number - 1), "start": run.recipe.model}
+    before = run.policy(max(number - 2, 0))
+    names = {"policy": run.policy(number - 1), "previous": before, "start": run.recipe.model}
     shared: dict[str, Engine] = {}
     members = []
     for part in run.recipe.panel:
-        engine = None
-        if judges.facts(part.judge)["asks"]:
-            model, spec = names.get(part.model, part.model), part.engine or run.recipe.engine
+        facts, options = judges.facts(part.judge), dict(part.options)
+        whose = part.model or facts.get("whose", "start")
+        model, engine = names.get(whose, whose), None
+        if facts["asks"]:
+            spec = part.engine or run.recipe.engine
             key = digest(model, spec.model_dump())
             engine = shared.get(key) or stack.enter_context(closing(run.engine(model, spec)))
             shared[key] = engine
-        members.append(
-            PanelMember.of(
-                part.judge,
-                name=part.name,
-                engine=engine,
-                matchups=part.matchups,
-                prompts=part.prompts,
-                options=part.options,
-            )
+        if facts.get("model"):
+            options.setdefault("model", model)
+        if facts.get("reference"):
+            options["reference"] = names.get(options.get("reference", "start"), options.get("reference"))
+        member = PanelMember.of(
+            part.judge,
+            name=part.name,
+            engine=engine,
+            matchups=part.matchups,
+            prompts=part.prompts,
+            options=options,
         )
+        if hasattr(member.judge, "close"):
+            stack.callback(member.judge.close)
+        members.append(member)
     return members
 
 
@@ -226,5 +252,6 @@ def _measure(run: Run, number: int, split: str, baseline: int | None, *, scored:
             until=run.until,
             scorer=ModelScorer(run.store) if scored else None,
             score_limit=part.score_limit,
+            budget=run.budget(),
             progress=counter,
         )

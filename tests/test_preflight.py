@@ -32,6 +32,8 @@ def test_the_bundled_recipes_are_sound(name: str) -> None:
         ("panel.0.matchups=random", "panel.0", "needs a number"),
         ("panel.0.engine.kind=opnai", "panel.0.engine", "did you mean 'openai'"),
         ("pair.strategy=best_wurst", "pair.strategy", "did you mean 'best_worst'"),
+        ("pair.combine=dawid", "pair.combine", "dawid_skene"),
+        ("pair.quantiles=[0.9, 0.1]", "pair", "the lower first"),
         ("train.config.method=dop", "train.config", "did you mean 'dpo'"),
         ("train.config.parameters.betta=1", "train.config", "no parameter 'betta'"),
     ],

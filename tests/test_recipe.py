@@ -25,9 +25,9 @@ def test_the_least_recipe_has_defaults() -> None:
 
 def test_every_fault_is_reported_at_once_with_its_key() -> None:
     with pytest.raises(ConfigError) as caught:
-        parse("name: x\npanel: []\nsped: 3\ngenerate: {n: 0, temperatur: 1}\npair: {combine: vote}\n")
+        parse("name: x\npanel: []\nsped: 3\ngenerate: {n: 0, temperatur: 1}\npair: {label_by: vote}\n")
     faults = "\n".join(caught.value.faults)
-    for key in ("panel", "sped", "generate.n", "generate.temperatur", "pair.combine"):
+    for key in ("panel", "sped", "generate.n", "generate.temperatur", "pair.label_by"):
         assert key in faults
     assert caught.value.where == "test.yaml"
     assert len(caught.value.faults) == 5
@@ -142,7 +142,7 @@ def test_the_plan_counts_calls_at_most() -> None:
     assert calls == {
         "evaluate the start": 20,
         "generate": 3 * 10 * 4,
-        "label: pairwise": 3 * (10 * 6 + 2) * 2,  # two canaries among sixty pairs
+        "label: pairwise": 3 * (10 * 6 + 1) * 2,  # a canary among sixty pairs
         "label: rating": 3 * (10 * 4 + 1),
         "evaluate the policy": 3 * 20,
         "evaluate start and champion on final": 2 * 5,

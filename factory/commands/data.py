@@ -18,7 +18,8 @@ from factory.faults import FactoryError
 def add_prompts(
     source: Annotated[str, typer.Argument(help="File (JSONL, JSON, CSV, Parquet), hub name, or bundled: verifiable.")],
     mapping: Annotated[
-        list[str] | None, typer.Option("--map", help="Column by its role: prompt=question; repeatable.")
+        list[str] | None,
+        typer.Option("--map", help="Column by its role, such as prompt=question or rubric=criteria; repeatable."),
     ] = None,
     group_by: Annotated[
         str | None, typer.Option(help="Column whose value keeps prompts together in one split.")
@@ -60,6 +61,8 @@ def generate(
     model: options.Model = options.EMBEDDED,
     engine: options.EngineKind = "transformers",
     engine_option: options.EngineOptions = None,
+    engines: options.Engines = 1,
+    concurrency: options.Concurrency = None,
     split: Annotated[str, typer.Option(help="Split of the prompts: train | heldout | final.")] = "train",
     n: Annotated[int, typer.Option("--n", min=1, help="Answers a prompt.")] = 4,
     temperature: options.Temperature = 1.0,
@@ -68,6 +71,8 @@ def generate(
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
     retry_failed: Annotated[bool, typer.Option(help="Ask again also where the failure was permanent.")] = False,
+    max_cost: options.MaxCost = None,
+    max_tokens_total: options.MaxTokensTotal = None,
     seed: options.Seed = 0,
     run: options.NewRun = None,
     round_number: options.RoundNumber = 0,
@@ -76,7 +81,7 @@ def generate(
     as_json: options.AsJson = False,
 ) -> None:
     """Sample n candidates for each prompt. The same command again goes on where it stopped."""
-    from factory.engines import EngineSpec, build
+    from factory.engines import build
     from factory.generation import chosen_prompts, generate as sample
     from factory.schema import Sampling
 
@@ -90,10 +95,10 @@ def generate(
             raise FactoryError(f"no prompts in split {split!r}", where=str(store), todo=todo)
         if dry_run:
             plan = {"calls_at_most": len(keys) * n, "tokens_at_most": len(keys) * n * max_tokens, "prompts": len(keys)}
-            cost = {"cost": "unknown: no prices are given" if engine == "openai" else "nothing is paid for"}
+            cost = options.priced(engine, engine_option)
             console.emit(plan | cost, as_json=as_json, text=console.facts(plan | cost))
             return
-        built = build(EngineSpec(engine, model, options.settings(engine_option, "--engine-option")))
+        built = build(options.spec(engine, model, engine_option, engines=engines, concurrency=concurrency))
         try:
             with console.progress("candidates", len(keys) * n) as counter:
                 report = sample(
@@ -106,6 +111,7 @@ def generate(
                     sampling=Sampling(temperature, top_p, top_k, max_tokens),
                     seed=seed,
                     retry_failed=retry_failed,
+                    budget=options.budget(max_cost, max_tokens_total),
                     progress=counter,
                 )
         finally:

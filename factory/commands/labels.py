@@ -1,9 +1,9 @@
-"""Commands that judge candidates, measure the judges, and make preferences and labels of it."""
+"""Commands that judge candidates and measure the judges."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -89,35 +89,3 @@ def agreement(
         report = measures.report(opened, run=name, round=round_number, split=split, seed=seed)
     text = "\n\n".join([console.table(report.judge_rows()), console.table(report.pair_rows())])
     console.emit({"run": name} | report.to_json(), as_json=as_json, text=text)
-
-
-def pair(
-    strategy: Annotated[str, typer.Option(help="best_worst | max_margin | random | all")] = "best_worst",
-    combine: Annotated[
-        Literal["lead", "mean", "majority"], typer.Option(help="How the panel becomes one score.")
-    ] = "lead",
-    lead: Annotated[str | None, typer.Option(help="The judge that decides when combine is lead.")] = None,
-    min_margin: Annotated[float, typer.Option(min=0, max=1, help="Smallest margin that makes a preference.")] = 0.0,
-    seed: options.Seed = 0,
-    run: options.Run = None,
-    round_number: options.RoundOf = None,
-    store: options.StoreFolder = options.STORE,
-    as_json: options.AsJson = False,
-) -> None:
-    """Make preferences and unpaired labels of the judgments. Ties make none."""
-    from factory.pairing import pair as make_pairs
-
-    with options.opened(store) as opened:
-        name = options.newest(opened, "judgments", run, split="train")
-        report = make_pairs(
-            opened,
-            run=name,
-            round=options.newest_round(opened, "judgments", name, round_number),
-            strategy=strategy,
-            combine=combine,
-            lead=lead,
-            min_margin=min_margin,
-            seed=seed,
-        )
-    result = {"run": name} | report.to_json()
-    console.emit(result, as_json=as_json, text=console.facts(result))

@@ -16,6 +16,8 @@ from factory.faults import FactoryError
 from factory.registry import unknown_name
 
 if TYPE_CHECKING:
+    from factory.budget import Budget
+    from factory.engines import EngineSpec
     from factory.store import Store
 
 LARGEST = 2**31 - 1
@@ -29,13 +31,25 @@ RoundOf = Annotated[
 ]
 RoundNumber = Annotated[int, typer.Option("--round", min=0, max=LARGEST, help="Round of the run.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=LARGEST, help="Seed of everything random.")]
-EngineKind = Annotated[str, typer.Option("--engine", help="Engine: transformers | openai | scripted.")]
+EngineKind = Annotated[str, typer.Option("--engine", help="Engine: transformers | vllm | openai | scripted.")]
 EngineOptions = Annotated[
     list[str] | None,
     typer.Option("--engine-option", "-E", help="Option of the engine: base_url=http://...; repeatable."),
 ]
 Model = Annotated[str, typer.Option("--model", help="Model folder, adapter folder or hub name.")]
 Temperature = Annotated[float, typer.Option("--temperature", min=0, max=5, help="0 is greedy.")]
+Engines = Annotated[
+    int, typer.Option("--engines", min=1, max=1024, help="Engine processes, one for each GPU; they share the work.")
+]
+Concurrency = Annotated[
+    int | None, typer.Option("--concurrency", min=1, help="Most calls in flight at an endpoint [its option; 16].")
+]
+MaxCost = Annotated[
+    float | None, typer.Option("--max-cost", min=0, help="Stop before the run has cost more US dollars.")
+]
+MaxTokensTotal = Annotated[
+    int | None, typer.Option("--max-tokens-total", min=1, help="Stop before the run has used more tokens in all.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be asked and what it costs; ask nothing.")]
 
 STORE = Path("store")
@@ -98,6 +112,35 @@ NEEDS = {
     "labels": "make some with `factory pair`",
     "rounds": "make some with `factory run`",
 }
+
+
+def spec(
+    kind: str, model: str, given: list[str] | None, *, engines: int = 1, concurrency: int | None = None
+) -> EngineSpec:
+    """The engine that a command's options describe."""
+    from factory.engines import EngineSpec
+
+    chosen = settings(given, "--engine-option")
+    if concurrency is not None:
+        chosen["concurrency"] = concurrency
+    return EngineSpec(kind, model, chosen, engines)
+
+
+def budget(max_cost: float | None, max_tokens: int | None) -> Budget | None:
+    """The budget of a command's options; None where there is none."""
+    from factory.budget import Budget
+
+    return None if max_cost is None and max_tokens is None else Budget(max_cost, max_tokens)
+
+
+def priced(kind: str, given: Sequence[str] | None) -> dict[str, str]:
+    """What a plan says of the cost of such an engine."""
+    from factory.engines import engines
+
+    if not engines.facts(kind).get("paid"):
+        return {"cost": "nothing is paid for"}
+    known = any(option.startswith("prices=") for option in given or ())
+    return {"cost": "by the tokens that the endpoint counts" if known else "unknown: no prices are given"}
 
 
 def settings(pairs: list[str] | None, flag: str) -> dict[str, Any]:

@@ -28,6 +28,9 @@ def train(
     reference: Annotated[
         str | None, typer.Option(help="The frozen reference; by default the model that training begins with.")
     ] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option("--strategy", help="Train on the rows of these pairings by name; repeatable.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the policy; by default the run's round folder.")] = None,
     run: options.Run = None,
     round_number: options.RoundOf = None,
@@ -54,6 +57,7 @@ def train(
                 reference=reference or model,
                 out=out or opened.run_folder(name) / f"round-{number}",
                 config=config,
+                strategy=strategy,
                 progress=counter,
             )
     console.emit(result.to_json(), as_json=as_json, text=console.facts(result.to_json()))
@@ -69,25 +73,30 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
     engine: options.EngineKind = "transformers",
     engine_option: options.EngineOptions = None,
+    engines: options.Engines = 1,
+    concurrency: options.Concurrency = None,
+    max_cost: options.MaxCost = None,
+    max_tokens_total: options.MaxTokensTotal = None,
     seed: options.Seed = 0,
     run: options.NewRun = None,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
     """Measure a policy on held-out prompts against a baseline: pass and win rate, lengths, KL, relevance."""
-    from factory.engines import EngineSpec, build
+    from factory.engines import build
     from factory.evaluation import ModelScorer, evaluate as evaluate_policy
     from factory.schema import Sampling
 
     name = options.dated("evaluate", run)
-    given = options.settings(engine_option, "--engine-option")
+    budget = options.budget(max_cost, max_tokens_total)
     sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
     with ExitStack() as stack:
         opened = stack.enter_context(options.opened(store))
         stack.enter_context(opened.run_lock(name))
         report = None
         for number, policy in enumerate([baseline, model]):
-            built = stack.enter_context(closing(build(EngineSpec(engine, policy, given))))
+            spec = options.spec(engine, policy, engine_option, engines=engines, concurrency=concurrency)
+            built = stack.enter_context(closing(build(spec)))
             with console.progress(f"answers of {policy}") as counter:
                 report = evaluate_policy(
                     opened,
@@ -103,6 +112,7 @@ def evaluate(
                     seed=seed,
                     limit=limit,
                     scorer=ModelScorer(opened) if engine in LOCAL else None,
+                    budget=budget,
                     progress=counter,
                 )
     if report is None:

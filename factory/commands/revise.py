@@ -25,16 +25,16 @@ def revise(
     model: options.Model = options.EMBEDDED,
     engine: options.EngineKind = "transformers",
     engine_option: options.EngineOptions = None,
+    engines: options.Engines = 1,
+    concurrency: options.Concurrency = None,
     split: Annotated[str, typer.Option(help="Split of the answers' prompts.")] = "train",
     temperature: options.Temperature = 0.7,
     top_p: Annotated[float, typer.Option(min=0.001, max=1, help="1 keeps the whole distribution.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest critique or revision in tokens.")] = 512,
     limit: Annotated[int | None, typer.Option(min=1, help="Answers of at most so many prompts.")] = None,
     retry_failed: Annotated[bool, typer.Option(help="Ask again also where the failure was permanent.")] = False,
-    max_cost: Annotated[float | None, typer.Option(min=0, help="Stop before the run has cost more US dollars.")] = None,
-    max_tokens_total: Annotated[
-        int | None, typer.Option(min=1, help="Stop before the run has used more tokens, read and written.")
-    ] = None,
+    max_cost: options.MaxCost = None,
+    max_tokens_total: options.MaxTokensTotal = None,
     seed: options.Seed = 0,
     run: options.Run = None,
     round_number: options.RoundOf = None,
@@ -44,8 +44,7 @@ def revise(
 ) -> None:
     """Criticise a run's answers by a constitution and write them anew; `pair --strategy draft_revision` makes
     preferences of it. The same command again goes on where it stopped."""
-    from factory.budget import Budget
-    from factory.engines import EngineSpec, build
+    from factory.engines import build
     from factory.revision import plan, revise as criticise_and_revise
     from factory.schema import Sampling
 
@@ -57,12 +56,12 @@ def revise(
         wanted: dict[str, Any] = {"run": name, "round": number, "split": split, "limit": limit, "rounds": rounds}
         wanted |= {"constitution": constitution, "principles": principle or (), "sampling": sampling}
         if dry_run:
-            cost = {"cost": "unknown: no prices are given" if engine == "openai" else "nothing is paid for"}
+            cost = options.priced(engine, engine_option)
             planned = {"run": name} | plan(opened, **wanted) | cost
             console.emit(planned, as_json=as_json, text=console.facts(planned))
             return
         stack.enter_context(opened.run_lock(name))
-        spec = EngineSpec(engine, model, options.settings(engine_option, "--engine-option"))
+        spec = options.spec(engine, model, engine_option, engines=engines, concurrency=concurrency)
         built = stack.enter_context(closing(build(spec)))
         counter = stack.enter_context(console.progress("critiques and revisions"))
         report = criticise_and_revise(
@@ -72,7 +71,7 @@ def revise(
             examples=examples,
             seed=seed,
             retry_failed=retry_failed,
-            budget=Budget(max_cost, max_tokens_total),
+            budget=options.budget(max_cost, max_tokens_total),
             progress=counter,
         )
     result = {"run": name} | report.to_json()

@@ -55,14 +55,16 @@ class LLMJudge(Protocol):
         failure: reasoning, say) is no judgment; it is among the `earlier` readings of the follow-up."""
 
 
+# asks: it asks a model through an engine. model, reference, file: it has an option of that name. whose: the model that
+# judges in a recipe that does not say
 judges: Registry[Callable[..., Judge | LLMJudge]] = Registry("judge")
 judges.add("verifier", "factory.judges.verifier:VerifierJudge", asks=False)
 judges.add("pairwise", "factory.judges.pairwise:PairwiseJudge", asks=True)
 judges.add("rating", "factory.judges.rating:RatingJudge", asks=True)
 judges.add("constitutional", "factory.judges.constitutional:ConstitutionalJudge", asks=True)
 judges.add("reward_model", "factory.judges.reward_model:RewardModelJudge", asks=False, model=True)
-judges.add("implicit", "factory.judges.implicit:ImplicitJudge", asks=False, model=True, reference=True)
-judges.add("self_reward", "factory.judges.self_reward:SelfRewardJudge", asks=True)
+judges.add("implicit", "factory.judges.implicit:ImplicitJudge", asks=False, model=True, reference=True, whose="policy")
+judges.add("self_reward", "factory.judges.self_reward:SelfRewardJudge", asks=True, whose="policy")
 judges.add("meta_judge", "factory.judges.meta_judge:meta_judge", asks=True)
 judges.add("rubric", "factory.judges.criteria:RubricJudge", asks=True)
 judges.add("human", "factory.judges.human:HumanJudge", asks=False, file=True)

@@ -10,7 +10,7 @@ import bisect
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from factory import matchups
@@ -51,6 +51,11 @@ class Filters:
     """At most so many preferences for a prompt, drawn by seed."""
     confirm: bool = False
     """Of draft and revision: only where the panel finds the revision better."""
+
+    @classmethod
+    def of(cls, settings: object) -> Filters:
+        """From anything that has the fields, such as a recipe's part."""
+        return cls(**{f.name: getattr(settings, f.name) for f in fields(cls)})
 
     def check(self) -> None:
         """ConfigError with every value that is out of its range."""
