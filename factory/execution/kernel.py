@@ -7,6 +7,7 @@ import ctypes
 import os
 import platform
 import struct
+from functools import cache
 from typing import Final
 
 NEWNS: Final = 0x00020000
@@ -32,6 +33,7 @@ _AT_FDCWD, _AT_RECURSIVE = -100, 0x8000
 _CAPABILITY_VERSION: Final = 0x20080522
 
 
+@cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 

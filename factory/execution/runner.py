@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -187,6 +188,7 @@ class _Server:
             stderr=log, env=_ENVIRONMENT, cwd=root, start_new_session=True,
         )  # fmt: skip
         log.close()
+        self._end = weakref.finalize(self, _end, self._process, self._folder)  # at the latest with the interpreter
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()  # type: ignore[union-attr]
         settings = {
             "isolate": isolate, "folder": str(root), "readable": readable(), "path": _import_path(),
@@ -226,21 +228,22 @@ class _Server:
     def close(self) -> None:
         """End the server and all below it."""
         self.alive = False
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with suppress(OSError):
-                    stream.close()
-        try:
-            self._process.wait(2)
-        except subprocess.TimeoutExpired:
-            with suppress(OSError):
-                os.killpg(self._process.pid, 9)
-            self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._end()
 
-    def __del__(self) -> None:
-        if getattr(self, "alive", False):
-            self.close()
+
+def _end(process: subprocess.Popen[bytes], folder: str) -> None:
+    """End a server: it does so by itself when its input ends; what is not gone in two seconds is killed."""
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
+    try:
+        process.wait(2)
+    except subprocess.TimeoutExpired:
+        with suppress(OSError):
+            os.killpg(process.pid, 9)
+        process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 # ------------------------------------------------------------------------------------------------- what cells can read

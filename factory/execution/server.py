@@ -8,6 +8,7 @@ when the one who started it is gone, and all below it ends with it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import select
 import signal
@@ -72,6 +73,7 @@ def _serve(ground: cell.Ground, settings: Mapping[str, Any], folder: str) -> Non
     if ground.isolated and (fault := _rehearse(ground)):
         frames.send(OUT, {"missing": ["a cell", fault]})
         return
+    gc.freeze()  # a cell's collector need not touch, and so copy, what all cells share
     frames.send(OUT, {"missing": None})
     while True:
         try:

@@ -346,6 +346,7 @@ def test_without_isolation_it_is_refused_with_what_is_missing() -> None:
     said = as_ordinary_user(
         """
 from factory.execution import Runner, isolation
+from factory.faults import FactoryError
 print([f.name for f in isolation() if not f.available])
 try:
     Runner().check("def check(p, a): return True", [], "x")
