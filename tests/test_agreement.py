@@ -60,13 +60,19 @@ def test_two_judges_on_the_pairs_that_both_judged() -> None:
     assert report.judges[1].mean_score.value == pytest.approx(2 / 3)
 
 
-def test_full_agreement_on_few_pairs_is_not_certainty() -> None:
-    """Three of three: Wilson's interval reaches down to 3 / (3 + 1.96^2) = 43.9%."""
-    candidates = [candidate_of(key) for key in "abc"]
-    pairs = [("a", "b"), ("a", "c"), ("b", "c")]
-    judgments = [row for judge in ("x", "y") for pair in pairs for row in both(judge, *pair, 0.9, 0.9)]
-    (found,) = between(judgments, candidates).pairs
-    assert found.percent == (1.0, pytest.approx(3 / (3 + 1.959964**2), abs=1e-6), 1.0)
+@pytest.mark.parametrize(("prompts", "trials"), [(("p1", "p2", "p3"), 3), (("p1", "p1", "p1"), 1)])
+def test_full_agreement_on_few_prompts_is_not_certainty(prompts: tuple[str, ...], trials: int) -> None:
+    """Three of three: Wilson's interval reaches down to n / (n + 1.96^2), 43.9% for three prompts. Three pairs of one
+    prompt may all be alike: they are one trial."""
+    pairs = [("a", "b"), ("c", "d"), ("e", "f")]
+    judgments = [
+        row
+        for judge in ("x", "y")
+        for pair, prompt in zip(pairs, prompts, strict=True)
+        for row in both(judge, *pair, 0.9, 0.9, prompt_key=prompt)
+    ]
+    (found,) = between(judgments, []).pairs
+    assert found.percent == (1.0, pytest.approx(trials / (trials + 1.959964**2), abs=1e-6), 1.0)
 
 
 def test_judges_without_a_common_pair() -> None:

@@ -25,7 +25,7 @@ HEAVY = {
 }
 LAYERS = (
     {"faults", "registry", "schema", "crash", "resources", "console", "filesystem", "locks", "columns", "intervals",
-     "coefficients"},
+     "coefficients", "clusters"},
     {"journal", "parts", "store", "query", "views", "render", "sandbox", "engines", "judges", "constraints", "stopping",
      "execution", "budget",
      "verdicts", "aggregation", "latent", "dependence", "reliability", "recipe"},
@@ -34,8 +34,9 @@ LAYERS = (
     {"panel"},
     {"judging"},
     {"sources", "expected", "shapes", "splits", "near_duplicates", "prompts", "generation", "critiques", "revision",
-     "labelling", "meta_judging", "consistency", "agreement", "pairing", "training", "measures", "evaluation", "export",
-     "charts", "page", "report",
+     "labelling", "meta_judging", "consistency", "evidence", "habits", "ranking", "agreement", "calibration",
+     "alternative_annotator", "prediction_powered", "abstention", "escalation",
+     "pairing", "training", "measures", "evaluation", "export", "charts", "page", "report",
      "doctor"},
     {"preflight", "runbook"},
     {"stages"},
