@@ -271,7 +271,7 @@ def test_a_prompt_that_is_too_long_fails_alone(server: Server) -> None:
     requests = [ask("sea " * CONTEXT), ask(sampling=Sampling(max_tokens=4))]
     failed, fine = sorted(remote(server).generate(requests), key=lambda c: c.failure is None)
     assert failed.failure is not None
-    assert (failed.failure.kind, failed.failure.passing) == ("refused", False)
+    assert (failed.failure.kind, failed.failure.passing) == ("too_long", False)
     assert str(CONTEXT) in failed.failure.detail
     assert fine.failure is None
 
@@ -339,8 +339,7 @@ def test_a_panel_judges_through_the_server(server: Server, local: TransformersEn
 
 
 def test_a_server_that_is_gone_leaves_nothing_and_ends_the_run(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("factory.engines.openai.LONGEST_WAIT", 0.05)
-    monkeypatch.setattr("factory.engines.openai.GONE_AFTER", 1.0)
+    monkeypatch.setattr("factory.engines.endpoints.GONE_AFTER", 1.0)
     engine = remote(server)
     assert only(engine.generate([ask(sampling=Sampling(max_tokens=2))])).text
     group = server.members()
