@@ -133,15 +133,19 @@ def by_sorting(frame: pd.DataFrame) -> pd.Series[Any]:
 
 
 def aggregation(votes: int, pairs: int) -> list[Row]:
-    """Majority: numbers as names, and words."""
+    """Majority: numbers as names, by item and shuffled, and words."""
     rows = []
-    for words, size in ((False, votes), (True, votes // 5)):
-        table = table_of(dense(size // 10, 10, 3), words)
+    for kind, size in (("numbers", votes), ("numbers, shuffled", votes), ("words", votes // 5)):
+        table = table_of(dense(size // 10, 10, 3), kind == "words")
+        if kind == "numbers, shuffled":
+            table = table.take(pa.array(np.random.default_rng(0).permutation(size)))
         frame = table.to_pandas()
         took = {way: seconds(partial(way, frame)) for way in (by_unstack, by_sorting)}
         theirs = min(took, key=lambda way: took[way])
-        name = f"aggregate, {size:,} votes, {'words' if words else 'numbers'} (pandas {theirs.__name__})"
-        rows.append(paired(name, partial(aggregate, table), partial(theirs, frame), None if words else 2, pairs))
+        name = f"aggregate, {size:,} votes, {kind} (pandas {theirs.__name__})"
+        rows.append(
+            paired(name, partial(aggregate, table), partial(theirs, frame), None if kind == "words" else 2, pairs)
+        )
     return rows
 
 

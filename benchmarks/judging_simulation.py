@@ -4,7 +4,7 @@ python benchmarks/judging_simulation.py [--pairs 300] [--seeds 16] [--write]    
 
 Nine judges say of each pair of answers which is better. A judge says a with probability
 
-  logistic(skill x s + position x f + length x l)      s, f, l: 1 where a is seen as better, is first, is longer; else -1
+  logistic(skill x s + position x f + length x l)   s, f, l: 1 where a is seen as better, is first, is longer; else -1
 
 and what it sees as better is the truth, but for the blind spots that its family shares. Told for every case: the share
 of pairs decided rightly (undecided: half), the Brier score of the posterior, the effective number of judges that the

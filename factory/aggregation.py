@@ -38,7 +38,7 @@ class Votes(NamedTuple):
     item: Index
     judge: Index
     value: Index
-    items: list[Any]
+    items: Sequence[Any]
     judges: list[Any]
     categories: list[Any]
 
@@ -73,6 +73,8 @@ class Decided(NamedTuple):
     model: JudgesModel | None = None
 
 
+_BLOCK = 1 << 16  # places written at once
+
 Method = Callable[..., Decided]
 methods: Registry[Method] = Registry("aggregation method")
 methods.add("one_coin", "factory.latent:one_coin", truth=True)
@@ -87,6 +89,12 @@ def encode(ratings: pa.Table, categories: Sequence[Any] | None = None) -> Votes:
     when a column is missing, an item or judge is null, a value is not among the categories, or a judge voted twice on
     an item.
     """
+    votes, items = _encoded(ratings, categories)
+    return votes._replace(items=items.to_pylist())
+
+
+def _encoded(ratings: pa.Table, categories: Sequence[Any] | None) -> tuple[Votes, pa.Array]:
+    """Votes with numbers for items, and the items' names."""
     import numpy as np
     import pyarrow.compute as pc
 
@@ -98,20 +106,21 @@ def encode(ratings: pa.Table, categories: Sequence[Any] | None = None) -> Votes:
     if nameless:
         raise FactoryError(f"{nameless} votes lack an item or a judge", todo="name both in every row")
     present = _present(ratings.column("value"))
-    judge, judges = _positions(ratings.column("judge"))
+    judge, panel = _positions(ratings.column("judge"))
     if not pc.all(present).as_py():
         ratings, judge = ratings.filter(present), judge[np.asarray(present)]
     item, items = _positions(ratings.column("item"))
-    seen, values = _positions(ratings.column("value"))
+    seen, found = _positions(ratings.column("value"))
+    judges, values = panel.to_pylist(), found.to_pylist()
     known = list(categories) if categories is not None else sorted(values)
     strange = [value for value in values if value not in set(known)]
     if strange:
         raise FactoryError(f"votes outside the categories: {strange[:5]}", todo=f"the categories are {known}")
-    value = _places(values, known)[seen]
+    value = seen if values == known else _places(values, known)[seen]
     twice = len(item) - _distinct_pairs(item, judge, len(items), len(judges))
     if twice:
         raise FactoryError(f"{twice} votes repeat an item and judge", todo="keep one vote of each judge for each item")
-    return Votes(item, judge, value, items, judges, known)
+    return Votes(item, judge, value, range(len(items)), judges, known), items
 
 
 def _places(names: Sequence[Any], known: Sequence[Any]) -> Index:
@@ -125,8 +134,9 @@ def _places(names: Sequence[Any], known: Sequence[Any]) -> Index:
 def _distinct_pairs(item: Index, judge: Index, items: int, judges: int) -> int:
     import numpy as np
 
-    key = item * max(judges, 1) + judge
-    if bool((key[1:] > key[:-1]).all()):
+    key = item * max(judges, 1)
+    key += judge
+    if _grows(key[:1000]) and bool((key[1:] > key[:-1]).all()):
         return len(key)
     if items * judges > 16 * len(item) + 1_000_000:
         return len(np.unique(key))
@@ -156,7 +166,7 @@ def _present(column: pa.ChunkedArray) -> Any:
     return present
 
 
-def _positions(column: pa.ChunkedArray) -> tuple[Index, list[Any]]:
+def _positions(column: pa.ChunkedArray) -> tuple[Index, pa.Array]:
     """Position of each entry among the distinct entries, in order of appearance; and those."""
     import numpy as np
     import pyarrow as pa
@@ -164,15 +174,16 @@ def _positions(column: pa.ChunkedArray) -> tuple[Index, list[Any]]:
     if pa.types.is_integer(column.type) and len(column):
         found = _positions_of_numbers(column.to_numpy())
         if found is not None:
-            return found
+            return found[0], pa.array(found[1], column.type)
     coded = column.dictionary_encode().unify_dictionaries()
     if not coded.num_chunks:
-        return np.zeros(0, dtype=np.int64), []
-    index = np.concatenate([np.asarray(chunk.indices, dtype=np.int64) for chunk in coded.chunks])
-    return index, coded.chunk(0).dictionary.to_pylist()
+        return np.zeros(0, dtype=np.int64), pa.array([], column.type)
+    parts = [np.asarray(chunk.indices, dtype=np.int64) for chunk in coded.chunks]
+    index = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return index, coded.chunk(0).dictionary
 
 
-def _positions_of_numbers(numbers: NDArray[np.integer[Any]]) -> tuple[Index, list[Any]] | None:
+def _positions_of_numbers(numbers: NDArray[np.integer[Any]]) -> tuple[Index, Index] | None:
     """The same for whole numbers that lie close together, by counting instead of hashing; None where they do not."""
     import numpy as np
 
@@ -185,8 +196,8 @@ def _positions_of_numbers(numbers: NDArray[np.integer[Any]]) -> tuple[Index, lis
     met = _in_order(offset, high - low + 1)
     rank[met] = np.arange(len(met))
     if len(met) == len(rank) and bool((met[1:] > met[:-1]).all()):
-        return offset, (met + low).tolist()
-    return rank[offset], (met + low).tolist()
+        return offset, met + low
+    return rank[offset], met + low
 
 
 def _in_order(offset: Index, size: int) -> Index:
@@ -197,13 +208,19 @@ def _in_order(offset: Index, size: int) -> Index:
         met = _in_order(offset[: len(offset) // 16], size)
         if len(met) == np.count_nonzero(np.bincount(offset, minlength=size)):
             return met
-    later = offset[1:] != offset[:-1]
-    if bool((offset[1:][later] > offset[:-1][later]).all()):
-        return np.concatenate([offset[:1], offset[1:][later]])
+    if _grows(offset[:1000]) and _grows(offset):
+        return np.concatenate([offset[:1], offset[1:][offset[1:] != offset[:-1]]])
     first = np.full(size, -1, dtype=np.int64)
-    first[offset[::-1]] = np.arange(len(offset) - 1, -1, -1)
-    met = np.flatnonzero(first >= 0)
-    return np.asarray(met[np.argsort(first[met])])
+    for end in range(len(offset), 0, -_BLOCK):  # from the back, so that the first place is what stays
+        start = max(end - _BLOCK, 0)
+        first[offset[start:end][::-1]] = np.arange(end - 1, start - 1, -1)
+    opens = np.zeros(len(offset), dtype=np.bool_)
+    opens[first[first >= 0]] = True
+    return offset[opens]
+
+
+def _grows(numbers: Index) -> bool:
+    return bool((numbers[1:] >= numbers[:-1]).all())
 
 
 def aggregate(ratings: pa.Table, method: str = "majority", **options: Any) -> pa.Table:
@@ -213,7 +230,7 @@ def aggregate(ratings: pa.Table, method: str = "majority", **options: Any) -> pa
     import pyarrow as pa
 
     ratings = plain_columns(ratings)
-    votes = encode(ratings)
+    votes, items = _encoded(ratings, None)
     decided = methods.get(method)(votes, **options)
     spread = decided.posterior if decided.posterior is not None else shares(votes)
     value_type = ratings.schema.field("value").type if decided.posterior is not None else pa.float64()
@@ -224,7 +241,7 @@ def aggregate(ratings: pa.Table, method: str = "majority", **options: Any) -> pa
     unknown = np.asarray(value.is_null()) if decided.posterior is not None else np.ones(len(spread), dtype=np.bool_)
     return pa.table(
         {
-            "item": pa.array(votes.items, ratings.schema.field("item").type),
+            "item": items,
             "value": value,
             "probability": pa.array(top, pa.float64(), mask=unknown),
             "entropy": pa.array(entropy(spread), pa.float64()),
@@ -255,7 +272,9 @@ def count(votes: Votes, weight: Array | None = None) -> Array:
     import numpy as np
 
     width = max(len(votes.categories), 1)
-    flat = np.bincount(votes.item * width + votes.value, weight, minlength=len(votes.items) * width)
+    place = votes.item * width
+    place += votes.value
+    flat = np.bincount(place, weight, minlength=len(votes.items) * width)
     return np.asarray(flat.reshape(len(votes.items), width), dtype=np.float64)
 
 

@@ -108,15 +108,16 @@ def fit(
     """
     import numpy as np
 
-    kinds = len(given.said.categories)
+    kinds, judges = len(given.said.categories), len(given.said.judges)
     place = given.said.judge * kinds + given.said.value
+    said = np.bincount(place, given.times[given.said.item], judges * kinds).reshape(judges, kinds).astype(np.float64)
     posterior = _shares(given.said)
     moved = math.inf
-    prior, confusion = _maximise(given, place, posterior, confuse, smoothing)
+    prior, confusion = _maximise(given, place, said, posterior, confuse, smoothing)
     done = 0
     while done < rounds and moved > tolerance:
         previous, posterior = posterior, _expect(given.said, place, prior, confusion)
-        prior, confusion = _maximise(given, place, posterior, confuse, smoothing)
+        prior, confusion = _maximise(given, place, said, posterior, confuse, smoothing)
         moved = float(np.abs(posterior - previous).max(initial=0.0))
         done += 1
     return Fit(posterior, prior, confusion, done, moved <= tolerance)
@@ -132,16 +133,18 @@ def _shares(said: Votes) -> Array:
 
 
 def _maximise(
-    given: Profiles, place: Index, posterior: Array, confuse: Callable[[Array], Array], smoothing: float
+    given: Profiles, place: Index, said: Array, posterior: Array, confuse: Callable[[Array], Array], smoothing: float
 ) -> tuple[Array, Array]:
-    """Share of each true category `(categories,)`, and confusion `(judges, true, said)` (eq. 2.3 and 2.4)."""
+    """Share of each true category `(categories,)`, and confusion `(judges, true, said)` (eq. 2.3 and 2.4). `said`
+    `(judges, categories)` are all votes: what is left of them by the others is the last true category's."""
     import numpy as np
 
-    kinds, judges = posterior.shape[1], len(given.said.judges)
+    judges, kinds = said.shape
     expected = posterior.T * given.times
     counts = np.empty((judges, kinds, kinds))
-    for true, share in enumerate(expected):
+    for true, share in enumerate(expected[:-1]):
         counts[:, true] = np.bincount(place, share[given.said.item], judges * kinds).reshape(judges, kinds)
+    counts[:, -1] = np.maximum(said - counts[:, :-1].sum(axis=1), 0.0)
     prior = expected.sum(axis=1) + smoothing
     return prior / prior.sum(), confuse(counts + smoothing)
 
