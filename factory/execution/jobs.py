@@ -8,6 +8,7 @@ they are nowhere in its memory; it cannot signal or trace the first.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import select
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, Final
 
-from factory.execution import frames, kernel, remote
+from factory.execution import frames, kernel, pytest_words, remote
 from factory.execution.cell import Bounds, Ground, confine
 
 OUTPUT: Final = 1 << 20  # bytes that a program may print for one case
@@ -182,6 +183,8 @@ class _Suite:
         self.passed = 0
         self.total = 0
         self.why = ""
+        if importlib.util.find_spec("pytest") is None:
+            sys.modules["pytest"] = pytest_words.module()
         for name in _MODULES:
             module = ModuleType(name)
             module.__dict__.update(self.answer)

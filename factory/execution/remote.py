@@ -13,6 +13,7 @@ import collections
 import datetime
 import decimal
 import fractions
+import inspect
 import operator
 import sys
 from collections.abc import Callable, Mapping
@@ -179,7 +180,7 @@ class Peer:
         try:
             given = [self.decode(value) for value in message["given"]]
             named = {name: self.decode(value) for name, value in message["named"].items()}
-            act = self._serves[message["do"]]
+            act = self._serves.get(message["do"], _unserved)
             value = act(*given, **named)
             reply = {"value": self.encode(value), "changed": self._changed(message["given"], given)}
         except BaseException as error:  # noqa: BLE001 - also an exit or an interrupt is an answer
@@ -260,7 +261,7 @@ class Peer:
         self._mine[id(value)] = value
         kind = type(value)
         name = getattr(value, "__name__", kind.__name__)
-        return ["mine", id(value), str(name)[:200], callable(value)]
+        return ["mine", id(value), str(name)[:200], inspect.iscoroutine(value)]
 
     def decode(self, packed: Any) -> Any:
         """The value of what `encode` made at the other end. ValueError, KeyError, TypeError: it is none."""
@@ -274,7 +275,8 @@ class Peer:
         if code == "yours":
             return self._mine[body]
         if code == "mine":
-            return Remote(self, int(body), str(packed[2]))
+            remote = Remote(self, int(body), str(packed[2]))
+            return _awaiting(self, remote) if packed[3] else remote
         if code == "n":
             import numpy
 
@@ -321,6 +323,21 @@ def _next(iterator: Any) -> Any:
     return next(iterator)
 
 
+def _unserved(*given: Any, **named: Any) -> Any:
+    raise TypeError("the tests' objects can be called and gone through, and nothing else")
+
+
+def _wait(coroutine: Any) -> Any:
+    import asyncio
+
+    return asyncio.run(coroutine)
+
+
+async def _awaiting(peer: Peer, remote: Remote) -> Any:
+    """A coroutine of the answer's as one that the tests can await; it runs there when it is."""
+    return peer.request("wait", remote)
+
+
 _OPERATORS: Final = (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor", "lshift", "rshift",
 )  # fmt: skip
@@ -331,7 +348,7 @@ ANSWERS: Final[dict[str, Callable[..., Any]]] = {
     "invoke": _invoke, "getattr": getattr, "setattr": setattr, "delattr": delattr, "hasattr": hasattr, "iter": iter,
     "next": _next, "len": len, "bool": bool, "str": str, "repr": repr, "hash": hash, "format": format, "int": int,
     "float": float, "index": operator.index, "isinstance": isinstance, "issubclass": issubclass, "dir": dir,
-    "round": round,
+    "round": round, "wait": _wait,
     **{name: getattr(operator, name) for name in (*_OPERATORS, *_UNARY, *_ORDER)},
     **{name: getattr(operator, name) for name in ("eq", "getitem", "setitem", "delitem")},
 }  # fmt: skip

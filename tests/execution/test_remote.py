@@ -95,10 +95,10 @@ def test_a_reply_of_nonsense_is_an_error_not_a_value(reply: Any) -> None:
 def test_what_the_tests_judge_with_is_not_taken_from_the_answer() -> None:
     end = peer()
     names = [
-        ["abs", "value", ["mine", 1, "abs", True], "solution"], ["math", "value", ["mine", 2, "M", False], None],
+        ["abs", "value", ["mine", 1, "abs", False], "solution"], ["math", "value", ["mine", 2, "M", False], None],
         ["os", "module", "os"], ["evil", "module", "antigravity_not_there"],
-        ["isclose", "value", ["mine", 3, "x", True], "math"],
-        ["ValueError", "error", ["ValueError", "Exception"]], ["add", "value", ["mine", 4, "add", True], "solution"],
+        ["isclose", "value", ["mine", 3, "x", False], "math"],
+        ["ValueError", "error", ["ValueError", "Exception"]], ["add", "value", ["mine", 4, "add", False], "solution"],
     ]  # fmt: skip
     import math
     import os

@@ -221,6 +221,17 @@ def bad():
     assert (found["passed"], found["total"]) == (len(tests), len(tests)), found["why"]
 
 
+def test_coroutines_and_the_tests_own_iterators(runner: Runner) -> None:
+    code = "import asyncio\nasync def f(x):\n    await asyncio.sleep(0)\n    return x + 1\n"
+    code += "def g(xs):\n    return list(xs)\n"
+    tests = [
+        "import asyncio\nassert asyncio.run(f(2)) == 3",
+        "async def both():\n    return await asyncio.gather(f(1), f(2))\nassert asyncio.run(both()) == [2, 3]",
+        "assert g(i for i in range(3)) == [0, 1, 2] and g(map(str, [1])) == ['1'] and g(iter('ab')) == ['a', 'b']",
+    ]
+    assert passed(runner, code, *tests) == (3, 3)
+
+
 def test_arrays_of_numpy(runner: Runner) -> None:
     code = "import numpy as np\ndef f(n):\n    return np.arange(n) * 2.0\ndef g(x):\n    return x.sum()\n"
     tests = ["assert np.array_equal(f(3), [0, 2, 4]) and f(3).dtype == np.float64", "assert g(np.array([1, 2])) == 3"]
