@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from factory.faults import FactoryError
+from factory.faults import ConfigError, FactoryError
 from factory.registry import Registry, unknown_name
 from factory.schema import Completion, Have, Identity, Request
 
@@ -65,12 +65,12 @@ def nothing_held(request: Request, sample: int) -> bool:
     return False
 
 
-# `paid`: what it answers may be billed
+# `paid`: what it answers may be billed. `light`: making one loads nothing and opens nothing
 # `devices`: GPUs that one engine takes, or the option that says how many; without it, it runs in one process only
 engines: Registry[Callable[..., Engine]] = Registry("engine")
 engines.add("transformers", "factory.engines.transformers:TransformersEngine", devices=1)
 engines.add("vllm", "factory.engines.vllm:VllmEngine", devices="tensor_parallel_size")
-engines.add("openai", "factory.engines.openai:OpenAIEngine", paid=True)
+engines.add("openai", "factory.engines.openai:OpenAIEngine", paid=True, light=True)
 engines.add("scripted", "factory.engines.scripted:ScriptedEngine", devices=0)
 
 
@@ -86,12 +86,16 @@ class EngineSpec:
 
 
 def check(spec: EngineSpec) -> Callable[..., Engine]:
-    """The maker of the engine. FactoryError for a wrong kind or option names the nearest right one."""
+    """The maker of the engine. FactoryError for a wrong kind or option names the nearest right one; the values of an
+    engine that is made without a model or a connection (`light`) are checked too, all at once."""
     make = engines.get(spec.kind)
     known = [name for name in inspect.signature(make).parameters if name != "model"]
-    for name in spec.options:
-        if name not in known:
-            raise unknown_name(f"option of the {spec.kind} engine", name, known)
+    wrong = [unknown_name(f"option of the {spec.kind} engine", name, known).what for name in spec.options
+             if name not in known]  # fmt: skip
+    if wrong:
+        raise ConfigError(wrong)
+    if engines.facts(spec.kind).get("light"):
+        make(spec.model or "model", **spec.options).close()
     return make
 
 

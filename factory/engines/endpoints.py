@@ -79,7 +79,7 @@ def addresses(given: str | Sequence[str] | None) -> list[Address]:
     """The endpoints' addresses: as given (a list, or text with commas), else OPENAI_BASE_URL, else OpenAI's own."""
     text = given or os.environ.get("OPENAI_BASE_URL") or PUBLIC
     listed = text.split(",") if isinstance(text, str) else list(text)
-    return [Address(one) for one in dict.fromkeys(item.strip() for item in listed) if one]
+    return [Address(one) for one in dict.fromkeys(str(item).strip() for item in listed) if one]
 
 
 def headers(address: Address, auth: Auth, key: str | None) -> dict[str, str]:
@@ -188,13 +188,23 @@ class Endpoints:
         return best
 
     def leave(self, endpoint: Endpoint) -> None:
-        """A call is over."""
+        """A call is over. As many that wait have another look as there may be room for now."""
         endpoint.flying -= 1
-        while self._waiting:
+        if not self._waiting:
+            return
+        room = max(1, int(endpoint.window.size) - endpoint.flying)
+        while self._waiting and room:
             future = self._waiting.popleft()
             if not future.done():
                 future.set_result(None)
-                return
+                room -= 1
+
+    def anew(self) -> None:
+        """Somebody asks again after all were lost: try them as if nothing had been."""
+        if self.lost is not None:
+            self.lost = None
+            for one in self.every:
+                one.alive, one.strikes, one.not_before = True, 0, 0.0
 
     def _wake(self) -> None:
         for future in self._waiting:

@@ -118,6 +118,8 @@ class OpenAIEngine:
         extra_body: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
+        if not isinstance(base_url, str | list | tuple | None):
+            raise ConfigError(["base_url: must be an address or a list of them"], where="the openai engine's options")
         self.addresses = addresses(base_url)
         self.name, self.auth = name, auth
         self.api_key_env = api_key_env or _key_variable(any(one.is_azure for one in self.addresses))
@@ -155,6 +157,7 @@ class OpenAIEngine:
             "timeout: must be above 0": _positive(self.timeout),
             "longest_wait: must be above 0": _positive(self.longest_wait),
             "max_bytes: must be above 0": _positive(self.max_bytes),
+            "n_in_one_call: must be true or false": isinstance(self.n_in_one_call, bool),
             "base_url: no address": bool(self.addresses),
             "base_url: several endpoints need a name, under which their answers are kept whichever gave them; the "
             "address of the first as the name goes on with its answers": len(self.addresses) < 2 or bool(self.name),
@@ -212,6 +215,7 @@ class OpenAIEngine:
         if not left:
             return
         traffic = self._open()
+        traffic.line.loop.call_soon_threadsafe(traffic.ways.endpoints.anew)
         flight = Flight(traffic.line, traffic.slots, self._jobs(todo), partial(self._answer, traffic.ways))
         try:
             while left:

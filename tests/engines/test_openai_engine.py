@@ -235,6 +235,22 @@ def test_fewer_calls_are_made_at_once_where_there_is_too_much(serve: Serve) -> N
     assert len(server.seen) < 600
 
 
+def test_more_calls_are_made_at_once_again_when_they_are_served(serve: Serve) -> None:
+    """The window grows back by one for each window served, while all other calls wait for it."""
+    first = [error(429)] * 8
+
+    async def better_later(body: dict[str, Any], server: FaultServer) -> web.StreamResponse:
+        if first:
+            return await first.pop()(body, server)
+        server.most_at_once = max(server.at_once, server.most_at_once if len(server.seen) > 20 else 0)
+        return await after(0.005, good)(body, server)
+
+    server = serve(better_later)
+    completions = list(engine_for(server, concurrency=16).generate([ask(n=300)]))
+    assert [completion.failure for completion in completions] == [None] * 300
+    assert server.most_at_once >= 12
+
+
 def test_a_pace_is_kept(serve: Serve) -> None:
     """600 a minute: 4 more than fit at once take at least 0.35 s; 60,000 tokens a minute: calls foreseen with 500."""
     for options in ({"requests_per_minute": 600}, {"tokens_per_minute": 60_000}):
@@ -306,6 +322,21 @@ def test_an_endpoint_that_was_never_there_ends_the_run() -> None:
     assert "127.0.0.1:9" in str(caught.value)
     with pytest.raises(EndpointError, match="cannot be reached"):
         list(engine.generate([ask(n=50)]))
+
+
+def test_an_engine_that_lost_its_endpoint_may_ask_again(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.engines.endpoints.GONE_AFTER", 0.05)
+    down = threading.Event()
+    down.set()
+
+    async def flaky(body: dict[str, Any], server: FaultServer) -> web.StreamResponse:
+        return await (reset if down.is_set() else good)(body, server)
+
+    engine = engine_for(serve(flaky), concurrency=2)
+    with pytest.raises(EndpointError, match="cannot be reached"):
+        list(engine.generate([ask(n=50)]))
+    down.clear()
+    assert [completion.failure for completion in engine.generate([ask(n=5)])] == [None] * 5
 
 
 def test_endpoints_that_stay_away_end_the_run(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,6 +556,8 @@ def test_closing_early_gives_its_slots_back(serve: Serve) -> None:
         ({"prefix": "maybe", "timeout": 0, "auth": "x", "max_tokens_name": "limit"}, "4 faults"),
         ({"extra_body": {"model": "x"}}, "extra_body: model must not"),
         ({"extra_body": [1]}, "extra_body: must be a mapping"),
+        ({"base_url": 5}, "base_url: must be an address"),
+        ({"base_url": [5], "n_in_one_call": "no", "concurrency": "many", "timeout": "long"}, "4 faults"),
     ],
 )
 def test_wrong_options_are_named_together(options: dict[str, Any], said: str | None) -> None:
