@@ -132,6 +132,17 @@ def answered(
         yield found
 
 
+def unheld(
+    store: Store, engine: Engine, requests: Sequence[Request], *, retry_failed: bool = False
+) -> tuple[int, list[Request]]:
+    """How many different answers the requests want, and the request of each one that `answer` would ask for now. A
+    shorter limit of a question that is also asked with a longer one is not counted: the longer answer may do."""
+    asking = _Asking(store, engine, requests, "", 0, "", Claims(), None)
+    for _ in asking._held(list(asking.items), retry_failed, []):
+        pass
+    return len(asking.items), [asking.items[key][0][0] for key in asking.items if key in asking.open]
+
+
 def reusable(call: Call, request: Request) -> bool:
     """Does a held answer also answer this request? It ended by itself within the limit, or at the very same limit."""
     if call.failure is not None:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import cast
 
 from factory import crash, matchups as choosing, verdicts
+from factory.budget import BudgetError
 from factory.calls import answered
 from factory.engines import Engine
 from factory.faults import EndpointError, FactoryError, IntegrityError, LockedError
@@ -44,7 +45,7 @@ COMMIT = 64
 """Judgments in one commit."""
 COMMIT_SECONDS = 2.0
 """A commit waits no longer than this for more, so that readers see the work as it goes."""
-ENDS_ALL = (EndpointError, IntegrityError, LockedError)
+ENDS_ALL = (BudgetError, EndpointError, IntegrityError, LockedError)
 """Faults that no other judge or row would escape."""
 
 
@@ -318,6 +319,7 @@ def _answers(work: Work, engine: Engine, asks: Sequence[Ask], done: Done) -> Ite
             retry_failed=work.retry_failed,
             progress=work.progress,
             claims=work.claims,
+            budget=work.budget,
         ):
             done.pay(call, reused=reused)
             left -= 1

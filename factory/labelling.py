@@ -20,14 +20,16 @@ from factory.faults import FactoryError, IntegrityError
 from factory.judges.canaries import SHARE
 from factory.judging import judge
 from factory.panel import JudgeReport, PanelMember, Work, asks_model
+from factory.planning import Planned, planned
 from factory.schema import Candidate, Prompt
 from factory.threads import side_by_side
 
 if TYPE_CHECKING:
+    from factory.budget import Budget
     from factory.console import Progress
     from factory.store import Store
 
-__all__ = ["JudgeReport", "LabelReport", "PanelMember", "label"]
+__all__ = ["JudgeReport", "LabelReport", "PanelMember", "Planned", "label", "plan"]
 
 
 @dataclass
@@ -71,15 +73,16 @@ def label(
     tie_margin: float = verdicts.TIE_MARGIN,
     seed: int = 0,
     retry_failed: bool = False,
+    budget: Budget | None = None,
     progress: Progress | None = None,
 ) -> LabelReport:
     """Put the candidates of a run, round and split before the judges of the panel, which work side by side.
 
     `matchups` chooses the pairs that pairwise judges see (see `factory.matchups`); where a choice goes by scores, they
     are those of the first pointwise judge. What is held already is not asked again. A fault of one judge is in its
-    report; EndpointError and faults of the store end the call, with all finished work kept.
+    report; EndpointError, BudgetError and faults of the store end the call, with all finished work kept.
     """
-    wanted = _plan(panel, matchups)
+    wanted = _choices(panel, matchups)
     prompts, candidates = _candidates(store, {"run": run, "round": round, "split": split, "kind": kind})
     work = Work(
         store=store,
@@ -92,6 +95,7 @@ def label(
         prompts=prompts,
         candidates=candidates,
         progress=None if progress is None else _InTurn(progress),
+        budget=budget,
         locks={id(member.engine): threading.Lock() for member in panel if member.engine is not None},
     )
     everyone = [c for group in candidates.values() for c in group]
@@ -99,9 +103,45 @@ def label(
     return LabelReport(len(candidates), len(everyone), failed, _side_by_side(work, panel, wanted))
 
 
+def plan(
+    store: Store,
+    panel: Sequence[PanelMember],
+    *,
+    run: str,
+    round: int = 0,
+    matchups: str = "all",
+    split: str = "train",
+    kind: str = "sample",
+    canary_share: float = SHARE,
+    seed: int = 0,
+    retry_failed: bool = False,
+) -> list[Planned]:
+    """What `label` would do with the same arguments, judge by judge; nothing is asked and nothing written."""
+    wanted = _choices(panel, matchups)
+    prompts, candidates = _candidates(store, {"run": run, "round": round, "split": split, "kind": kind})
+    work = Work(
+        store=store,
+        run=run,
+        round=round,
+        seed=seed,
+        canary_share=canary_share,
+        tie_margin=verdicts.TIE_MARGIN,
+        retry_failed=retry_failed,
+        prompts=prompts,
+        candidates=candidates,
+    )
+    lead = _lead(panel)
+    return [planned(work, member, choice, lead) for member, choice in zip(panel, wanted, strict=True)]
+
+
+def _lead(panel: Sequence[PanelMember]) -> str | None:
+    """The judge whose scores choose matchups: the first pointwise one."""
+    return next((member.name for member in panel if member.judge.kind == "pointwise"), None)
+
+
 def _side_by_side(work: Work, panel: Sequence[PanelMember], wanted: Sequence[choosing.Choice]) -> list[JudgeReport]:
     """Every member's report, in the panel's order."""
-    lead = next((member.name for member in panel if member.judge.kind == "pointwise"), None)
+    lead = _lead(panel)
     scored = threading.Event()
 
     def one(member: PanelMember, choice: choosing.Choice) -> JudgeReport:
@@ -132,7 +172,7 @@ class _InTurn:
             self._progress.advance(n, failed=failed, reused=reused, tokens=tokens)
 
 
-def _plan(panel: Sequence[PanelMember], matchups: str) -> list[choosing.Choice]:
+def _choices(panel: Sequence[PanelMember], matchups: str) -> list[choosing.Choice]:
     """Each member's choice of matchups, with every mistake in the panel found before anything is asked."""
     names = [member.name for member in panel]
     if not panel or len(set(names)) < len(names):

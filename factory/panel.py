@@ -20,6 +20,7 @@ from factory.judges.canaries import batches, plant
 from factory.schema import Candidate, Judgment, Matchup, Prompt, digest
 
 if TYPE_CHECKING:
+    from factory.budget import Budget
     from factory.console import Progress
     from factory.engines import Engine
     from factory.store import Store
@@ -97,6 +98,7 @@ class Work:
     prompts: Mapping[str, Prompt]
     candidates: Mapping[str, Sequence[Candidate]]  # by prompt key; both in order of key
     progress: Progress | None = None
+    budget: Budget | None = None
     claims: Claims = field(default_factory=Claims)
     locks: dict[int, threading.Lock] = field(default_factory=dict)  # of engines that one thread at a time may use
 

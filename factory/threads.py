@@ -19,16 +19,13 @@ def side_by_side(tasks: Sequence[Callable[[], T]], width: int, end: Callable[[],
     if width <= 1 or len(tasks) <= 1:
         return [task() for task in tasks]
     crew = _Crew(tasks, end)
-    threads = [threading.Thread(target=crew.work, daemon=True) for _ in range(min(width, len(tasks)))]
-    for thread in threads:
-        thread.start()
     try:
-        for thread in threads:
-            thread.join()
+        for _ in range(min(width, len(tasks))):
+            crew.start()
+        crew.wait()
     except BaseException as interrupt:
         crew.stop(interrupt)
-        for thread in threads:
-            thread.join()
+        crew.wait()
         raise
     if crew.faults:
         raise crew.faults[0]
@@ -44,8 +41,30 @@ class _Crew(Generic[T]):
         self._left = iter(enumerate(tasks))
         self._end = end
         self._turn = threading.Lock()
+        self._running = 0
+        self._gone = threading.Condition()
 
-    def work(self) -> None:
+    def start(self) -> None:
+        """One thread more."""
+        with self._gone:
+            threading.Thread(target=self._run, daemon=True).start()
+            self._running += 1
+
+    def wait(self) -> None:
+        """Until no thread runs. (Thread.join takes a thread for ended when an interrupt comes while it waits.)"""
+        with self._gone:
+            while self._running:
+                self._gone.wait()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        finally:
+            with self._gone:
+                self._running -= 1
+                self._gone.notify_all()
+
+    def _work(self) -> None:
         """Do tasks until none is left or one has failed."""
         while not self.faults:
             with self._turn:

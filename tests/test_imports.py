@@ -32,7 +32,7 @@ LAYERS = (
     {"calls", "threads"},
     {"matchups"},
     {"panel"},
-    {"judging"},
+    {"judging", "planning"},
     {"sources", "expected", "shapes", "splits", "near_duplicates", "prompts", "generation", "critiques", "revision",
      "labelling", "meta_judging", "consistency", "evidence", "habits", "ranking", "agreement", "calibration",
      "alternative_annotator", "prediction_powered", "abstention", "escalation",

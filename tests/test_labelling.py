@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +21,16 @@ from hypothesis import given, strategies as st
 from judged import AT, candidate_of, pointwise, prompt_of
 
 from factory import agreement, matchups, pairing, verdicts
+from factory.budget import Budget, BudgetError
+from factory.engines import nothing_held
 from factory.engines.scripted import Rule, ScriptedEngine
 from factory.faults import EndpointError, FactoryError
 from factory.generation import generate
 from factory.judges.canaries import CANARIES, plant
 from factory.judges.pairwise import PairwiseJudge
 from factory.judges.rating import RatingJudge
-from factory.labelling import PanelMember, label
-from factory.schema import Ask, Call, Candidate, Completion, Judgment, Matchup, Reading, Request, Sampling
+from factory.labelling import PanelMember, label, plan
+from factory.schema import Ask, Call, Candidate, Completion, Have, Judgment, Matchup, Reading, Request, Sampling
 from factory.store import Store
 from factory.verdicts import Score
 
@@ -517,3 +521,285 @@ def test_a_member_may_see_a_draw_of_the_prompts(store: Store) -> None:
     again, more = panel_of(store, PanelMember("llm", PairwiseJudge(), first_wins(), prompts=1))
     assert {row.key for row in more} == {row.key for row in rows}
     assert (again.calls, again.matchups) == (0, report.matchups)
+
+
+# ------------------------------------------------------------------------------------------------------- side by side
+
+
+def timeless(store: Store) -> list[list[Any]]:
+    """Judgments and calls, times aside."""
+    return [
+        [replace(row, at=AT) for row in store.rows(Judgment)],
+        [replace(row, at=AT, latency=0.0) for row in store.rows(Call)],
+    ]
+
+
+class Meeting(ScriptedEngine):
+    """Answers only when another engine is asked at the same time."""
+
+    def __init__(self, name: str, barrier: threading.Barrier) -> None:
+        super().__init__(name)
+        self.barrier = barrier
+
+    def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
+        self.barrier.wait(10)
+        yield from super().bursts(requests, have)
+
+
+def test_judges_that_do_not_depend_on_each_other_work_at_the_same_time(store: Store) -> None:
+    fill(store)
+    barrier = threading.Barrier(2)
+    panel = [PanelMember(name, PairwiseJudge(), Meeting(name, barrier)) for name in ("one", "two")]
+    report = label(store, panel, run="r")
+    assert [(r.judge, r.verdicts, r.fault) for r in report.judges] == [("one", 9, None), ("two", 9, None)]
+
+
+class Watchful(ScriptedEngine):
+    """Counts the threads that ask it at once, and answers one at a time."""
+
+    def __init__(self, *, thread_safe: bool) -> None:
+        super().__init__()
+        self.thread_safe, self.inside, self.most = thread_safe, 0, 0
+        self.lock = threading.Lock()
+
+    def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
+        with self.lock:
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+        try:
+            for completion in self.generate(list(requests), have):
+                time.sleep(0.001)
+                yield [completion]
+        finally:
+            with self.lock:
+                self.inside -= 1
+
+
+def test_an_engine_that_cannot_be_shared_is_used_by_one_judge_at_a_time(store: Store) -> None:
+    fill(store)
+    engine = Watchful(thread_safe=False)
+    panel = [PanelMember(f"j{n}", PairwiseJudge(principles=[]), engine) for n in range(3)]
+    assert all(r.verdicts == 9 for r in label(store, panel, run="r").judges)
+    assert engine.most == 1
+
+
+def test_a_shared_engine_gives_the_rows_of_one_that_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small parts that overlap, three judges at once, two of which ask the same: the same rows, each paid for once."""
+    monkeypatch.setattr("factory.judging.AT_ONCE_SHARED", 7)
+    with Store.open(tmp_path / "0", create=True) as opened:
+        fill(opened, prompts=8, failed=True)
+    tables = []
+    for number, shared in enumerate((False, True, True), 1):
+        shutil.copytree(tmp_path / "0", tmp_path / str(number))
+        with Store.open(tmp_path / str(number)) as opened:
+            engine = Watchful(thread_safe=shared)
+            panel = [
+                PanelMember("words", Program()),
+                PanelMember("one", PairwiseJudge(), engine),
+                PanelMember("same", PairwiseJudge(), engine),
+                PanelMember("rating", RatingJudge(), engine),
+            ]
+            report = label(opened, panel, run="r")
+            assert not any(r.fault for r in report.judges)
+            assert engine.asked == len(opened.rows(Call)) == sum(r.calls for r in report.judges)
+            assert (engine.most > 1) is shared
+            tables.append(timeless(opened))
+    assert tables[0] == tables[1] == tables[2]
+
+
+def test_a_judge_that_goes_by_scores_waits_for_all_of_them(store: Store) -> None:
+    fill(store, prompts=4, answers=4)
+
+    class Slow(Program):
+        def vote(self, matchups: Iterable[Matchup]) -> Iterator[Judgment]:
+            time.sleep(0.2)
+            yield from super().vote(matchups)
+
+    panel = [
+        PanelMember("words", Slow()),
+        PanelMember("llm", PairwiseJudge(), first_wins(), matchups="verifier_ties"),
+        PanelMember("all", PairwiseJudge(), ScriptedEngine("other")),
+    ]
+    report = label(store, panel, run="r", canary_share=0)
+    assert [r.matchups for r in report.judges] == [16, 4, 24]
+
+
+def test_an_endpoint_that_is_gone_stops_the_other_judges_and_all_work_is_kept(store: Store) -> None:
+    fill(store, prompts=20)
+    gone = ScriptedEngine("gone", rules=[Rule(match="answer 3", abort=True)])
+    slow = ScriptedEngine("slow", rules=[Rule(latency=0.01, asks=True, answer_logprobs=logs(A=0.9, B=0.09))])
+    panel = [PanelMember("slow", PairwiseJudge(), slow), PanelMember("gone", PairwiseJudge(), gone)]
+    with pytest.raises(EndpointError):
+        label(store, panel, run="r", canary_share=0)
+    kept = Counter(row.judge for row in store.rows(Judgment))
+    assert kept["slow"] == sum(call.model == "slow" for call in store.rows(Call)) < 20 * 6
+    assert kept["gone"] > 0
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_labelling import Program, first_wins, logs
+from factory.engines.scripted import Rule, ScriptedEngine
+from factory.judges.pairwise import PairwiseJudge
+from factory.labelling import PanelMember, label
+from factory.store import Store
+slow = [Rule(latency=0.01, asks=True, answer_logprobs=logs(A=0.9, B=0.09))]
+panel = [PanelMember(name, PairwiseJudge(), ScriptedEngine(name, rules=slow)) for name in sys.argv[2:]]
+with Store.open(Path(sys.argv[1])) as store:
+    try:
+        label(store, panel, run="r")
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("names", [["one"], ["one", "two"]])
+def test_an_interrupt_ends_all_judges_and_keeps_what_is_done(tmp_path: Path, names: list[str]) -> None:
+    with Store.open(tmp_path / "store", create=True) as opened:
+        fill(opened, prompts=200)
+    script = INTERRUPTED.format(tests=str(Path(__file__).parent))
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "store"), *names])
+    with Store.open(tmp_path / "store") as opened:
+        while len(opened.rows(Call)) < 10 and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 130
+        assert len(opened.rows(Judgment)) == len(opened.rows(Call)) < 200 * 6
+
+
+def test_a_spent_budget_ends_all_judges_with_what_is_paid_for_kept(store: Store) -> None:
+    fill(store, prompts=20)
+    panel = [PanelMember(name, PairwiseJudge(), ScriptedEngine(name)) for name in ("one", "two")]
+    with pytest.raises(BudgetError):
+        label(store, panel, run="r", budget=Budget(max_tokens=9_000), canary_share=0)
+    calls = store.rows(Call)
+    assert 0 < sum(call.prompt_tokens + call.completion_tokens for call in calls) <= 9_000
+    assert len(store.rows(Judgment)) == len(calls)
+
+
+def test_follow_ups_do_not_depend_on_which_answer_came_first(store: Store) -> None:
+    fill(store, prompts=1, answers=1)
+
+    class Two(RatingJudge):
+        def asks(self, matchup: Matchup, earlier: Sequence[Reading] = ()) -> list[Ask]:
+            (ask,) = super().asks(matchup)
+            if len(earlier) == 2:
+                said = ", ".join(f"{reading.aspect} {reading.score}" for reading in earlier)
+                messages: Any = [{"role": "user", "content": f"You said {said}."}]
+                return [replace(ask, request=replace(ask.request, messages=messages))]
+            return [] if earlier else [replace(ask, request=replace(ask.request, seed=n)) for n in range(2)]
+
+        def read(self, ask: Ask, completion: Completion) -> list[Reading]:
+            return [replace(r, aspect=f"seed {ask.request.seed}") for r in super().read(ask, completion)]
+
+    class Backwards(ScriptedEngine):
+        def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
+            yield from ([completion] for completion in reversed(list(self.generate(requests, have))))
+
+    panel_of(store, PanelMember("two", Two(), Backwards(rules=[Rule(answer_logprobs={"4": -0.01})])))
+    asked = [call.messages[0]["content"] for call in store.rows(Call)]
+    assert "You said seed 0 4.0, seed 1 4.0." in asked
+
+
+# ----------------------------------------------------------------------------------------------------------- batches
+
+
+def fooled_by_all(matchup_texts: str = "answer") -> ScriptedEngine:
+    """Rates canaries 5 and real answers 1."""
+    return ScriptedEngine(
+        rules=[Rule(match=r"\nanswer \d+ ", answer_logprobs={"1": -0.01}), Rule(answer_logprobs={"5": -0.01})]
+    )
+
+
+def test_every_batch_has_its_canaries_and_all_work_is_in_one(store: Store) -> None:
+    fill(store, prompts=200)
+    report, rows = panel_of(store, PanelMember("llm", PairwiseJudge(), first_wins()), canary_share=0.02)
+    assert report.matchups == 600
+    canaries = Counter(row.batch for row in rows if row.canary and row.shown_first == "a")
+    work = Counter(row.batch for row in rows if not row.canary and row.shown_first == "a")
+    assert set(canaries) == set(work)
+    assert sorted(work.values()) == [300, 300]
+    assert set(canaries.values()) == {6}
+    assert (report.canaries, report.quarantined, report.quarantine) == (12, 0, "")
+
+
+def test_labels_of_a_fooled_judge_are_in_quarantine_and_the_report_says_why(store: Store) -> None:
+    fill(store, prompts=40)
+    report, rows = panel_of(store, PanelMember("rating", RatingJudge(), fooled_by_all()), canary_share=0.02)
+    assert (report.verdicts, report.canaries, report.quarantined) == (120, 5, 120)
+    assert report.quarantine.startswith("rating preferred ")
+    assert verdicts.read(rows).scores == {}
+    assert len(verdicts.read(rows, quarantine=False).scores["rating"]) == 120
+
+
+def test_programs_have_no_batch(store: Store) -> None:
+    fill(store, failed=True)
+    _, rows = panel_of(store, PanelMember("words", Program()), canary_share=0.02)
+    assert {row.batch for row in rows} == {""}
+
+
+def test_rows_keep_their_batch_when_more_work_comes_and_new_rows_have_their_own_canaries(store: Store) -> None:
+    fill(store, prompts=40)
+    member = PanelMember("llm", PairwiseJudge(), first_wins())
+    _, before = panel_of(store, member, canary_share=0.02)
+    fill(store, prompts=60)
+    _, after = panel_of(store, member, canary_share=0.02)
+    kept = {row.key: row.batch for row in after}
+    assert all(kept[row.key] == row.batch for row in before)
+    (old,) = {row.batch for row in before}
+    new = {row.batch for row in after} - {old}
+    assert len(new) == 1
+    shown = Counter(row.batch for row in after if row.canary and row.shown_first == "a")
+    assert (shown[old], shown[new.pop()]) == (5, 5)
+
+
+def test_another_model_makes_another_batch(store: Store) -> None:
+    fill(store)
+    _, first = panel_of(store, PanelMember("llm", PairwiseJudge(), ScriptedEngine("one")))
+    _, both_of = panel_of(store, PanelMember("llm", PairwiseJudge(), ScriptedEngine("two")))
+    assert len({row.batch for row in both_of}) == 2
+    assert {row.batch for row in first} < {row.batch for row in both_of}
+
+
+# -------------------------------------------------------------------------------------------------------------- plan
+
+
+def test_a_plan_says_what_labelling_then_does(store: Store) -> None:
+    fill(store, prompts=40, failed=True)
+
+    def panel() -> list[PanelMember]:
+        return [
+            PanelMember("words", Program()),
+            PanelMember("rating", RatingJudge(), ScriptedEngine()),
+            PanelMember("llm", PairwiseJudge(), ScriptedEngine()),
+        ]
+
+    first = plan(store, panel(), run="r")
+    assert store.rows(Judgment) == []
+    assert [(p.judge, p.matchups, p.held, p.follow_ups, p.at_most) for p in first] == [
+        ("words", 121, 0, 0, False), ("rating", 121, 0, 0, False), ("llm", 120, 0, 0, False)
+    ]  # fmt: skip
+    report = label(store, panel(), run="r")
+    assert [p.calls for p in first] == [r.calls for r in report.judges] == [0, 125, 250]
+    assert [p.canaries for p in first] == [r.canaries for r in report.judges] == [0, 5, 5]
+    assert first[2].tokens > 0
+    assert first[2].cost == 0.0
+    again = plan(store, panel(), run="r")
+    assert [(p.held, p.calls, p.answers) for p in again] == [(120, 0, 0), (125, 0, 125), (250, 0, 250)]
+
+
+def test_a_plan_without_the_scores_that_choose_says_at_most(store: Store) -> None:
+    fill(store, prompts=2, answers=4)
+    panel = [PanelMember("words", Program()), PanelMember("llm", PairwiseJudge(), first_wins(), "verifier_ties")]
+    assert [(p.matchups, p.at_most) for p in plan(store, panel, run="r", canary_share=0)] == [(8, False), (12, True)]
+    label(store, panel, run="r", canary_share=0)
+    assert [(p.matchups, p.at_most) for p in plan(store, panel, run="r", canary_share=0)] == [(8, False), (2, False)]
+
+
+def test_a_plan_counts_the_questions_that_follow(store: Store) -> None:
+    fill(store)
+    members = [PanelMember("llm", PairwiseJudge(reasoning="first", max_tokens=64), first_wins())]
+    (found,) = plan(store, members, run="r", canary_share=0)
+    assert (found.matchups, found.calls, found.follow_ups) == (9, 18, 18)
