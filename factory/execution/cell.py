@@ -56,19 +56,27 @@ def leave() -> Ground:
     `enclose`. StepError: the kernel, or a container around this process, refuses."""
     if sys.platform != "linux":
         raise StepError("linux", f"namespaces are Linux's, and this is {sys.platform}")
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and (spare := _spare_user()) is not None:
         with contextlib.suppress(OSError):  # root in a container may have no right to it, but a user namespace
             kernel.unshare(_NAMESPACES)
-            return Ground(True, _spare_user())
+            return Ground(True, spare)
     user, group = os.geteuid(), os.getegid()
     _step("namespaces", kernel.unshare, _NAMESPACES | kernel.NEWUSER)
     _step("namespaces", _map_user, user, group)
     return Ground(True, None)
 
 
-def _spare_user() -> int:
-    """A user number that nobody else has, so that limits on its processes count this server's alone."""
-    return 2_000_000 + os.getpid() % 1_000_000
+def _spare_user() -> int | None:
+    """A user number for code to run as: one that nobody else has, so that limits on its processes count this server's
+    alone, else nobody's; None where this process knows no such users (root of a container with one user)."""
+    maps = [Path(f"/proc/self/{name}").read_text(encoding="ascii").split() for name in ("uid_map", "gid_map")]
+    for number in (2_000_000 + os.getpid() % 1_000_000, NOBODY):
+        if all(
+            any(int(first) <= number < int(first) + int(count) for first, count in zip(m[::3], m[2::3], strict=True))
+            for m in maps
+        ):
+            return number
+    return None
 
 
 def _map_user(user: int, group: int) -> None:

@@ -17,7 +17,7 @@ from factory.execution import Limits, Outcome, Runner, isolation
 
 ISOLATED = all(facility.available for facility in isolation())
 isolated = pytest.mark.skipif(not ISOLATED, reason=f"no isolation here: {isolation()}")
-QUICK = Limits(seconds=2.0, memory=128 << 20)
+QUICK = Limits(seconds=1.0, memory=128 << 20)
 GOOD = "def add(a, b):\n    return a + b\n"
 TEST = "assert add(1, 2) == 3"
 
@@ -41,8 +41,8 @@ def cells() -> Iterator[Runner]:
     made.close()
 
 
-def passes(runner: Runner, code: str, *tests: str) -> bool:
-    outcome = runner.calls(code, tests=tests or (TEST,))
+def passes(runner: Runner, code: str, *tests: str, seconds: float = 10.0) -> bool:
+    outcome = runner.calls(code, tests=tests or (TEST,), limits=QUICK._replace(seconds=seconds))
     return outcome.value is not None and outcome.value["passed"] == outcome.value["total"] > 0
 
 
@@ -99,9 +99,9 @@ FORGERIES = {
 @pytest.mark.parametrize("name", FORGERIES)
 def test_no_forgery_passes(runner: Runner, name: str) -> None:
     tests = [TEST, "assert abs(add(1, 2) - 3) < 1e-9", "assert 2 < add(1, 2) < 4", "assert add(1, 2) in (3, 4)"]
-    for test in tests:
-        assert not passes(runner, FORGERIES[name], test), test
-    still_well(runner)
+    outcome = runner.calls(FORGERIES[name], tests=tests, limits=QUICK._replace(seconds=10.0))
+    assert outcome.value is None or outcome.value["passed"] == 0, outcome
+    assert passes(runner, GOOD)
 
 
 def test_a_module_of_its_own_does_not_judge(runner: Runner) -> None:
@@ -182,19 +182,16 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_go_off_alone(cells: Runner, name: str) -> None:
-    before = time.monotonic()
-    assert not passes(cells, BOMBS[name])
-    assert not passes(cells, "def add(a, b):\n" + "".join(f"    {line}\n" for line in BOMBS[name].split("\n")))
+    assert not passes(cells, BOMBS[name], seconds=1.0)
     ran = cells.programs(BOMBS[name], [{"input": "", "output": "6"}])
     assert ran.value is None or ran.value["passed"] == 0
-    assert time.monotonic() - before < 60
-    still_well(cells)
+    assert passes(cells, GOOD)
 
 
 def test_without_walls_there_are_still_limits() -> None:
     runner = Runner(limits=QUICK, unsafe_exec=True)
     for name in ("a loop", "memory", "a large file", "output", "a crash"):
-        assert not passes(runner, BOMBS[name]), name
+        assert not passes(runner, BOMBS[name], seconds=1.0), name
     still_well(runner)
     runner.close()
 
@@ -202,7 +199,7 @@ def test_without_walls_there_are_still_limits() -> None:
 def test_a_fork_bomb_is_held(cells: Runner) -> None:
     bomb = "import os\nwhile True:\n    try:\n        os.fork()\n    except OSError:\n        pass"
     before = len(psutil.pids())
-    assert not passes(cells, bomb)
+    assert not passes(cells, bomb, seconds=1.0)
     assert len(psutil.pids()) < before + 100
     still_well(cells)
 
@@ -238,7 +235,8 @@ def _with(mark: str) -> list[psutil.Process]:
 def seen(runner: Runner, expression: str, before: str = "") -> str:
     """The text of an expression inside a cell."""
     code = f"{before}\ndef look():\n    try:\n        return repr({expression})\n    except BaseException as e:\n"
-    outcome = runner.calls(code + "        return type(e).__name__\n", tests=["raise Exception(look())"])
+    code += "        return type(e).__name__\n"
+    outcome = runner.calls(code, tests=["raise Exception(look())"], limits=QUICK._replace(seconds=10.0))
     assert outcome.value is not None, outcome
     return str(outcome.value["why"])
 
@@ -387,6 +385,22 @@ print(Runner().calls(code, tests=tests))
     )
     assert "'passed': 2, 'total': 4" in said
     assert "test 3: OSError" in said
+
+
+@isolated
+@pytest.mark.parametrize("inside", [0, 1000])
+def test_root_of_a_container_with_one_user_has_isolation(inside: int) -> None:
+    """It has root's rights there, and no other user to run code as."""
+    code = (
+        "from factory.execution import Runner\n"
+        "print(Runner().calls('import os\\ndef add(a, b):\\n    return os.getuid(), os.path.exists(\\'/proc\\')',"
+        " tests=['assert add(1, 2) == (65534, False)']))"
+    )
+    enter = ORDINARY.replace("1000 {user}", f"{inside} {{user}}").replace("1000 {group}", f"{inside} {{group}}")
+    enter = enter.split("for number in range(41)")[0] + enter.rpartition("\n\n")[2].split("bytes(24))\n")[-1]
+    command = [sys.executable, "-c", enter, "9", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert "'passed': 1" in done.stdout, done.stdout + done.stderr
 
 
 def test_servers_end_with_their_starter() -> None:
