@@ -218,6 +218,13 @@ def _coefficients(
     return {name: over_prompts(rows, coefficient, prompts, seed) for name, (coefficient, rows) in wanted.items()}
 
 
+def kappa(
+    votes: Sequence[tuple[verdicts.Verdict, verdicts.Verdict]], prompts: Sequence[str], seed: int = 0
+) -> Estimate:
+    """Cohen's kappa of two judges' words on the same pairs, bootstrapped over prompts."""
+    return _coefficients(votes, prompts, "nominal", seed)["kappa"]
+
+
 def _alpha(level: Level) -> Coefficient:
     import numpy as np
 

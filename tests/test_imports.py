@@ -34,7 +34,7 @@ LAYERS = (
     {"panel"},
     {"judging", "planning"},
     {"sources", "expected", "shapes", "splits", "near_duplicates", "prompts", "generation", "critiques", "revision",
-     "labelling", "meta_judging", "consistency", "evidence", "habits", "ranking", "agreement", "calibration",
+     "labelling", "meta_judging", "consistency", "evidence", "habits", "ranking", "agreement", "gold", "calibration",
      "alternative_annotator", "prediction_powered", "abstention", "escalation",
      "pairing", "training", "measures", "evaluation", "export", "charts", "page", "report",
      "doctor"},

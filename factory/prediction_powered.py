@@ -1,0 +1,95 @@
+"""Prediction-powered inference: a mean of what people would say, from few of their verdicts and many of a judge's.
+
+Angelopoulos et al., Science 2023, arXiv 2301.09633; with power tuning as in PPI++, arXiv 2311.01453:
+
+  theta = w mean(f over items without gold) + mean(y - w f over items with gold)
+
+y is gold, f the judge's prediction, right or wrong: what the judge gets wrong on average is taken off, so that theta is
+unbiased for any judge and any w, if items with gold are drawn at random. w = 0 is the plain mean of gold; a judge that
+is worth nothing gets a w near 0 and costs nothing. w is the minimiser of the variance, which here sums what an item
+adds to the error within its prompt, also where items of one prompt have gold and others not; with one item a prompt it
+is PPI++'s cov(y, f) / ((1 + n/N) var(f)).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from factory.clusters import places, t_of
+from factory.intervals import LEVEL
+from factory.schema import Estimate
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+
+class Powered(NamedTuple):
+    """A mean: prediction-powered, from gold alone, and from the judge alone (which is whatever the judge believes)."""
+
+    estimate: Estimate
+    gold_only: Estimate
+    judge_only: float
+    weight: float  # w
+    gold: int  # items with gold
+    others: int  # items without
+
+
+def powered_mean(
+    gold: Sequence[float],
+    judged: Sequence[float],
+    prompts: Sequence[Hashable],
+    others: Sequence[float],
+    other_prompts: Sequence[Hashable],
+    *,
+    most: float = 1.0,
+    level: float = LEVEL,
+) -> Powered:
+    """The mean of gold over all items. `judged` are the judge's predictions of the items with gold, `others` those of
+    the items without. w lies in 0..`most` (1 where predictions are on gold's own scale). Bounds are NaN with gold on
+    one prompt."""
+    import numpy as np
+
+    y, f, g = (np.asarray(values, dtype=np.float64) for values in (gold, judged, others))
+    index, groups = places([*prompts, *other_prompts])
+    n = len(y)
+    of_gold = _sums(y - _mean(y), index[:n], groups, n)
+    of_judge = _sums(f - _mean(f), index[:n], groups, n)
+    of_others = _sums(g - _mean(g), index[n:], groups, len(g))
+    spread = of_judge - of_others
+    total = float((spread**2).sum())
+    weight = float((of_gold * spread).sum()) / total if total > 1e-15 and len(g) else 0.0
+    weight = min(max(weight, 0.0), most)
+    value = _mean(y) + weight * (_mean(g) - _mean(f)) if len(g) else _mean(y)
+    seen = len(set(prompts))
+    return Powered(
+        _interval(value, of_gold - weight * spread, seen, level),
+        _interval(_mean(y), of_gold, seen, level),
+        _mean(np.concatenate([f, g])),
+        weight,
+        n,
+        len(g),
+    )
+
+
+def _mean(values: Array) -> float:
+    return float(values.mean()) if len(values) else math.nan
+
+
+def _sums(away: Array, index: NDArray[np.int64], groups: int, n: int) -> Array:
+    """What each prompt adds to the error of a mean, `(prompts,)`."""
+    import numpy as np
+
+    return np.asarray(np.bincount(index, away, groups) / n if n else np.zeros(groups))
+
+
+def _interval(value: float, error: Array, prompts: int, level: float) -> Estimate:
+    """t interval, with the freedom of the prompts that have gold."""
+    if prompts < 2:
+        return Estimate(value, math.nan, math.nan)
+    half = t_of(level, prompts - 1) * math.sqrt(prompts / (prompts - 1) * float((error**2).sum()))
+    return Estimate(value, value - half, value + half)
