@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from factory.commands import data, health, labels, pairs, policies, revise, runs
+from factory.commands import agreement, data, health, labels, pairs, policies, revise, runs
 from factory.console import note
 from factory.faults import FactoryError
 
@@ -59,7 +59,7 @@ app.add_typer(prompts, name="prompts")
 app.command("generate")(data.generate)
 app.command("revise")(revise.revise)
 app.command("label")(labels.label)
-app.command("agreement")(labels.agreement)
+app.command("agreement")(agreement.agreement)
 app.command("pair")(pairs.pair)
 app.command("train")(policies.train)
 app.command("evaluate")(policies.evaluate)

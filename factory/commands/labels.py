@@ -1,91 +1,125 @@
-"""Commands that judge candidates and measure the judges."""
+"""The command that puts candidates before judges."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from factory import console
 from factory.commands import options
+from factory.faults import FactoryError
+
+if TYPE_CHECKING:
+    from factory.engines import Engine, EngineSpec
+    from factory.labelling import PanelMember
+
+JUDGES = (
+    "verifier | pairwise | rating | rubric | constitutional | self_reward | meta_judge | reward_model | implicit | "
+    "human; NAME=JUDGE gives it a name. Several are a panel, the first leads."
+)
 
 
 def label(
-    judge: Annotated[
-        list[str], typer.Option("--judge", help="verifier | pairwise | rating; several are a panel, the first leads.")
-    ],
+    judge: Annotated[list[str], typer.Option("--judge", help=JUDGES)],
     judge_option: Annotated[
-        list[str] | None, typer.Option("--judge-option", "-J", help="judge.option=value; repeatable.")
+        list[str] | None,
+        typer.Option("--judge-option", "-J", help="name.option=value; name.model=... asks another model; repeatable."),
     ] = None,
     model: options.Model = options.EMBEDDED,
     engine: options.EngineKind = "transformers",
     engine_option: options.EngineOptions = None,
+    engines: options.Engines = 1,
+    concurrency: options.Concurrency = None,
     matchups: Annotated[
         str, typer.Option(help="Pairs that pairwise judges see: all | against_best | verifier_ties | random:k.")
     ] = "all",
     split: Annotated[str, typer.Option(help="Split of the candidates' prompts.")] = "train",
+    kind: Annotated[str, typer.Option(help="Kind of the candidates: sample | revision | judgment ...")] = "sample",
+    canary_share: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Canaries among a model's matchups; 0 plants none.")
+    ] = 0.02,
+    unsafe_exec: Annotated[
+        bool, typer.Option(help="Run code of answers and checks without isolation where there is none to be had.")
+    ] = False,
     retry_failed: Annotated[bool, typer.Option(help="Ask again also where the failure was permanent.")] = False,
+    max_cost: options.MaxCost = None,
+    max_tokens_total: options.MaxTokensTotal = None,
     seed: options.Seed = 0,
     run: options.Run = None,
     round_number: options.RoundOf = None,
+    dry_run: options.DryRun = False,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
     """Let judges say what they think of a run's candidates. The same command again goes on where it stopped."""
-    from factory.engines import EngineSpec, build
-    from factory.judges import judges
-    from factory.labelling import PanelMember, label as label_candidates
+    from factory.labelling import label as label_candidates, plan
 
-    chosen = options.by_judge(judge_option, judge, "--judge-option")
+    named = _named(judge)
+    chosen = options.by_judge(judge_option, list(named), "--judge-option")
+    if unsafe_exec:
+        for name in (name for name, which in named.items() if which == "verifier"):
+            chosen[name]["unsafe_exec"] = True
+    spec = options.spec(engine, model, engine_option, engines=engines, concurrency=concurrency)
     with ExitStack() as stack:
         opened = stack.enter_context(options.opened(store))
-        name = options.newest(opened, "candidates", run, split=split)
-        stack.enter_context(opened.run_lock(name))
-        number = options.newest_round(opened, "candidates", name, round_number, split=split)
-        asking = [which for which in judge if judges.facts(which)["asks"]]
-        spec = EngineSpec(engine, model, options.settings(engine_option, "--engine-option"))
-        built = stack.enter_context(closing(build(spec))) if asking else None
-        panel = [
-            PanelMember.of(
-                which,
-                engine=built if which in asking else None,
-                matchups=matchups,
-                options=chosen[which],
-            )
-            for which in judge
-        ]
+        found = options.newest(opened, "candidates", run, split=split, kind=kind)
+        number = options.newest_round(opened, "candidates", found, round_number, split=split, kind=kind)
+        panel = _panel(named, chosen, spec, matchups, stack)
+        wanted: dict[str, Any] = {"run": found, "round": number, "split": split, "kind": kind, "seed": seed}
+        wanted |= {"canary_share": canary_share, "retry_failed": retry_failed}
+        if dry_run:
+            planned = [row.to_json() for row in plan(opened, panel, **wanted)]
+            said = {"run": found, "judges": planned} | options.priced(engine, engine_option)
+            console.emit(said, as_json=as_json, text=f"{console.table(planned)}\n\ncost: {said['cost']}")
+            return
+        stack.enter_context(opened.run_lock(found))
+        budget = options.budget(max_cost, max_tokens_total)
         counter = stack.enter_context(console.progress("judgments"))
-        report = label_candidates(
-            opened,
-            panel,
-            run=name,
-            round=number,
-            split=split,
-            seed=seed,
-            retry_failed=retry_failed,
-            progress=counter,
-        )
-    console.emit({"run": name} | report.to_json(), as_json=as_json, text=console.table(report.rows()))
+        report = label_candidates(opened, panel, **wanted, budget=budget, progress=counter)
+    console.emit({"run": found} | report.to_json(), as_json=as_json, text=console.table(report.rows()))
     if report.failures:
         raise typer.Exit(1)
 
 
-def agreement(
-    run: options.Run = None,
-    round_number: Annotated[
-        int | None, typer.Option("--round", min=0, max=options.LARGEST, help="One round; all by default.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Split of the candidates' prompts.")] = "train",
-    seed: options.Seed = 0,
-    store: options.StoreFolder = options.STORE,
-    as_json: options.AsJson = False,
-) -> None:
-    """How far the judges agree with each other, and with themselves when the order is turned."""
-    from factory import agreement as measures
+def _named(given: list[str]) -> dict[str, str]:
+    """Judges by the name they go by: "verifier", or "strict=verifier"."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, sign, which = text.partition("=")
+        if name in found:
+            raise FactoryError(f"two judges are called {name!r}", todo=f"give each its own name: --judge other={name}")
+        found[name] = which if sign else name
+    return found
 
-    with options.opened(store) as opened:
-        name = options.newest(opened, "judgments", run, split=split)
-        report = measures.report(opened, run=name, round=round_number, split=split, seed=seed)
-    text = "\n\n".join([console.table(report.judge_rows()), console.table(report.pair_rows())])
-    console.emit({"run": name} | report.to_json(), as_json=as_json, text=text)
+
+def _panel(
+    named: dict[str, str],
+    chosen: dict[str, dict[str, Any]],
+    spec: EngineSpec,
+    matchups: str,
+    stack: ExitStack,
+) -> list[PanelMember]:
+    """The members with their engines; those that ask the same model share one."""
+    from dataclasses import replace
+
+    from factory.engines import build
+    from factory.judges import judges
+    from factory.labelling import PanelMember
+
+    built: dict[str, Engine] = {}
+    panel = []
+    for name, which in named.items():
+        asked = None
+        if judges.facts(which)["asks"]:
+            model = str(chosen[name].pop("model", spec.model))
+            if model not in built:
+                built[model] = stack.enter_context(closing(build(replace(spec, model=model))))
+            asked = built[model]
+        member = PanelMember.of(which, name=name, engine=asked, matchups=matchups, options=chosen[name])
+        close = getattr(member.judge, "close", None)
+        if close is not None:
+            stack.callback(close)
+        panel.append(member)
+    return panel

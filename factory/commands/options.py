@@ -73,17 +73,17 @@ def dated(command: str, run: str | None) -> str:
     return run or f"{command}-{datetime.now(UTC):%Y-%m-%d}"
 
 
-def newest(store: Store, table: str, run: str | None, *, split: str | None = None) -> str:
+def newest(store: Store, table: str, run: str | None, *, split: str | None = None, kind: str = "sample") -> str:
     """The run's name: as given, else the newest that has rows in `table`.
 
-    With a split, only of runs that sampled answers to its prompts: those of an evaluation, or answers that came with a
-    data set, are not what a judge is to label.
+    With a split, only of runs that have candidates of that kind to its prompts: those of an evaluation, or answers that
+    came with a data set, are not what a judge is to label.
     """
     if run is not None:
         return run
     chosen: dict[str, Any] = {}
     if split is not None:
-        sampled = store.read("candidates", columns=["run"], where={"split": split, "kind": "sample"})
+        sampled = store.read("candidates", columns=["run"], where={"split": split, "kind": kind})
         chosen["run"] = sorted({row["run"] for row in sampled})
     rows = store.read(table, columns=["run", "at"], where=chosen)
     if not rows:
@@ -94,11 +94,14 @@ def newest(store: Store, table: str, run: str | None, *, split: str | None = Non
     return name
 
 
-def newest_round(store: Store, table: str, run: str, number: int | None, split: str | None = None) -> int:
-    """The round's number: as given, else the last of the run that has rows in `table` (with a split: sampled there)."""
+def newest_round(
+    store: Store, table: str, run: str, number: int | None, *, split: str | None = None, kind: str = "sample"
+) -> int:
+    """The round's number: as given, else the last of the run that has rows in `table` (with a split: candidates of that
+    kind there)."""
     if number is not None:
         return number
-    where = {"run": run} if split is None else {"run": run, "split": split, "kind": "sample"}
+    where = {"run": run} if split is None else {"run": run, "split": split, "kind": kind}
     found = {int(row["round"]) for row in store.read(table, columns=["round"], where=where)}
     if not found:
         raise FactoryError(f"run {run!r} has no {table} yet", where=str(store.folder), todo=NEEDS[table])
