@@ -18,6 +18,7 @@ import logging
 import math
 import multiprocessing.util  # its exit handler waits for children: it must be registered before this module's
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -414,7 +415,7 @@ def _child(spec: EngineSpec, environment: Mapping[str, str], messages: str, ends
     """The life of a child: build the engine, answer jobs until told to end."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(ends.watched,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(ends.watched, Path(messages).parent), daemon=True).start()
     file = os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -431,9 +432,11 @@ def _child(spec: EngineSpec, environment: Mapping[str, str], messages: str, ends
             _serve(engine, ends.link)
 
 
-def _end_with_parent(watched: Connection) -> None:
+def _end_with_parent(watched: Connection, folder: Path) -> None:
+    """Wait until the parent is gone; clear up its folder of messages."""
     with suppress(EOFError, OSError):
         watched.recv()
+    shutil.rmtree(folder, ignore_errors=True)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

@@ -345,7 +345,7 @@ if __name__ == "__main__":
     import signal
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started deaf to it
     fleet = build(EngineSpec("scripted", "s", {"rules": (Rule(latency=60.0 if sys.argv[1] == "busy" else 0.0),)}, 2))
-    print(" ".join(str(child.process.pid) for child in fleet._children), flush=True)
+    print(fleet._messages.name, *(child.process.pid for child in fleet._children), flush=True)
     for completion in fleet.generate([Request([{"role": "user", "content": str(k)}]) for k in range(4)]):
         pass
     if sys.argv[1] == "idle":
@@ -366,8 +366,10 @@ def test_no_child_outlives_its_parent(state: str, number: signal.Signals | None,
         [sys.executable, str(script), state], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
     assert parent.stdout is not None
-    children = [int(pid) for pid in parent.stdout.readline().split()]
+    folder, *numbers = parent.stdout.readline().split()
+    children = [int(pid) for pid in numbers]
     assert len(children) == 2
+    assert Path(folder).is_dir()
     if state == "idle":
         assert parent.stdout.readline() == "idle\n"
     try:
@@ -376,6 +378,7 @@ def test_no_child_outlives_its_parent(state: str, number: signal.Signals | None,
             parent.send_signal(number)
         parent.wait(40)
         assert gone(children)
+        assert not Path(folder).exists()
     finally:
         for pid in (parent.pid, *children):
             if psutil.pid_exists(pid):
