@@ -238,7 +238,7 @@ def _invert(weights: Tensor, points: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------------------- decoding
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Row:
     """One answer in the making. `prompt` is its prompt's place in the batch; `ids` end with the end token, if any
     came."""
@@ -249,6 +249,13 @@ class Row:
     ids: list[int] = field(default_factory=list)
     logprob: float = 0.0
     finish_reason: str = ""
+
+
+class Prefix(NamedTuple):
+    """The start of several prompts, read: so many tokens, and the cache of its one row (None for no tokens)."""
+
+    length: int
+    cache: Cache | None
 
 
 class Prefilled(NamedTuple):
@@ -280,11 +287,14 @@ class Decoder:
         self.device = model.device
 
     @torch.inference_mode()
-    def prefill(self, prompts: Sequence[list[int]], keep: bool = True, exact: bool = False) -> Prefilled:
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], keep: bool = True, exact: bool = False, prefix: Prefix | None = None
+    ) -> Prefilled:
         """Read all prompts (token ids, none empty) once, the prefix that all share only once. `keep`: for decoding;
-        `exact`: the logits as `float32_head` gives them, for probabilities that are read."""
-        shared = self._shared(prompts)
-        prefix = self._prefix(prompts[0][:shared]) if shared else None
+        `exact`: the logits as `float32_head` gives them, for probabilities that are read; `prefix`: one that has been
+        read, with which all prompts begin and none ends."""
+        prefix = prefix or self.common(prompts)
+        shared = prefix.length
         width = max(map(len, prompts))
         ids = torch.full((len(prompts), width), self.pad)
         mask = torch.zeros((len(prompts), width), dtype=torch.long)
@@ -299,39 +309,45 @@ class Decoder:
         for start in range(0, len(prompts), chunk):
             part = slice(start, start + chunk)
             with float32_head(self.model) if exact else nullcontext():
-                out, cache = self._read(ids[part], mask[part], shared, prefix, keep)
+                out, cache = self._read(ids[part], mask[part], prefix, keep)
             logits.append(out)
             caches += [cache] if keep else []
         return Prefilled(torch.cat(logits), caches, mask, mask.sum(-1))
 
-    def _shared(self, prompts: Sequence[list[int]]) -> int:
+    @torch.inference_mode()
+    def common(self, prompts: Sequence[Sequence[int]]) -> Prefix:
+        """Read the prefix that all prompts share; one of length 0 where there is none worth it."""
+        shared = self._shared(prompts)
+        if not shared:
+            return Prefix(0, None)
+        cache = DynamicCache()
+        self.forward(torch.tensor([list(prompts[0][:shared])], device=self.device), None, None, cache)
+        return Prefix(shared, cache)
+
+    def _shared(self, prompts: Sequence[Sequence[int]]) -> int:
         """Tokens at the start that all prompts share, 0 where sharing does not pay or is not right for the model."""
         if len(prompts) < 2 or not self.shares:
             return 0
-        first, last = min(prompts), max(prompts)
+        first, last = min(map(tuple, prompts)), max(map(tuple, prompts))
         limit = min(map(len, prompts)) - 1
         shared = next((i for i in range(limit) if first[i] != last[i]), limit)
         return shared if shared >= MIN_SHARED else 0
 
-    def _prefix(self, ids: Sequence[int]) -> Cache:
-        cache = DynamicCache()
-        self._forward(torch.tensor([list(ids)], device=self.device), None, None, cache)
-        return cache
-
-    def _read(self, ids: Tensor, mask: Tensor, shared: int, prefix: Cache | None, keep: bool) -> tuple[Tensor, Cache]:
+    def _read(self, ids: Tensor, mask: Tensor, prefix: Prefix, keep: bool) -> tuple[Tensor, Cache]:
         cache: Cache | None = None
-        if prefix is not None:
+        if prefix.cache is not None:
             cache = DynamicCache()
-            for index, layer in enumerate(prefix.layers):
+            for index, layer in enumerate(prefix.cache.layers):
                 shape = (len(ids), -1, -1, -1)
                 cache.update(layer.keys.expand(shape), layer.values.expand(shape), index)
         elif keep:
             cache = DynamicCache() if self.plain else DynamicCache(config=self.model.config)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        return self._forward(ids[:, shared:], mask, positions[:, shared:], cache), cache
+        return self.forward(ids[:, prefix.length :], mask, positions[:, prefix.length :], cache), cache
 
-    def _forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None) -> Tensor:
-        """Logits (rows, vocabulary) of the last position, float32: only that one goes through the LM head."""
+    def forward(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: Cache | None) -> Tensor:
+        """Logits (rows, vocabulary) of the last position, float32: only that one goes through the LM head. ids (rows,
+        new); mask (rows, length, new included); positions (rows, new)."""
         out = self.model(
             input_ids=ids,
             attention_mask=mask,
@@ -356,8 +372,8 @@ class Decoder:
         slots = Slots(start, of_row, longest, self.plain) if longest > 1 else None
         live, logits = list(rows), start.logits.index_select(0, of_row)
         for step in range(longest):
-            choice = self._choose(logits, points[:, step], sampling)
-            finished = self._take(live, choice, stopped)
+            choice = self.choose(logits, points[:, step], sampling)
+            finished = self.take(live, choice, stopped)
             if finished:
                 yield [live[slot] for slot in finished]
             if slots is None or len(finished) == len(live):
@@ -372,10 +388,11 @@ class Decoder:
             logits = self._step(slots, tokens)
 
     @torch.inference_mode()
-    def _choose(self, logits: Tensor, points: Tensor, sampling: Sampling) -> Choice:
+    def choose(self, logits: Tensor, points: Tensor, sampling: Sampling) -> Choice:
+        """See `choose`."""
         return choose(logits, points, sampling)
 
-    def _take(self, live: Sequence[Row], choice: Choice, stopped: Callable[[Row], bool] | None) -> list[int]:
+    def take(self, live: Sequence[Row], choice: Choice, stopped: Callable[[Row], bool] | None) -> list[int]:
         """Give each row its token; the slots of the rows that are finished by it, ascending."""
         finished = []
         for slot, (row, token, logprob) in enumerate(
@@ -394,7 +411,7 @@ class Decoder:
     @torch.inference_mode()
     def _step(self, slots: Slots, tokens: Tensor) -> Tensor:
         mask, positions = slots.next()
-        return self._forward(tokens[:, None], mask, positions, slots.cache)
+        return self.forward(tokens[:, None], mask, positions, slots.cache)
 
 
 def closing_moves(finished: Sequence[int], count: int) -> list[tuple[int, int]]:
@@ -416,12 +433,11 @@ class Slots:
         self.positions = start.lengths.index_select(0, of_row)
         self.layers: list[SlotLayer] | None = None
         if plain:
-            self.layers = [SlotLayer(*_joined(start.caches, i), of_row, self.length + extra) for i in _layers(start)]
+            self.layers = [SlotLayer(*layer, of_row, self.length + extra) for layer in joined(start)]
             self.cache = Cache(layers=self.layers)
         else:
-            self.cache = start.caches[0]
+            self.cache = start.caches.pop()
             self.cache.reorder_cache(of_row)
-        start.caches.clear()
 
     def next(self) -> tuple[Tensor, Tensor]:
         """Mask (rows, length + 1) and positions (rows, 1) of one more token."""
@@ -446,12 +462,12 @@ class Slots:
         return [other.index_select(0, index) for other in others]
 
 
-def _layers(start: Prefilled) -> range:
-    return range(len(start.caches[0].layers))
-
-
-def _joined(caches: Sequence[Cache], layer: int) -> tuple[Tensor, Tensor]:
-    """Keys and values of one layer over all chunks of the prefill, (prompts, heads, length, dim)."""
-    keys = [cache.layers[layer].keys for cache in caches]
-    values = [cache.layers[layer].values for cache in caches]
-    return (torch.cat(keys), torch.cat(values)) if len(keys) > 1 else (keys[0], values[0])
+def joined(start: Prefilled) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values (prompts, heads, length, dim) of each layer over all chunks of a prefill. Uses up its caches."""
+    layers = []
+    for index in range(len(start.caches[0].layers)):
+        keys = [cache.layers[index].keys for cache in start.caches]
+        values = [cache.layers[index].values for cache in start.caches]
+        layers.append((torch.cat(keys), torch.cat(values)) if len(keys) > 1 else (keys[0], values[0]))
+    start.caches.clear()
+    return layers

@@ -3,16 +3,19 @@
 The work list is cut into batches of equal sampling and similar length. With `fixed_batches` the make-up of a batch is a
 function of the whole list alone, and a batch is answered whole unless all of it is held: a run that was killed and goes
 on gives the same answers, to the bit, as one that was not (same machine, dtype and threads). Without it only what is
-missing is batched; the answers are then the same up to the rounding of a differently shaped batch.
+missing is answered, and the place of an answer that has ended is taken by the next (continuous.py), which is faster the
+more the answers differ in length; they are the same up to the rounding of a differently shaped batch.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jinja2 import TemplateError
@@ -20,12 +23,15 @@ from torch import Tensor
 
 from factory.engines import Item, nothing_held
 from factory.engines.chat import ChatText, Prepared
-from factory.engines.decoding import Decoder, Row
+from factory.engines.continuous import Continuous, Group, room_for
+from factory.engines.decoding import Decoder, Prefilled, Prefix, Row
 from factory.faults import FactoryError
 from factory.resources import ModelFiles, content_hash, local_folder, model_files
 from factory.schema import Completion, Failure, Have, Identity, Request, Sampling, seed_of
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+log = logging.getLogger("factory")
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -80,15 +86,25 @@ class _Work:
         return len(self.prompt) + self.request.sampling.max_tokens
 
 
+class _Begun(NamedTuple):
+    """An answer in the making: since when (seconds of the monotonic clock), and what was read for wanted answers."""
+
+    item: _Work
+    began: float
+    answer_logprobs: Mapping[str, float] | None
+
+
 class TransformersEngine:
     """Answers requests with a model of transformers.
 
     model: a name that `resources.model_files` knows. device: "auto" takes cuda where there is one. dtype: see
     `default_dtype`; it is part of the identity. batch_size: rows in decoding (auto: 128 on a CPU, 256 else).
-    batch_tokens: cache positions of a batch. threads: see `default_threads`; it holds for the process. Their number may
-    change the last bits of a number, and with them now and then a token, so a run that is to be repeated exactly names
-    it. Wanted `answers`: the probability of all tokens that begin one (as it stands, after a space, at the start of a
-    line) counts together, from the whole distribution; two that share a token fail with kind "ambiguous_answers".
+    batch_tokens: cache positions of a batch. fixed_batches: see above; a model whose layers keep more than keys and
+    values by position is answered in batches also without it. threads: see `default_threads`; it holds for the process.
+    Their number may change the last bits of a number, and with them now and then a token, so a run that is to be
+    repeated exactly names it. Wanted `answers`: the probability of all tokens that begin one (as it stands, after a
+    space, at the start of a line) counts together, from the whole distribution; two that share a token fail with kind
+    "ambiguous_answers".
     `json_schema` is not supported: such a request fails with kind "unsupported".
     """
 
@@ -121,6 +137,9 @@ class TransformersEngine:
         ends = end_tokens(language_model, self.tokenizer)
         self.decoder = Decoder(language_model, ends, min(ends), prefill_tokens)
         self.chat = ChatText(self.tokenizer, ends, self.context)
+        self.continuous = not fixed_batches and self.decoder.plain
+        if not fixed_batches and not self.continuous:
+            log.warning("%s keeps a state that cannot be moved between places: it is answered batch by batch", model)
 
     @property
     def identity(self) -> Identity:
@@ -151,6 +170,9 @@ class TransformersEngine:
             yield failed
         if not self.fixed_batches:
             work = [item for item in work if not have(item.request, item.sample)]
+        if self.continuous:
+            yield from self._continuously(work)
+            return
         for batch in self._batches(work):
             if not all(have(item.request, item.sample) for item in batch):
                 yield from self._answer(batch)
@@ -198,7 +220,7 @@ class TransformersEngine:
         for item in work:
             groups.setdefault((item.request.sampling, bool(item.request.answers)), []).append(item)
         for group in groups.values():
-            group.sort(key=lambda item: (-len(item.prompt), item.prompt))
+            group.sort(key=_longest_first)
             batch: list[_Work] = []
             for item in group:
                 widest = batch[0].room if batch else item.room
@@ -212,30 +234,89 @@ class TransformersEngine:
 
     def _answer(self, batch: Sequence[_Work]) -> Iterator[list[Completion]]:
         """One burst for each step of decoding at which rows finish."""
+        start, rows = self._begin(batch)
+        sampling = batch[0].request.sampling
+        stops = self._stopper(sampling.stop)
+        stopped = None if stops is None else lambda row: stops(row.ids)
+        for finished in self.decoder.decode(start, list(rows), sampling, stopped):
+            yield [self._completion(rows[row], row) for row in finished]
+
+    def _continuously(self, work: Iterable[_Work]) -> Iterator[list[Completion]]:
+        """One burst for each step of decoding at which rows finish, the place of each taken by the next. What differs
+        in limits or stop strings alone is decoded together; answers of one token need no places."""
+        groups: dict[tuple[Sampling, bool, bool], list[_Work]] = {}
+        for item in work:
+            sampling = replace(item.request.sampling, max_tokens=0, stop=())
+            short = item.request.sampling.max_tokens == 1
+            groups.setdefault((sampling, bool(item.request.answers), short), []).append(item)
+        for (sampling, _, short), group in groups.items():
+            if short:
+                for batch in self._batches(group):
+                    yield from self._answer(batch)
+            else:
+                yield from self._flow(sorted(group, key=_longest_first), sampling)
+
+    def _flow(self, work: Sequence[_Work], sampling: Sampling) -> Iterator[list[Completion]]:
+        """Answer work of equal sampling, longest prompts first, as places come free."""
+        rows: dict[Row, _Begun] = {}
+        prefix = self.decoder.common(list(dict.fromkeys(item.prompt for item in work)))
+
+        def groups() -> Iterator[Group]:
+            for part in self._portions(work, prefix.length):
+                start, begun = self._begin(part, prefix)
+                rows.update(begun)
+                yield Group(start, list(begun))
+
+        stopper = lru_cache(maxsize=None)(self._stopper)
+
+        def stopped(row: Row) -> bool:
+            stops = stopper(rows[row].item.request.sampling.stop)
+            return stops is not None and stops(row.ids)
+
+        longest = max(self._limit(item) for item in work)
+        room = room_for(len(work[0].prompt), longest, min(self.batch_size, len(work)), self.batch_tokens)
+        for finished in Continuous(self.decoder, room, sampling, stopped).decode(groups()):
+            yield [self._completion(rows.pop(row), row) for row in finished]
+
+    def _portions(self, work: Iterable[_Work], shared: int) -> Iterator[list[_Work]]:
+        """Work whose prompts are read together, in one pass: all samples of some prompts of like length, which have
+        `shared` tokens in common."""
+        part: list[_Work] = []
+        prompts = 0
+        for item in work:
+            other = not part or item.prompt != part[-1].prompt
+            width = len(part[0].prompt) if part else 0
+            passed = (prompts + 1) * (width - shared) > self.decoder.prefill_tokens
+            if part and other and (passed or (prompts + 1) * width > self.batch_tokens):
+                yield part
+                part, prompts = [], 0
+            part.append(item)
+            prompts += other
+        yield part
+
+    def _begin(self, batch: Sequence[_Work], prefix: Prefix | None = None) -> tuple[Prefilled, dict[Row, _Begun]]:
+        """Read the prompts of a batch; its rows, in order."""
         began = time.perf_counter()
         places: dict[tuple[int, ...], int] = {}
-        rows: dict[int, _Work] = {}
-        made: list[Row] = []
+        rows = {}
         for item in batch:
             place = places.setdefault(item.prompt, len(places))
-            limit = min(item.request.sampling.max_tokens, self.context - len(item.prompt))
-            made.append(Row(place, limit, seed_of(item.request.seed, item.sample, item.prepared.rendered)))
-            rows[id(made[-1])] = item
-        sampling = batch[0].request.sampling
+            seed = seed_of(item.request.seed, item.sample, item.prepared.rendered)
+            rows[Row(place, self._limit(item), seed)] = item
         start = self.decoder.prefill(
-            list(map(list, places)),
-            keep=any(row.limit > 1 for row in made),
+            list(places),
+            keep=any(row.limit > 1 for row in rows),
             exact=any(item.request.answers for item in batch),
+            prefix=prefix,
         )
         seen = self._seen(batch, places, start.logits)
-        stopped = self._stopper(sampling.stop)
-        for finished in self.decoder.decode(start, made, sampling, stopped):
-            latency = time.perf_counter() - began
-            items = [rows[id(row)] for row in finished]
-            yield [
-                self._completion(item, row, latency, seen.get((item.prompt, item.request.answers)))
-                for item, row in zip(items, finished, strict=True)
-            ]
+        return start, {
+            row: _Begun(item, began, seen.get((item.prompt, item.request.answers))) for row, item in rows.items()
+        }
+
+    def _limit(self, item: _Work) -> int:
+        """Tokens that its answer may have."""
+        return min(item.request.sampling.max_tokens, self.context - len(item.prompt))
 
     @torch.inference_mode()
     def _seen(
@@ -252,9 +333,8 @@ class TransformersEngine:
             }
         return seen
 
-    def _completion(
-        self, item: _Work, row: Row, latency: float, answer_logprobs: Mapping[str, float] | None
-    ) -> Completion:
+    def _completion(self, begun: _Begun, row: Row) -> Completion:
+        item = begun.item
         return Completion(
             item.request,
             item.sample,
@@ -263,25 +343,30 @@ class TransformersEngine:
             prompt_tokens=len(item.prompt),
             completion_tokens=len(row.ids),
             logprob=row.logprob,
-            answer_logprobs=answer_logprobs,
+            answer_logprobs=begun.answer_logprobs,
             cost=0.0,
-            latency=latency,
+            latency=time.perf_counter() - begun.began,
         )
 
-    def _stopper(self, stops: tuple[str, ...]) -> Any:
-        """A function that tells whether a row's text holds a stop string by now; None without any."""
+    def _stopper(self, stops: tuple[str, ...]) -> Callable[[Sequence[int]], bool] | None:
+        """A function that tells whether the text of an answer's tokens holds a stop string by now; None without any."""
         if not stops:
             return None
         tail = max(len(stop.encode()) for stop in stops) + 8  # a token is at least a byte
 
-        def stopped(row: Row) -> bool:
-            near = self.tokenizer.decode(row.ids[-tail:], skip_special_tokens=True)
+        def stopped(ids: Sequence[int]) -> bool:
+            near = self.tokenizer.decode(ids[-tail:], skip_special_tokens=True)
             if not any(stop in near for stop in stops):
                 return False
-            text = self.tokenizer.decode(row.ids, skip_special_tokens=True)
+            text = self.tokenizer.decode(ids, skip_special_tokens=True)
             return any(stop in text for stop in stops)
 
         return stopped
+
+
+def _longest_first(item: _Work) -> tuple[int, tuple[int, ...]]:
+    """The order of work: like lengths together, and samples of a prompt together."""
+    return -len(item.prompt), item.prompt
 
 
 # ---------------------------------------------------------------------------------------------------------- loading
