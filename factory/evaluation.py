@@ -10,6 +10,7 @@ and gives the same numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -88,6 +89,7 @@ def evaluate(
     until: datetime | None = None,
     scorer: Scorer | None = None,
     score_limit: int | None = None,
+    verifier: Mapping[str, Any] | None = None,
     budget: Budget | None = None,
     progress: Progress | None = None,
 ) -> PolicyReport:
@@ -97,7 +99,8 @@ def evaluate(
     `baseline_round`: the round of this run whose answers to the same prompts are the ones to beat. `start`: the model
     that KL and relevance are measured from; without a scorer these two stay unmeasured. Scoring reads every answer
     three times, which on a CPU takes longer than writing it: `score_limit` is for that, the prompts (the first by key)
-    whose answers are scored. FactoryError: the split has no prompts, or the baseline has no answers.
+    whose answers are scored. `verifier`: options of the verifier that grades (code, unsafe_exec ...). FactoryError: the
+    split has no prompts, or the baseline has no answers.
     """
     from factory.generation import generate
 
@@ -119,9 +122,9 @@ def evaluate(
     crash.point("evaluate.after_answers")
     places = {place: key for prompt in prompts for place, key in _call_keys(engine, prompt, n, sampling, seed)}
     slots = answers_of(store, run=run, round=round, split=split, prompts=prompts, places=places)
-    graded = grade(store, slots)
+    graded = grade(store, slots, verifier)
     crash.point("evaluate.after_verdicts")
-    baseline = None if baseline_round is None else _baseline(store, run, baseline_round, split, prompts)
+    baseline = None if baseline_round is None else _baseline(store, run, baseline_round, split, prompts, verifier)
     scored = {prompt.key for prompt in prompts[:score_limit]}
     to_score = [slot for slot in slots if slot.prompt.key in scored]
     likelihoods = None if scorer is None else _likelihoods(scorer, policy, start, to_score)
@@ -138,11 +141,12 @@ def compare(
     split: str = "heldout",
     limit: int | None = None,
     until: datetime | None = None,
+    verifier: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Win rate and gain of one evaluated round over another, from the answers in the store: nothing is asked."""
     prompts = held_prompts(store, split, limit, until)
-    ours, theirs = (_baseline(store, run, number, split, prompts) for number in (round, baseline_round))
+    ours, theirs = (_baseline(store, run, number, split, prompts, verifier) for number in (round, baseline_round))
     return Comparison(
         measures.win_rate(ours.graded, theirs.graded, seed=seed), measures.gain(ours.graded, theirs.graded, seed=seed)
     )
@@ -204,11 +208,12 @@ def _call_keys(
         yield (prompt.key, sample), call_key(engine.identity, rendered, request, sample)
 
 
-def grade(store: Store, slots: Sequence[Slot]) -> list[Graded]:
+def grade(store: Store, slots: Sequence[Slot], options: Mapping[str, Any] | None = None) -> list[Graded]:
     """What the verifier says of each answer; its judgments are stored. A missing answer is graded as a failed one."""
-    verifier: Any = judges.get(VERIFIER)()
-    given = [slot for slot in slots if slot.answer is not None]
-    verdicts = list(verifier.vote(Matchup(slot.prompt, slot.answer) for slot in given if slot.answer is not None))
+    verifier: Any = judges.get(VERIFIER)(**(options or {}))
+    shown = [Matchup(slot.prompt, slot.answer) for slot in slots if slot.answer is not None]
+    with closing(verifier):
+        verdicts = list(verifier.vote(shown))
     store.append("judgments", verdicts)
     by_answer = {verdict.candidate_a: verdict for verdict in verdicts}
     return [_graded(slot, by_answer.get(slot.answer.key) if slot.answer else None) for slot in slots]
@@ -238,7 +243,9 @@ class Baseline(NamedTuple):
     graded: list[Graded]
 
 
-def _baseline(store: Store, run: str, round: int, split: str, prompts: Sequence[Prompt]) -> Baseline:
+def _baseline(
+    store: Store, run: str, round: int, split: str, prompts: Sequence[Prompt], verifier: Mapping[str, Any] | None
+) -> Baseline:
     slots = answers_of(store, run=run, round=round, split=split, prompts=prompts)
     names = {slot.answer.model for slot in slots if slot.answer}
     if not names:
@@ -247,7 +254,7 @@ def _baseline(store: Store, run: str, round: int, split: str, prompts: Sequence[
             where=str(store.folder),
             todo=f"evaluate round {round} on {split} first",
         )
-    return Baseline(_name(store, sorted(names)[-1]), grade(store, slots))
+    return Baseline(_name(store, sorted(names)[-1]), grade(store, slots, verifier))
 
 
 def _name(store: Store, policy: str) -> str:

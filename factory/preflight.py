@@ -43,6 +43,8 @@ def faults(recipe: Recipe) -> Iterator[str]:
     yield from _told("pair", labels_of(recipe.pair).check)
     if recipe.pair.combine not in ways():
         yield f"pair.combine: {unknown_name('way to combine judges', recipe.pair.combine, ways()).what}"
+    if recipe.pair.combine in ("one_coin", "dawid_skene", "dependent") and len(recipe.panel) < 3:
+        yield f"pair.combine: {recipe.pair.combine} learns from 3 judges or more; the panel has {len(recipe.panel)}"
     yield from _told("train.config", recipe.train.config.check)
 
 

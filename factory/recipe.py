@@ -113,6 +113,8 @@ class PairPart(Part):
     """The judge that decides when combine is lead; the first of the panel by default."""
     break_ties: bool = False
     judge_weights: dict[str, Number] | None = None
+    judge_families: dict[str, str] | None = None
+    """For combine dependent: which judges share a family (a model, a prompt); by default they are found."""
     name: str | None = None
     """Name of the pairing in the tables; by default the strategy."""
     min_margin: Share = 0.0

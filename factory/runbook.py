@@ -117,6 +117,11 @@ class Run:
             options.setdefault("threads", self.threads)
         return build(EngineSpec(part.kind, part.model or model, options, part.count))
 
+    @property
+    def verifier(self) -> dict[str, Any]:
+        """Options of the panel's verifier: it grades in evaluations, too."""
+        return next((dict(part.options) for part in self.recipe.panel if part.judge == "verifier"), {})
+
     def budget(self) -> Budget | None:
         """What the run may still spend; None: whatever it takes. Counts what its earlier tries have spent."""
         from factory.budget import Budget

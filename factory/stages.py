@@ -102,6 +102,7 @@ def pair(run: Run, number: int) -> Detail:
         lead=run.recipe.lead,
         break_ties=part.break_ties,
         judge_weights=part.judge_weights,
+        judge_families=part.judge_families,
         filters=Filters.of(part),
         weights=part.weights,
         consistency=alike,
@@ -156,6 +157,7 @@ def evaluate(run: Run, number: int) -> Detail:
             baseline_round=best,
             limit=limit,
             until=run.until,
+            verifier=run.verifier,
             seed=run.recipe.seed,
         )
         detail |= {"against_champion": best, "gain_champion": against.gain and list(against.gain)}
@@ -252,6 +254,7 @@ def _measure(run: Run, number: int, split: str, baseline: int | None, *, scored:
             until=run.until,
             scorer=ModelScorer(run.store) if scored else None,
             score_limit=part.score_limit,
+            verifier=run.verifier,
             budget=run.budget(),
             progress=counter,
         )

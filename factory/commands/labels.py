@@ -40,9 +40,7 @@ def label(
     canary_share: Annotated[
         float, typer.Option(min=0, max=0.5, help="Canaries among a model's matchups; 0 plants none.")
     ] = 0.02,
-    unsafe_exec: Annotated[
-        bool, typer.Option(help="Run code of answers and checks without isolation where there is none to be had.")
-    ] = False,
+    unsafe_exec: options.UnsafeExec = False,
     retry_failed: Annotated[bool, typer.Option(help="Ask again also where the failure was permanent.")] = False,
     max_cost: options.MaxCost = None,
     max_tokens_total: options.MaxTokensTotal = None,

@@ -50,6 +50,12 @@ MaxCost = Annotated[
 MaxTokensTotal = Annotated[
     int | None, typer.Option("--max-tokens-total", min=1, help="Stop before the run has used more tokens in all.")
 ]
+UnsafeExec = Annotated[
+    bool,
+    typer.Option(
+        "--unsafe-exec", help="Let code run without isolation where there is none; only for code that you trust."
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be asked and what it costs; ask nothing.")]
 
 STORE = Path("store")

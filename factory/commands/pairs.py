@@ -36,6 +36,9 @@ def pair(
     judge_weight: Annotated[
         list[str] | None, typer.Option("--judge-weight", help="judge=weight, for combine weighted; repeatable.")
     ] = None,
+    judge_family: Annotated[
+        list[str] | None, typer.Option("--judge-family", help="judge=family, for combine dependent; repeatable.")
+    ] = None,
     break_ties: Annotated[bool, typer.Option(help="Where the lead ties, the other judges decide.")] = False,
     min_margin: Annotated[float, typer.Option(min=0, max=1, help="Smallest margin that makes a preference.")] = 0.0,
     max_margin: Annotated[float, typer.Option(min=0, max=1, help="Largest margin that does.")] = 1.0,
@@ -124,6 +127,7 @@ def pair(
             break_ties=break_ties,
             judges=judge,
             judge_weights=options.settings(judge_weight, "--judge-weight") or None,
+            judge_families=options.settings(judge_family, "--judge-family") or None,
             filters=filters,
             weights=weights,
             consistency=_consistency(opened, name, number, weights, (lead, previous)),

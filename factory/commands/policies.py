@@ -71,6 +71,7 @@ def evaluate(
     temperature: options.Temperature = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    unsafe_exec: options.UnsafeExec = False,
     engine: options.EngineKind = "transformers",
     engine_option: options.EngineOptions = None,
     engines: options.Engines = 1,
@@ -112,6 +113,7 @@ def evaluate(
                     seed=seed,
                     limit=limit,
                     scorer=ModelScorer(opened) if engine in LOCAL else None,
+                    verifier={"unsafe_exec": unsafe_exec},
                     budget=budget,
                     progress=counter,
                 )

@@ -53,6 +53,7 @@ def pair(
     lead: str | None = None,
     break_ties: bool = False,
     judge_weights: Mapping[str, float] | None = None,
+    judge_families: Mapping[str, str] | None = None,
     judges: Sequence[str] | None = None,
     min_margin: float = 0.0,
     tie_margin: float = verdicts.TIE_MARGIN,
@@ -85,7 +86,13 @@ def pair(
     bench = _bench(store, wanted, judges, tie_margin, quarantine)
     panel = [] if wanted.unjudged and _undecided(bench.judges, combine, lead) else bench.judges
     rule = rule_of(
-        panel, combine=combine, lead=lead, break_ties=break_ties, tie_margin=tie_margin, weights=judge_weights
+        panel,
+        combine=combine,
+        lead=lead,
+        break_ties=break_ties,
+        tie_margin=tie_margin,
+        weights=judge_weights,
+        families=judge_families,
     )
     kinds = list(LINEAGE) if wanted.lineage else kind
     groups = _groups(store, {"run": run, "round": round, "split": split, "kind": kinds})

@@ -19,7 +19,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory import aggregation, verdicts
 from factory.faults import FactoryError
@@ -39,13 +39,15 @@ ASTRAY = 0.01
 
 @dataclass(frozen=True)
 class Rule:
-    """How judges become one verdict. `weights`: of each judge, for combine `weighted` alone."""
+    """How judges become one verdict. `weights`: of each judge, for combine `weighted` alone; `families`: which judges
+    share a family, for `dependent` alone (none: they are found)."""
 
     combine: str = "lead"
     lead: str | None = None
     break_ties: bool = False
     tie_margin: float = verdicts.TIE_MARGIN
     weights: Mapping[str, float] = field(default_factory=dict)
+    families: Mapping[str, str] = field(default_factory=dict)
 
 
 class Outcome(NamedTuple):
@@ -90,17 +92,28 @@ def rule_of(
     break_ties: bool,
     tie_margin: float,
     weights: Mapping[str, float] | None,
+    families: Mapping[str, str] | None = None,
 ) -> Rule:
-    """A rule for these judges. FactoryError: a name that is not known, no lead, or weights where none are wanted."""
+    """A rule for these judges. FactoryError: a name that is not known, no lead, or weights or families where none are
+    wanted."""
     if combine not in ways():
         raise unknown_name("way to combine judges", combine, ways())
     if (combine == "weighted") != bool(weights):
         todo = "give one for each judge, or combine in another way" if not weights else "combine=weighted reads them"
         raise FactoryError(f"combine {combine} {'needs' if not weights else 'takes no'} weights of judges", todo=todo)
-    for name in weights or ():
+    if families and combine != "dependent":
+        raise FactoryError(f"combine {combine} takes no families of judges", todo="combine=dependent reads them")
+    for name in (*(weights or ()), *(families or ())):
         if name not in judges:
             raise unknown_name("judge", name, judges)
-    return Rule(combine, _lead(judges, lead) if combine == "lead" else None, break_ties, tie_margin, weights or {})
+    return Rule(
+        combine,
+        _lead(judges, lead) if combine == "lead" else None,
+        break_ties,
+        tie_margin,
+        weights or {},
+        families or {},
+    )
 
 
 def _lead(judges: Sequence[str], lead: str | None) -> str | None:
@@ -176,7 +189,9 @@ def _modelled(said: Mapping[Pair, Mapping[str, Verdict]], judges: Sequence[str],
     if not voted:
         return Joint(said, {}, None)
     votes, places = _both_ways([said[pair] for pair in voted], judges)
-    options = {"weights": rule.weights} if rule.weights else {}
+    options: dict[str, Any] = {"weights": rule.weights} if rule.weights else {}
+    if rule.combine == "dependent":
+        options |= {"copies": 2, "families": rule.families or None}  # every pair is there turned, too
     decided = aggregation.methods.get(rule.combine)(votes, **options)
     if decided.posterior is None:
         raise FactoryError(f"{rule.combine} gives no probabilities", todo="combine by mean, majority or dawid_skene")
