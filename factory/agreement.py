@@ -336,8 +336,9 @@ def _comparisons(found: Evidence, said: Said) -> list[Comparison]:
 
 _JUDGES = {
     "judge": "judge", "kind": "kind", "judgments": "judgments", "failure_rate": "failed", "verdicts": "verdicts",
-    "tie_rate": "ties", "flip_rate": "flips", "mean_score": "mean score", "mean_mass": "mass on answers",
+    "tie_rate": "ties", "flip_rate": "flips",
 }  # fmt: skip
+_SCORES = {"judge": "judge", "model": "model", "mean_score": "mean score", "mean_mass": "probability on valid answers"}
 _LIKINGS = {
     "judge": "judge", "first_position": "first shown", "longer_wins": "longer", "lists_win": "more lists",
     "bold_wins": "more bold", "headings_win": "more headings",
@@ -350,7 +351,7 @@ _OWN = {"judge": "judge", "model": "model", "own_pairs": "pairs", "own_wins": "o
 _TRUST = {
     "judge": "judge", "canaries": "canaries", "fooled_rate": "fooled", "quarantined": "in quarantine",
     "calls": "calls", "tokens_per_verdict": "tokens a verdict", "cost_per_verdict": "$ a verdict",
-    "unpriced": "unpriced", "quarantine": "why in quarantine",
+    "unpriced": "unpriced calls",
 }  # fmt: skip
 _PAIRS = {
     "judge": "judge", "other": "other", "pairs": "pairs", "percent": "same verdict", "cohen_kappa": "Cohen's kappa",
@@ -375,13 +376,16 @@ def block(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
 def _blocks(found: JudgesReport) -> Iterable[tuple[str, str]]:
     judges = found.judge_rows()
     yield "Judges", block(judges, _JUDGES)
+    if any(row["mean_score"] or row["mean_mass"] for row in judges):
+        yield "Scores and confidence", block(judges, _SCORES)
     yield "What wins, of decided pairs that differ in it (sound for the first shown: 0.5)", block(judges, _LIKINGS)
     if any(stats.effects_note or not math.isnan(stats.length_effect.value) for stats in found.judges):
         yield "What each adds to the log-odds of winning, the others held still", block(judges, _EFFECTS)
     if any(stats.own_pairs for stats in found.judges):
         own = [row for row in judges if row["own_pairs"]]
         yield "Answers of the judge's own model against those of others", block(own, _OWN)
-    yield "Canaries and cost", block(judges, _TRUST)
+    why = "".join(f"\n{stats.judge} in quarantine: {stats.quarantine}" for stats in found.judges if stats.quarantine)
+    yield "Canaries and cost", block(judges, _TRUST) + why
     if found.pairs:
         yield f"Two judges on the pairs that both judged ({found.level})", block(found.pair_rows(), _PAIRS)
     if found.panel is not None:

@@ -216,7 +216,7 @@ def _mean_scores(found: Evidence, gold: Mapping[str, float], judge: str) -> list
         if score is not None and key in found.candidates:
             inputs[found.author(key)].add(found.prompts[key], score.value, gold.get(key))
     scored = {model: held for model, held in inputs.items() if held.gold}
-    return [Believed(model, "mean score", judge, held.mean(math.inf)) for model, held in scored.items()]
+    return [Believed(model, "mean score", judge, held.mean()) for model, held in scored.items()]
 
 
 class _Inputs:
@@ -239,9 +239,9 @@ class _Inputs:
             self.judged.append(judged)
             self.prompts.append(prompt)
 
-    def mean(self, most: float = 1.0) -> Powered:
+    def mean(self) -> Powered:
         """The prediction-powered mean."""
-        return powered_mean(self.gold, self.judged, self.prompts, self.others, self.other_prompts, most=most)
+        return powered_mean(self.gold, self.judged, self.prompts, self.others, self.other_prompts)
 
 
 # ----------------------------------------------------------------------------------------------------- all of it

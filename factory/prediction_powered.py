@@ -46,12 +46,11 @@ def powered_mean(
     others: Sequence[float],
     other_prompts: Sequence[Hashable],
     *,
-    most: float = 1.0,
     level: float = LEVEL,
 ) -> Powered:
     """The mean of gold over all items. `judged` are the judge's predictions of the items with gold, `others` those of
-    the items without. w lies in 0..`most` (1 where predictions are on gold's own scale). Bounds are NaN with gold on
-    one prompt."""
+    the items without; they need not be on gold's scale, as w takes care of that. w is 0 or more. Bounds are NaN with
+    gold on one prompt."""
     import numpy as np
 
     y, f, g = (np.asarray(values, dtype=np.float64) for values in (gold, judged, others))
@@ -63,12 +62,12 @@ def powered_mean(
     spread = of_judge - of_others
     total = float((spread**2).sum())
     weight = float((of_gold * spread).sum()) / total if total > 1e-15 and len(g) else 0.0
-    weight = min(max(weight, 0.0), most)
+    weight = max(weight, 0.0)
     value = _mean(y) + weight * (_mean(g) - _mean(f)) if len(g) else _mean(y)
     seen = len(set(prompts))
     return Powered(
-        _interval(value, of_gold - weight * spread, seen, level),
-        _interval(_mean(y), of_gold, seen, level),
+        _interval(value, of_gold - weight * spread, seen - 2 if weight else seen - 1, level),
+        _interval(_mean(y), of_gold, seen - 1, level),
         _mean(np.concatenate([f, g])),
         weight,
         n,
@@ -87,9 +86,9 @@ def _sums(away: Array, index: NDArray[np.int64], groups: int, n: int) -> Array:
     return np.asarray(np.bincount(index, away, groups) / n if n else np.zeros(groups))
 
 
-def _interval(value: float, error: Array, prompts: int, level: float) -> Estimate:
-    """t interval, with the freedom of the prompts that have gold."""
-    if prompts < 2:
+def _interval(value: float, error: Array, freedom: int, level: float) -> Estimate:
+    """t interval, with the freedom of the prompts that have gold; w, fitted to them, takes one degree."""
+    if freedom < 1:
         return Estimate(value, math.nan, math.nan)
-    half = t_of(level, prompts - 1) * math.sqrt(prompts / (prompts - 1) * float((error**2).sum()))
+    half = t_of(level, freedom) * math.sqrt((freedom + 1) / freedom * float((error**2).sum()))
     return Estimate(value, value - half, value + half)
