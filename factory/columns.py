@@ -10,6 +10,7 @@ import dataclasses
 import io
 import json
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -131,10 +132,20 @@ _LINE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 Check = Callable[[Any], Any]
 
 
+class Plan(NamedTuple):
+    """What `encode` goes over for each row of a table: how to get all values at once; and for every column its name,
+    the type whose values are right as they are, its check, and itself."""
+
+    values: Callable[[Row], tuple[Any, ...]]
+    columns: list[tuple[str, type | None, Check, Column]]
+
+
 @cache
-def _checks_of(table: str) -> list[tuple[str, Column, bool, Check]]:
-    """Name, column, may it be null, and the check, of every column: what `encode` goes over for each row."""
-    return [(name, column, column.nullable, _CHECKS[column.kind]) for name, column in columns_of(table).items()]
+def _plan_of(table: str) -> Plan:
+    plain: dict[str, type] = {"number": float, "boolean": bool}
+    known = columns_of(table)
+    columns = [(name, plain.get(column.kind), _CHECKS[column.kind], column) for name, column in known.items()]
+    return Plan(operator.attrgetter(*known), columns)
 
 
 def _checked_dict(table: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,11 +159,14 @@ def _checked_row(table: str, row: Row) -> dict[str, Any]:
     """The same of a dataclass, which gives every column: the way of nearly all rows, so it has no detours."""
     if type(row) is not TABLES[table]:
         raise FactoryError(f"a row for the table {table} is a {TABLES[table].__name__}, not a {type(row).__name__}")
+    plan = _plan_of(table)
     body: dict[str, Any] = {}
-    for name, column, nullable, check in _checks_of(table):
-        value = getattr(row, name)
+    for (name, plain, check, column), value in zip(plan.columns, plan.values(row), strict=True):
+        if type(value) is plain or (value is None and column.nullable):
+            body[name] = value
+            continue
         try:
-            body[name] = None if value is None and nullable else check(value)
+            body[name] = check(value)
         except (TypeError, ValueError):
             body[name] = _checked(table, column, {name: value})
     return body
@@ -185,6 +199,8 @@ def _misfit(table: str, column: Column, value: Any) -> FactoryError:
 
 
 def _text(value: Any) -> str:
+    if type(value) is str and value.isascii():
+        return value
     if not isinstance(value, str):
         raise TypeError
     return clean(value)
@@ -212,7 +228,7 @@ def _time(value: Any) -> str:
     if not isinstance(value, datetime):
         raise TypeError
     utc: datetime = value if value.tzinfo is None else value.astimezone(UTC).replace(tzinfo=None)
-    return utc.isoformat(timespec="microseconds")
+    return utc.isoformat("T", "microseconds")
 
 
 def _messages(value: Any) -> list[dict[str, str]]:
@@ -221,8 +237,11 @@ def _messages(value: Any) -> list[dict[str, str]]:
     return [_message(turn) for turn in value]
 
 
+_TURN = {"role", "content"}
+
+
 def _message(turn: Any) -> dict[str, str]:
-    if not isinstance(turn, Mapping) or set(turn) != {"role", "content"}:
+    if not isinstance(turn, Mapping) or turn.keys() != _TURN:
         raise TypeError
     return {"role": _text(turn["role"]), "content": _text(turn["content"])}
 

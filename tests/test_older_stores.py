@@ -32,7 +32,7 @@ def younger(table: str) -> list[str]:
 def without(table: str, names: set[str], patch: pytest.MonkeyPatch) -> Iterator[None]:
     """The program as it was before these columns."""
     kept = {name: column for name, column in columns_of(table).items() if name not in names}
-    caches = (columns.columns_of, columns._checks_of, columns.arrow_schema)
+    caches = (columns.columns_of, columns._plan_of, columns.arrow_schema)
     with patch.context() as older:
 
         def fields(row_type: Any) -> Any:
