@@ -264,6 +264,19 @@ def test_a_schema_holds(server: Server) -> None:
     assert all(json.loads(c.text)["verdict"] in {"A", "B"} for c in completions)
 
 
+def test_samples_come_in_one_call(server: Server) -> None:
+    """Eight samples of one prompt in one call: not all the same, and the bill's sums are those of one call."""
+    prices = {"prompt": 1.0, "completion": 0.0}
+    engines = [remote(server, n_in_one_call=wanted, prices=prices) for wanted in (True, False)]
+    together, alone = (list(engine.generate([ask(n=8, sampling=Sampling(max_tokens=16))])) for engine in engines)
+    assert [completion.failure for completion in together + alone] == [None] * 16
+    assert sorted(completion.sample for completion in together) == list(range(8))
+    assert len({completion.text for completion in together}) > 1
+    assert sum(c.prompt_tokens for c in together) == alone[0].prompt_tokens
+    assert sum(c.cost or 0.0 for c in together) * 8 == pytest.approx(sum(c.cost or 0.0 for c in alone))
+    assert all(1 <= completion.completion_tokens <= 16 for completion in together)
+
+
 # --------------------------------------------------------------------------------------------------------- refusals
 
 
