@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from factory.intervals import LEVEL, UNKNOWN, wilson
@@ -52,6 +53,7 @@ def t_below(t: float, freedom: float) -> float:
     return tail if t < 0 else 1 - tail
 
 
+@lru_cache(maxsize=1024)
 def t_of(level: float, freedom: float) -> float:
     """The quantile of a two-sided interval: 1.96 at 0.95 for many degrees of freedom, 12.7 for one."""
     low, high = 0.0, 1.0
