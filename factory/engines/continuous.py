@@ -10,7 +10,7 @@ Groups must come in order of falling width, so that a prompt always fits left of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -230,7 +230,7 @@ class Continuous:
         self.decoder, self.sampling, self.stopped = decoder, sampling, stopped
         self.window = Window(room, decoder.device)
 
-    def decode(self, groups: Iterator[Group]) -> Iterator[list[Row]]:
+    def decode(self, groups: Iterator[Group]) -> Generator[list[Row]]:
         """Answer the rows of all groups, each group being asked for when a slot is free for it; yield those that finish
         at the same step together."""
         waiting: Waiting | None = None
@@ -238,8 +238,7 @@ class Continuous:
         while True:
             while free := self.window.room.slots - len(self.window.rows) + len(gaps):
                 if waiting is None or not waiting.rows:
-                    group = next(groups, None)
-                    waiting = None if group is None else Waiting(group)
+                    waiting = next((Waiting(group) for group in groups if group.rows), None)
                 if waiting is None:
                     break
                 if finished := self._begin(waiting, free, gaps):

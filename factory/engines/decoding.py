@@ -200,11 +200,11 @@ def choose(logits: Tensor, points: Tensor, sampling: Sampling) -> Choice:
 def _draw(weights: Tensor, points: Tensor, sampling: Sampling) -> Tensor:
     """weights (rows, vocabulary): probabilities up to a factor for each row. What is kept is drawn from in the order of
     the vocabulary: in the order of the weights, rounding that swaps two near-equal tokens would change the draw."""
-    least = _least_kept(weights, sampling)
+    least = least_kept(weights, sampling)
     return _invert(weights if least is None else weights.masked_fill(weights < least, 0), points)
 
 
-def _least_kept(weights: Tensor, sampling: Sampling) -> Tensor | None:
+def least_kept(weights: Tensor, sampling: Sampling) -> Tensor | None:
     """The smallest weight (rows, 1) that top_k and top_p keep; None when they keep all. Ties with it are kept too."""
     if sampling.top_k and sampling.top_k < weights.shape[1]:
         kept = weights.topk(sampling.top_k).values
@@ -216,8 +216,15 @@ def _least_kept(weights: Tensor, sampling: Sampling) -> Tensor | None:
     edge = _nucleus_edge(kept, mass)
     wide = (kept.sum(-1, keepdim=True) < mass)[:, 0].nonzero()[:, 0]
     if len(wide):
-        edge[wide] = _nucleus_edge(weights[wide].sort(descending=True).values, mass[wide])
+        edge[wide] = _nucleus_edge(_descending(weights[wide]), mass[wide])
     return edge
+
+
+def _descending(weights: Tensor) -> Tensor:
+    """Each row sorted; on a CPU by numpy, which takes a third of the time."""
+    if weights.device.type != "cpu":
+        return weights.sort(descending=True).values
+    return torch.from_numpy(np.sort(weights.numpy())[:, ::-1].copy())
 
 
 def _nucleus_edge(kept: Tensor, mass: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from factory.engines.decoding import (
     closing_moves,
     grouped_attention,
     has_plain_cache,
+    least_kept,
     uniforms,
 )
 from factory.schema import Sampling
@@ -124,6 +125,17 @@ def test_the_ends_of_the_unit_interval_draw_tokens_of_weight() -> None:
     logits[:, 1], logits[:, 3] = 0.0, 1.0
     drawn = choose(logits, torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64), Sampling()).tokens
     assert drawn.tolist() == [1, 3]
+
+
+def test_a_wide_nucleus_is_cut_at_the_same_weight_as_by_a_full_sort() -> None:
+    """Nearly even weights over 5000 tokens: the nucleus of 0.9 has about 4500, and is compared to the last bit."""
+    weights = torch.rand(3, 5000, generator=torch.Generator().manual_seed(0)) + 2
+    ordered = weights.sort(descending=True).values
+    before = ordered.cumsum(-1) - ordered
+    last = (before < weights.sum(-1, keepdim=True) * 0.9).sum(-1, keepdim=True) - 1
+    edge = least_kept(weights, Sampling(top_p=0.9))
+    assert edge is not None
+    assert torch.equal(edge, ordered.gather(-1, last))
 
 
 def test_a_longer_stream_of_uniforms_begins_like_a_shorter_one() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config, Lfm2ForCausalLM
 
 from factory.engines.decoding import Row
 from factory.engines.transformers import TransformersEngine, default_dtype, default_threads, end_tokens
@@ -65,8 +65,9 @@ def test_the_prompt_is_the_chat_template_with_one_begin_and_the_prefix(engine: T
 
 def test_answers_do_not_depend_on_batches(tiny_model: Path, engine: TransformersEngine) -> None:
     reference = texts(engine.generate(REQUESTS))
-    for options in ({"batch_size": 64}, {"batch_size": 1}, {"batch_tokens": 40}, {"fixed_batches": False}):
-        assert texts(make(tiny_model, **options).generate(REQUESTS)) == reference
+    for options in ({"batch_size": 64}, {"batch_size": 1}, {"batch_tokens": 40}):
+        for fixed in (True, False):
+            assert texts(make(tiny_model, **options, fixed_batches=fixed).generate(REQUESTS)) == reference
 
 
 def test_a_sample_has_its_own_seed(engine: TransformersEngine) -> None:
@@ -94,7 +95,9 @@ def test_a_fixed_batch_is_answered_whole_or_not_at_all(engine: TransformersEngin
     assert list(engine.generate(REQUESTS, lambda request, sample: True)) == []
 
 
-def test_a_poison_row_fails_alone(engine: TransformersEngine) -> None:
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_poison_row_fails_alone(tiny_model: Path, fixed: bool) -> None:
+    engine = make(tiny_model, fixed_batches=fixed)
     poison = ask("stone " * 2000, n=2)
     schema = ask("glass", json_schema={"type": "object"})
     bad = ask("salt", sampling=Sampling(top_p=0.0))
@@ -131,6 +134,78 @@ def copy_of(model: Path, folder: Path) -> Path:
     for path in model.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     return folder
+
+
+# ------------------------------------------------------------------------------------------------ continuous batching
+
+MIXED = [
+    ask(
+        "bread " * (9 * k % 40) + f"number {k}",
+        n=1 + 2 * (k % 4 == 0),
+        seed=k,
+        sampling=Sampling(max_tokens=1 + 11 * k % 29, stop=("a",) if k % 3 == 0 else ()),
+        answers=("A", "B") if k % 5 == 0 else (),
+    )
+    for k in range(20)
+]
+"""Prompts and limits of all lengths, some with stop strings, some with wanted answers, some of one token."""
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"batch_tokens": 300, "prefill_tokens": 150}])
+def test_continuous_answers_are_those_of_fixed_batches(tiny_model: Path, options: dict[str, int]) -> None:
+    fixed = by_place(make(tiny_model, **options).generate(MIXED))
+    loose = by_place(make(tiny_model, **options, fixed_batches=False).generate(MIXED))
+    assert set(loose) == set(fixed)
+    for place, completion in loose.items():
+        other = fixed[place]
+        assert (completion.text, completion.finish_reason) == (other.text, other.finish_reason)
+        assert completion.completion_tokens == other.completion_tokens
+        assert completion.logprob == pytest.approx(other.logprob, abs=1e-3)
+        assert completion.answer_logprobs == pytest.approx(other.answer_logprobs, abs=1e-4)
+    assert {c.completion_tokens == 1 for c in loose.values()} == {True, False}
+    assert {c.finish_reason for c in loose.values()} == {"stop", "length"}
+
+
+def test_answers_are_given_as_they_end_and_no_more_is_done_than_is_asked_for(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two places, so that the third prompt is begun when the first answer has ended and was taken."""
+    loose = make(tiny_model, batch_size=2, prefill_tokens=1, fixed_batches=False)
+    loose.decoder.ends = frozenset()
+    read: list[int] = []
+    prefill = loose.decoder.prefill
+
+    def counting(prompts: list[tuple[int, ...]], **options: Any) -> Any:
+        read.append(len(prompts))
+        return prefill(prompts, **options)
+
+    monkeypatch.setattr(loose.decoder, "prefill", counting)
+    requests = [ask("sea " * (5 - k), sampling=Sampling(max_tokens=4 + k)) for k in range(4)]
+    bursts = loose.bursts(requests)
+    assert [c.completion_tokens for c in next(bursts)] == [4]
+    assert read == [1, 1]
+    assert [c.completion_tokens for c in next(bursts)] == [5]
+    assert read == [1, 1, 1]
+    assert sorted(c.completion_tokens for burst in bursts for c in burst) == [6, 7]
+    assert read == [1, 1, 1, 1]
+
+
+def test_a_model_that_keeps_a_state_is_answered_in_batches_and_says_so(
+    tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LFM2's convolutions keep their last inputs, which are no positions of a cache."""
+    vocabulary = len(AutoTokenizer.from_pretrained(copy_of(tiny_model, tmp_path)))
+    torch.manual_seed(0)
+    config = Lfm2Config(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2,
+        num_hidden_layers=2, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False,
+        eos_token_id=2, pad_token_id=0, max_position_embeddings=512,
+    )  # fmt: skip
+    Lfm2ForCausalLM(config).save_pretrained(tmp_path)
+    fixed, loose = make(tmp_path), make(tmp_path, fixed_batches=False)
+    assert "batch by batch" in caplog.text
+    assert loose.cut(REQUESTS) is None
+    assert texts(loose.generate(REQUESTS)) == texts(fixed.generate(REQUESTS))
 
 
 # ---------------------------------------------------------------------------------------------------- wanted answers
@@ -220,6 +295,25 @@ def test_an_adapter_is_merged_and_is_another_model(
         base, merged = engine.decoder.model(ids).logits, adapted.decoder.model(ids).logits
     assert (base - merged).abs().max() > 1e-3
     assert texts(adapted.generate(REQUESTS)) != texts(engine.generate(REQUESTS))
+
+
+def test_an_adapters_base_is_loaded_once_and_left_as_it_is(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = adapter_of(tiny_model, tmp_path / "adapter")
+    before = (tiny_model / "model.safetensors").read_bytes()
+    loaded: list[Path] = []
+    load = AutoModelForCausalLM.from_pretrained
+
+    def counting(folder: Path, **options: Any) -> Any:
+        loaded.append(Path(folder))
+        return load(folder, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", counting)
+    engine = make(adapter)
+    assert loaded == [tiny_model]
+    assert not any("lora" in name for name, _ in engine.decoder.model.named_modules())
+    assert (tiny_model / "model.safetensors").read_bytes() == before
 
 
 def test_the_identity_holds_the_dtype(tiny_model: Path, engine: TransformersEngine) -> None:
