@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible chat endpoint, or several equal ones, over aiohttp: fast, paced, and trusting nothing.
+"""Any OpenAI-compatible chat endpoint, or several equal ones: fast, paced, and trusting nothing that comes back.
 
 What endpoints do (each seen with real servers and clients): answer 200 with HTML, with half a JSON document, without
 choices or with wrong types; send a byte a second for ever; send 50 MB; write lone surrogates; say yes to n=4 and give

@@ -187,6 +187,29 @@ def test_the_row_ends_as_promised(mode: str, engines: list[OpenAIEngine], caplog
     assert not [text for text in shown if KEY[:12] in text]
 
 
+PROXIED = ("good", "chunked", "400", "401", "429_once", "500", "redirect", "hang", "trickle", "reset", "reset_in_body",
+           "truncated", "html", "huge", "huge_announced", "bomb", "lone_surrogates")  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", PROXIED)
+def test_the_same_holds_through_a_proxy(
+    mode: str, engines: list[OpenAIEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server stands in for a proxy: it answers for an address that is not there."""
+    expected = EXPECTED[mode]
+    with FaultServer(mode) as server:
+        monkeypatch.setattr("factory.engines.endpoints.proxy", lambda address: f"http://127.0.0.1:{server.port}")
+        engine = engine_for(server, engines, base_url="http://far.example/v1")
+        if expected.ends:
+            with pytest.raises(EndpointError, match=expected.ends):
+                list(engine.generate([ask()]))
+        else:
+            (completion,) = engine.generate([ask()])
+            assert outcome(completion) == expected.row
+            assert completion.text.startswith(expected.text)
+        assert len(server.seen) == expected.asks
+
+
 @pytest.mark.parametrize("mode", ["400", "500", "html", "null_content", "huge", "hang", "403_later", "reset", "413"])
 def test_a_poison_row_fails_alone(mode: str, engines: list[OpenAIEngine]) -> None:
     """One row of forty is poison, whatever comes of it; all others are answered."""
