@@ -74,7 +74,7 @@ def calibrate(
 ) -> Threshold:
     """The lowest threshold with the guarantee. `gold` are (confidence, wrong) of decided verdicts, one a prompt;
     `others` the confidences of decided verdicts without gold. FactoryError: risk or delta not between 0 and 1."""
-    for name, value in (("risk", risk), ("delta", delta)):
+    for name, value in (("risk", risk), ("confidence (1 - delta)", 1 - delta)):
         if not 0 < value < 1:
             raise FactoryError(f"{name} must lie between 0 and 1, not {value}")
     fewest = needed(risk, delta)

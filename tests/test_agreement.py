@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import random
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
+import pyarrow as pa
 import pytest
 from judged import both, candidate_of, pairwise, pointwise, prompt_of
 
-from factory.agreement import between
+from factory.agreement import JudgesReport, between, measure, of_evidence
+from factory.evidence import evidence
+from factory.faults import FactoryError
 from factory.judges.canaries import stand_in_key
+from factory.schema import Candidate, Judgment
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +100,75 @@ def test_canaries_count_apart() -> None:
     assert stats["j"].fooled_rate.value == 1.0
     assert (stats["r"].canaries, stats["r"].fooled_rate.value) == (1, 1.0)
     assert stats["r"].mean_score.value == 0.5
+
+
+def random_verdicts(seed: int, prompts: int, each: int = 1) -> JudgesReport:
+    return between(*_random_rows(seed, prompts, each))
+
+
+def _random_rows(seed: int, prompts: int, each: int = 1) -> tuple[list[Judgment], list[Candidate]]:
+    """Two judges of pairs that agree more often than not; `each` copies of every pair in its prompt."""
+    rng = random.Random(seed)
+    rows: list[Judgment] = []
+    candidates = []
+    for n in range(prompts):
+        one = rng.choice([0.1, 0.5, 0.8])
+        other = one if rng.random() < 0.6 else rng.choice([0.2, 0.5, 0.9])
+        for copy in range(each):
+            pair = (f"{n}.{copy}a", f"{n}.{copy}b")
+            candidates += [replace(candidate_of(key), prompt_key=f"p{n}", model=key[-1]) for key in pair]
+            for judge, p in (("x", one), ("y", other)):
+                rows += both(judge, *pair, p, p, prompt_key=f"p{n}")
+    return rows, candidates
+
+
+@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
+def test_coefficients_are_those_of_measure(level: Any) -> None:
+    rows, candidates = _random_rows(0, 80)
+    found = evidence(rows, candidates)
+    (pair,) = of_evidence(found, level=level).pairs
+    words = {"b": 0.0, "tie": 0.5, "a": 1.0}
+    said = [(item, judge, v) for judge, by in found.said.items() for item, v in by.items()]
+    value = [v.p_a if level == "interval" else words[v.verdict] for _, _, v in said]
+    table = pa.table({"item": ["/".join(i) for i, _, _ in said], "judge": [j for _, j, _ in said], "value": value})
+    oracle = measure(table, level)
+    assert pair.krippendorff_alpha.value == pytest.approx(oracle.krippendorff_alpha.value)
+    assert pair.krippendorff_alpha[1:] == pytest.approx(oracle.krippendorff_alpha[1:], abs=0.05)
+    assert pair.cohen_kappa.value == pytest.approx(oracle.cohen_kappa["x", "y"].value)
+    if level == "nominal":
+        assert pair.gwet_ac1.value == pytest.approx(oracle.gwet_ac1.value)
+        assert pair.percent.value == pytest.approx(oracle.percent.value)
+
+
+def test_pairs_of_one_prompt_are_one_piece_of_evidence() -> None:
+    (once,), (tenfold,) = random_verdicts(1, 40).pairs, random_verdicts(1, 40, each=10).pairs
+    assert tenfold.pairs == 10 * once.pairs
+    for name in ("percent", "cohen_kappa", "gwet_ac1", "same_winner"):
+        narrow, wide = getattr(once, name), getattr(tenfold, name)
+        assert wide.value == pytest.approx(narrow.value, abs=1e-9)
+        assert wide.high - wide.low == pytest.approx(narrow.high - narrow.low, rel=0.15)
+
+
+def test_all_judges_together_and_the_ranking() -> None:
+    rows, candidates = _random_rows(2, 60)
+    rows += [replace(row, judge="z", key=row.key + "z") for row in rows if row.judge == "x"]  # x's echo
+    report = between(rows, candidates)
+    assert report.panel is not None
+    assert (report.panel.judges, report.panel.pairs) == (3, 60)
+    assert report.panel.effective is not None
+    assert 1 <= report.panel.effective < 2.5
+    assert set(report.ranking) == {"panel", "x", "y", "z"}
+    assert report.ranking["panel"].models[0].wins == report.ranking["x"].models[0].wins  # x and its echo outvote y
+    for head in ("Judges\n", "What wins", "Canaries and cost", "Two judges", "All judges", "Models"):
+        assert head in report.text()
+
+
+def test_an_unknown_level() -> None:
+    with pytest.raises(FactoryError, match="did you mean 'ordinal'"):
+        of_evidence(evidence([], []), level="ordnal")  # type: ignore[arg-type]
+
+
+def test_nothing_judged_is_a_report_of_nothing() -> None:
+    report = between([], [])
+    assert (report.judges, report.pairs, report.panel, report.ranking) == ([], [], None, {})
+    assert "(no rows)" in report.text()
