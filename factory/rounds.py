@@ -20,7 +20,7 @@ from factory.faults import FactoryError
 from factory.filesystem import write_whole
 from factory.isolation import in_child
 from factory.recipe import dump
-from factory.runbook import Detail, Run, evidence_of, open_run
+from factory.runbook import Detail, Run, evidence_of, open_run, work_of
 from factory.schema import Decision, PolicyReport, Round, digest, now
 from factory.stages import STAGES, WITH_MODEL
 from factory.stopping import champion, decide
@@ -202,8 +202,9 @@ def progress_of(store: Store, name: str) -> dict[str, Any]:
 
 def unfinished(store: Store, recipe: Recipe) -> str | None:
     """The newest run of this recipe that was named by a day and is not done: it was cut off, maybe before midnight."""
-    text, dated = dump(recipe), re.compile(re.escape(recipe.name) + r"-\d{4}-\d\d-\d\d")
-    found = [str(run["run"]) for run in store.runs() if run["recipe"] == text and dated.fullmatch(str(run["run"]))]
+    work, dated = work_of(dump(recipe)), re.compile(re.escape(recipe.name) + r"-\d{4}-\d\d-\d\d")
+    named = [run for run in store.runs() if dated.fullmatch(str(run["run"]))]
+    found = [str(run["run"]) for run in named if work_of(run["recipe"]) == work]
     return next((name for name in sorted(found, reverse=True) if progress_of(store, name)["state"] != "done"), None)
 
 

@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from factory import recipe as recipes
 from factory.faults import FactoryError
 from factory.schema import Decision, Prompt, now
@@ -139,13 +141,19 @@ def open_run(store: Store, recipe: Recipe, name: str) -> Run:
     if held is None:
         info = {"versions": versions(), "threads": _threads(recipe), "began": now().isoformat()}
         store.put_run(name, text, info)
-    elif held["recipe"] != text:
+    elif work_of(held["recipe"]) != work_of(text):
         raise FactoryError(
             f"run {name!r} was begun with another recipe",
             where=str(store.run_folder(name) / "recipe.yaml"),
             todo="go on with the recipe it was begun with, or give this one another name with --run",
         )
     return Run(store, recipe, name)
+
+
+def work_of(text: str) -> dict[str, Any]:
+    """What a recipe does, whatever it may spend: a run that its budget stopped goes on with a larger one."""
+    whole: dict[str, Any] = yaml.safe_load(text)
+    return {key: value for key, value in whole.items() if key != "budget"}
 
 
 def _threads(recipe: Recipe) -> int | None:

@@ -75,7 +75,13 @@ def label(run: Run, number: int) -> Detail:
         panel = _panel(run, number, stack)
         counter = stack.enter_context(console.progress("judgments"))
         report = label_candidates(
-            run.store, panel, run=run.name, round=number, seed=run.recipe.seed + number, progress=counter
+            run.store,
+            panel,
+            run=run.name,
+            round=number,
+            seed=run.recipe.seed + number,
+            budget=run.budget(),
+            progress=counter,
         )
     between = agreement.report(run.store, run=run.name, round=number, seed=run.recipe.seed)
     return {"labels": report.to_json(), "agreement": between.to_json()}

@@ -12,6 +12,7 @@ import pytest
 import tiny_run
 
 from factory import recipe as recipes, rounds
+from factory.budget import BudgetError
 from factory.evaluation import held_prompts
 from factory.faults import FactoryError, LockedError
 from factory.prompts import add_prompts
@@ -93,6 +94,18 @@ def test_another_recipe_needs_another_name(done: Path, text: str) -> None:
     other = recipes.parse(text, where="other", overrides=["seed=2"])
     with Store.open(done) as store, pytest.raises(FactoryError, match="begun with another recipe"):
         open_run(store, other, "tiny")
+
+
+def test_a_run_that_its_budget_stopped_goes_on_with_a_larger_one(
+    done: Path, tiny_model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    assert tiny_run.finish(store, tiny_run.recipe_text(tiny_model, prompts, budget={"max_tokens": 4000})) != 0
+    assert BudgetError.__name__ in tiny_run.log_of(store)
+    calls = tiny_run.tables_of(store)["calls"]
+    assert 0 < sum(call["prompt_tokens"] + call["completion_tokens"] for call in calls) <= 4000
+    assert tiny_run.finish(store, tiny_run.recipe_text(tiny_model, prompts)) == 0, tiny_run.log_of(store)
+    assert tiny_run.tables_of(store) == tiny_run.tables_of(done)
 
 
 def test_a_run_is_held_by_one_process(done: Path, text: str) -> None:

@@ -27,6 +27,8 @@ def run(
     run_name: Annotated[
         str | None, typer.Option("--run", help="Name; default: of the one cut off, else recipe and date.")
     ] = None,
+    max_cost: options.MaxCost = None,
+    max_tokens_total: options.MaxTokensTotal = None,
     dry_run: options.DryRun = False,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
@@ -34,7 +36,9 @@ def run(
     """Run a recipe's rounds until a rule says stop. The same command again goes on with a run that was cut off."""
     from factory import preflight, recipe as recipes
 
-    loaded = recipes.load(name, overrides or ())
+    capped = {"budget.max_cost": max_cost, "budget.max_tokens": max_tokens_total}
+    caps = [f"{key}={value}" for key, value in capped.items() if value is not None]
+    loaded = recipes.load(name, [*(overrides or ()), *caps])
     preflight.check(loaded, where=str(recipes.find(name)))
     if dry_run:
         plan = recipes.plan(loaded, _prompts_of(loaded, store))
