@@ -1,7 +1,8 @@
 """The views that queries may use, in SQL, with the meaning of each column. Tables come from factory/schema.py.
 
 Judgments become verdicts here as in factory/verdicts.py: the latest reading of each question, no canary, no failed
-reading, no half-asked pair; a tie is |p_a - 1/2| < 0.05 for pairs, equal scores for scores.
+reading, no half-asked pair; a tie is |p_a - 1/2| < 0.05 for pairs, equal scores for scores. Batches in quarantine are
+in: `factory agreement` and the making of preferences leave them out.
 """
 
 from __future__ import annotations
@@ -187,7 +188,8 @@ CANDIDATE_SCORES = View(
 
 VERDICTS = View(
     "verdicts",
-    "what each judge says of each pair, both orders taken together; a pointwise judge by its two scores",
+    "what each judge says of each pair, both orders taken together; a pointwise judge by its two scores; batches in "
+    "quarantine included",
     _RUN
     | {
         "judge": (TEXT, "name of the judge"),
@@ -286,6 +288,29 @@ JUDGE_STATS = View(
     """,
 )
 
+JUDGE_COST = View(
+    "judge_cost",
+    "what the judgments of each judge cost, canaries and failures included; every attempt counts",
+    {
+        "run": (TEXT, "run of the judgments"),
+        "judge": (TEXT, "name of the judge"),
+        "model": (TEXT, "model that was asked"),
+        "calls": (COUNT, "calls behind its judgments"),
+        "failed": (COUNT, "calls that failed"),
+        "tokens": (COUNT, "tokens read and written"),
+        "cost": (NUMBER, "US dollars of the calls whose price is known; null when none is"),
+        "unknown_prices": (COUNT, "answered calls whose price is unknown"),
+    },
+    """
+    SELECT j.run, j.judge, c.model, count(*) AS calls, count(c.failure) AS failed,
+        sum(c.prompt_tokens + c.completion_tokens)::BIGINT AS tokens, sum(c.cost) AS cost,
+        count(*) FILTER (c.cost IS NULL AND c.failure IS NULL) AS unknown_prices
+    FROM (SELECT DISTINCT run, judge, call_key FROM judgments WHERE call_key IS NOT NULL) j
+        JOIN calls c ON c.key = j.call_key
+    GROUP BY ALL
+    """,
+)
+
 PAIRS_TEXT = View(
     "pairs_text",
     "preferences to read: prompt, chosen and rejected as plain text",
@@ -312,6 +337,7 @@ PAIRS_TEXT = View(
 )
 
 VIEWS: tuple[View, ...] = (
-    LATEST_CALLS, COST, ANSWERS, REVISIONS, READINGS, CANDIDATE_SCORES, VERDICTS, AGREEMENT, JUDGE_STATS, PAIRS_TEXT,
+    LATEST_CALLS, COST, ANSWERS, REVISIONS, READINGS, CANDIDATE_SCORES, VERDICTS, AGREEMENT, JUDGE_STATS, JUDGE_COST,
+    PAIRS_TEXT,
 )  # fmt: skip
 """In the order in which they can be made: a view uses only earlier ones."""

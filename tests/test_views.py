@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from store_rows import AT, candidate, judgment
+from store_rows import AT, call, candidate, judgment
 
 from factory import verdicts
 from factory.schema import Judgment, digest
@@ -151,3 +151,19 @@ def test_a_judge_without_orders_has_no_flip_rate(tmp_path: Path) -> None:
     assert (stats["pairs"], stats["ties"], stats["flip_rate"], stats["mean_score"]) == (6, 0, None, 0.5)
     assert stats["longer_share"] == 1.0  # of the five pairs that differ in length
     assert store.sql("FROM agreement").rows() == []
+
+
+def test_what_judges_cost(tmp_path: Path) -> None:
+    """Two judgments read from one call, tried twice, count it once an attempt; a program has no row."""
+    rows = [
+        judgment(0, judge="x", call_key="c1", aspect="one"),
+        judgment(1, judge="x", call_key="c1", aspect="two"),
+        judgment(2, judge="program"),
+    ]
+    store = filled(tmp_path, rows)
+    tried = [call(1, key="c1", failure="timeout", cost=0.25), call(1, attempt=2, key="c1", cost=None)]
+    store.append("calls", tried)
+    assert store.sql("FROM judge_cost").rows() == [
+        {"run": "r", "judge": "x", "model": "m", "calls": 2, "failed": 1, "tokens": 10, "cost": 0.25,
+         "unknown_prices": 1}
+    ]  # fmt: skip
