@@ -32,6 +32,7 @@ from factory.schema import Completion, Failure, Have, Identity, Request, Samplin
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 log = logging.getLogger("factory")
 
+THREAD_ROUNDS = 6  # of measuring
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,25 +47,44 @@ def default_dtype(device: str) -> str:
 
 
 def default_threads() -> int:
-    """OMP_NUM_THREADS if set, else 1 or all cores, whichever multiplies faster now (on a busy machine often one)."""
+    """OMP_NUM_THREADS if set, else one, half or all of the cores, whichever is fastest now: beside other work two
+    threads can take ten times as long as one, because each operation waits for the slower of them."""
     if (given := os.environ.get("OMP_NUM_THREADS", "")).isdigit() and int(given) > 0:
         return int(given)
     cores = torch.get_num_threads()
-    if cores == 1:
-        return 1
-    return min((1, cores), key=_seconds_with)
+    try:
+        return fastest(sorted({1, max(1, cores // 2), cores}), _seconds_with)
+    finally:
+        torch.set_num_threads(cores)
+
+
+def fastest(counts: Sequence[int], seconds: Callable[[int], float]) -> int:
+    """The count (of some, ascending) whose `seconds` are least in sum over rounds.
+
+    In turns, so that all meet the same neighbours; in sum, not in the median, for where threads wait for a core now and
+    then it is the long waits that count. A count that takes twice as long as another is given up, unless it is the
+    least; more threads must gain a tenth.
+    """
+    spent = dict.fromkeys(counts, 0.0)
+    for _ in range(THREAD_ROUNDS):
+        for count in spent:
+            spent[count] += seconds(count)
+        enough = 2 * min(spent.values())
+        spent = {count: total for count, total in spent.items() if total <= enough or count == counts[0]}
+        if len(spent) == 1:
+            break
+    best = min(spent.values())
+    return min(count for count, total in spent.items() if total <= 1.1 * best)
 
 
 def _seconds_with(threads: int) -> float:
-    """Median of ten matrix products of the size of a decoding step."""
+    """As many matrix products as a decoding step of a small model has in a few layers, one after the other."""
     torch.set_num_threads(threads)
-    left, right = torch.ones(64, 1024), torch.ones(1024, 1024)
-    times = []
-    for _ in range(10):
-        start = time.perf_counter()
+    left, right = torch.ones(64, 576), torch.ones(576, 1536)
+    start = time.perf_counter()
+    for _ in range(20):
         left @ right
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+    return time.perf_counter() - start
 
 
 @dataclass(frozen=True, slots=True)

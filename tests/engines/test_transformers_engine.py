@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config, Lfm2ForCausalLM
 
 from factory.engines.decoding import Row
-from factory.engines.transformers import TransformersEngine, default_dtype, default_threads, end_tokens
+from factory.engines.transformers import TransformersEngine, default_dtype, default_threads, end_tokens, fastest
 from factory.faults import FactoryError
 from factory.schema import Completion, Request, Sampling, seed_of
 
@@ -344,6 +345,42 @@ def test_defaults_are_stable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_dtype("cpu") == default_dtype("cpu")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert default_threads() == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ({1: [1.0], 2: [0.6], 4: [0.5]}, 4),
+        ({1: [1.0], 2: [0.55], 4: [0.5]}, 2),  # four gain less than a tenth over two
+        ({1: [1.0], 2: [0.95]}, 1),
+        ({1: [1.0], 2: [0.5, 0.5, 0.5, 9.0]}, 1),  # twice as fast but for a long wait now and then
+        ({1: [9.0, 1.0, 1.0], 2: [3.0]}, 2),
+        ({1: [9.0, 1.0, 1.0, 1.0, 1.0, 1.0], 2: [2.4]}, 1),  # one thread had to wait once, and is not given up for it
+    ],
+)
+def test_the_fastest_number_of_threads_is_that_of_all_rounds(seconds: dict[int, list[float]], best: int) -> None:
+    rounds = {count: cycle(times) for count, times in seconds.items()}
+    assert fastest(list(seconds), lambda count: next(rounds[count])) == best
+
+
+def test_a_number_of_threads_that_is_much_slower_is_given_up_at_once() -> None:
+    asked: list[int] = []
+
+    def seconds(count: int) -> float:
+        asked.append(count)
+        return {1: 1.0, 8: 5.0}[count]
+
+    assert fastest([1, 8], seconds) == 1
+    assert asked.count(8) == 1
+
+
+def test_measuring_leaves_the_number_of_threads_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    assert default_threads() in (1, 2)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
 
 
 def test_the_seed_of_a_sample_is_of_seed_sample_and_rendered_text(engine: TransformersEngine) -> None:
