@@ -98,7 +98,8 @@ def _quantiles(others: Sequence[float], gold: int, fewest: int) -> list[float]:
     ordered = sorted(others, reverse=True)
     start = min(1.0, 3 * fewest / gold) if gold else 1.0
     shares = [start + (1 - start) * step / STEPS for step in range(STEPS + 1)]
-    return sorted({ordered[math.ceil(share * len(ordered)) - 1] for share in shares}, reverse=True)
+    last = len(ordered) - 1
+    return sorted({ordered[min(math.ceil(share * len(ordered)) - 1, last)] for share in shares}, reverse=True)
 
 
 def _in_sequence(

@@ -80,3 +80,12 @@ def test_risk_and_delta_are_shares(risk: float, delta: float) -> None:
 def test_no_gold() -> None:
     assert calibrate("j", [], [0.9] * 100).threshold is None
     assert calibrate("j", [], []).threshold is None
+
+
+@pytest.mark.parametrize("others", [50, 97, 1000])
+def test_any_number_of_gold_verdicts(others: int) -> None:
+    """The last threshold of the sequence is the least confidence, also where shares of it are rounded."""
+    confidences = [0.5 + n / (2 * others) for n in range(others)]
+    for gold in range(0, 400, 7):
+        found = calibrate("j", [(0.99, False)] * gold, confidences)
+        assert found.threshold == (confidences[0] if gold >= 11 else None)
