@@ -26,6 +26,8 @@ FILE = "journal.sqlite"
 APPLICATION = 0x50464143  # "PFAC", in SQLite's application_id
 VERSION = 1
 """Version of the layout, in SQLite's user_version. A new column of a table is no new version."""
+AT_ONCE = 64
+"""Rows that one statement inserts at most."""
 PATIENCE = 60.0
 """Seconds to wait for another writer."""
 
@@ -85,7 +87,8 @@ class Journal:
         return self._db
 
     def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(self.path, timeout=PATIENCE, isolation_level=None, check_same_thread=False,
+                             cached_statements=4 * AT_ONCE)  # fmt: skip
         db.execute(f"PRAGMA synchronous={self._synchronous}")
         db.execute("PRAGMA temp_store=MEMORY")
         return db
@@ -343,15 +346,12 @@ class Journal:
 
 
 def _insert(db: sqlite3.Connection, where: str, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Insert rows with few statements, of sizes that come again, so that each is prepared once. (`executemany` hands
-    the interpreter to another thread and back for each row.)"""
-    place = 0
-    while place < len(rows):
-        size = min(64, 1 << (len(rows) - place).bit_length() - 1)
-        some = rows[place : place + size]
-        slots = ", ".join([f"({', '.join('?' * len(some[0]))})"] * size)
+    """Insert rows with few statements, which stay prepared. (`executemany` hands the interpreter to another thread and
+    back for each row.)"""
+    for place in range(0, len(rows), AT_ONCE):
+        some = rows[place : place + AT_ONCE]
+        slots = ", ".join([f"({', '.join('?' * len(some[0]))})"] * len(some))
         db.execute(f"INSERT INTO {where} VALUES {slots}", [value for row in some for value in row])  # noqa: S608
-        place += size
 
 
 def no_store(folder: Path) -> FactoryError:

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from factory.schema import Completion
@@ -179,12 +180,13 @@ def exactly_one(text: str, answers: Iterable[str], prefix: str = "", suffix: str
     bare = text.strip(BLANKS)
     if said_before and bare.startswith(said_before):
         bare = opened + bare[len(said_before) :].strip(BLANKS)
-    found = [a for a in answers if any(re.fullmatch(_form(a, suffix), form) for form in (bare, opened + bare))]
+    found = [a for a in answers if any(_form(a, suffix).fullmatch(form) for form in (bare, opened + bare))]
     return found[0] if len(found) == 1 else None
 
 
-def _form(answer: str, suffix: str) -> str:
-    return rf"(?ai:{_LEAD}){_WRAPPED.format(re.escape(answer))}(?:{re.escape(suffix)})?\.?"
+@lru_cache(maxsize=256)
+def _form(answer: str, suffix: str) -> re.Pattern[str]:
+    return re.compile(rf"(?ai:{_LEAD}){_WRAPPED.format(re.escape(answer))}(?:{re.escape(suffix)})?\.?")
 
 
 # -------------------------------------------------------------------------------------------------- several in one

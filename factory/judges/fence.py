@@ -111,7 +111,12 @@ def nonce_of(matchup: Matchup, texts: Sequence[str], others: Iterable[str] = ())
     """The nonce for a matchup whose cleaned texts are these. The item is what is shown, whichever is shown first, so
     that the same question asked again, in another run too, is the same call. `others`: texts shown with any item, which
     must not hold the nonce either."""
-    return nonce(matchup.secret, digest(sorted(texts)), [*texts, *others])
+    return _nonce_of(matchup.secret, tuple(sorted(texts)), tuple(others))
+
+
+@lru_cache(maxsize=64)  # both orders of a matchup follow each other
+def _nonce_of(secret: bytes, texts: tuple[str, ...], others: tuple[str, ...]) -> str:
+    return nonce(secret, digest(texts), [*texts, *others])
 
 
 def fenced(name: str, text: str, code: str) -> str:
