@@ -301,8 +301,13 @@ def rankings(found: Evidence, prior: float = 0.0) -> dict[str, Ranking]:
     say one as the other. Nothing where one model wrote everything."""
     by: dict[str, list[Comparison]] = {PANEL: _comparisons(found, majority(found))} if len(found.said) > 1 else {}
     for judge, said in found.said.items():
-        by[f"judge {judge}" if judge == PANEL else judge] = _comparisons(found, said)
+        by[beside_panel(judge)] = _comparisons(found, said)
     return {judge: rank(rows, prior=prior) for judge, rows in by.items() if rows}
+
+
+def beside_panel(judge: str) -> str:
+    """A judge's name in a table that has a line for the panel."""
+    return f"judge {judge}" if judge == PANEL else judge
 
 
 def majority(found: Evidence) -> dict[verdicts.Pair, verdicts.Verdict]:

@@ -190,7 +190,7 @@ def believed(found: Evidence, gold: Gold, judges: Sequence[str]) -> list[Believe
     by = {judge: found.said[judge] for judge in judges}
     if len(judges) > 1:
         panel = dataclasses.replace(found, said=by)
-        by = {agreement.PANEL: agreement.majority(panel)} | by
+        by = {agreement.PANEL: agreement.majority(panel)} | {agreement.beside_panel(judge): by[judge] for judge in by}
     rows = [row for judge, said in by.items() for row in _win_rates(found, gold.pairs(), judge, said)]
     rows += [row for judge in judges for row in _mean_scores(found, gold.scores, judge)]
     return sorted(rows, key=lambda row: (row.of, row.model))
@@ -382,10 +382,10 @@ _TRUSTED = {
 
 def _blocks(found: Calibration) -> Iterable[tuple[str, str]]:
     rows = [stats.row() for stats in found.judges]
-    about = f"{found.people} people, {found.pairs} pairs of {found.prompts} prompts, {found.ties} of them ties"
+    about = f"people: {found.people}, pairs: {found.pairs}, prompts: {found.prompts}, ties: {found.ties}"
     agree = "" if math.isnan(found.people_agree.value) else f"; two people agree on {_show(found.people_agree)}"
     notes = "".join(f"\n{note}" for note in found.notes)
-    yield f"Gold: {found.source}: {about}{agree}", agreement.block(rows, _AGAINST) + notes
+    yield f"Gold from {found.source} ({about}{agree})", agreement.block(rows, _AGAINST) + notes
     confused = [row | row["confusion"]._asdict() for row in rows]
     yield "What each gets wrong, and how well its confidence is calibrated", agreement.block(confused, _CONFUSED)
     curve = [{"judge": stats.judge} | step._asdict() for stats in found.judges for step in stats.curve]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory.evidence import Evidence
+from factory.faults import IntegrityError
 from factory.schema import Matchup, Prompt
 from factory.verdicts import Pair, Verdict
 
@@ -118,6 +119,13 @@ def write(store: Store, found: Evidence, chosen: Sequence[Escalated], path: Path
     from factory.judges.human import sheet
 
     prompts = {row.key: row for row in store.rows(Prompt, {"key": sorted({one.prompt_key for one in chosen})})}
+    lost = sorted({one.prompt_key for one in chosen} - prompts.keys())
+    if lost:
+        raise IntegrityError(
+            f"{len(lost)} prompts of judged answers are not in the store, such as {lost[0]}",
+            where=str(store.folder),
+            todo="add the prompts again with factory prompts add; factory doctor checks the store",
+        )
     matchups = [
         Matchup(prompts[one.prompt_key], found.candidates[one.candidate_a], found.candidates[one.candidate_b])
         for one in chosen

@@ -243,14 +243,14 @@ def _fit(group: Sequence[str], rows: Sequence[Comparison], prior: float, level: 
     seen = np.bincount(kind * width + outcome, minlength=len(design) * width).reshape(len(design), width)
     weights = seen.astype(np.float64)
     weights[:, :2] += prior / 2
-    beta, hessian = _maximum(design, weights)
+    beta, hessian = _maximum(design, weights, len(group))
     index, groups = places([row.prompt for row in rows])
     if groups < 2:
         return Fitted(*_parts(beta, len(group), with_ties), None, math.nan)
     expected = np.einsum("pk,pkd->pd", _softmax(design @ beta), design)
     sums = np.zeros((groups, design.shape[2]))
     np.add.at(sums, index, design[kind, outcome] - expected[kind])
-    bread = np.linalg.pinv(hessian, hermitian=True)
+    bread = np.linalg.inv(hessian)
     covariance = bread @ (sums.T @ sums) @ bread * groups / (groups - 1)
     models = len(group)
     return Fitted(*_parts(beta, models, with_ties), covariance[:models, :models], t_of(level, groups - 1))
@@ -275,12 +275,13 @@ def _design(pairs: Sequence[tuple[int, int]], models: int, with_ties: bool) -> t
     return design, np.asarray([place[pair] for pair in pairs], dtype=np.int64)
 
 
-def _maximum(design: Array, weights: Array) -> tuple[Array, Array]:
-    """Coefficients of the highest likelihood and the Hessian there. Strengths keep the mean 0 that they begin with: the
-    pseudo-inverse never moves along what the likelihood does not see."""
+def _maximum(design: Array, weights: Array, models: int) -> tuple[Array, Array]:
+    """Coefficients of the highest likelihood and the Hessian there. The likelihood does not see the strengths' mean; a
+    one added to the Hessian in that direction keeps it at 0, and changes nothing else."""
     import numpy as np
 
     beta = np.zeros(design.shape[2])
+    level = (np.arange(len(beta)) < models) / math.sqrt(models)
     total = weights.sum(axis=1)
     best = _likelihood(design, weights, beta)
     for _ in range(_STEPS):
@@ -288,8 +289,8 @@ def _maximum(design: Array, weights: Array) -> tuple[Array, Array]:
         gradient = np.einsum("pk,pkd->d", weights - total[:, None] * p, design)
         mean = np.einsum("pk,pkd->pd", p, design)
         second = np.einsum("pk,pkd,pke->de", total[:, None] * p, design, design)
-        hessian = second - np.einsum("p,pd,pe->de", total, mean, mean)
-        step = np.linalg.pinv(hessian, hermitian=True) @ gradient
+        hessian = second - np.einsum("p,pd,pe->de", total, mean, mean) + np.outer(level, level)
+        step = np.linalg.solve(hessian, gradient)
         size = 1.0
         while _likelihood(design, weights, beta + size * step) < best - _CLOSE * abs(best) and size > 1e-6:
             size /= 2

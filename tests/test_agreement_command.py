@@ -56,7 +56,7 @@ def good(store: str, *arguments: str) -> Any:
 def test_the_tables_are_narrow_enough_to_read(store: str) -> None:
     text = run(store, "--gold", "scorer").stdout
     assert max(len(line) for line in text.splitlines()) < 160
-    assert "Gold: scorer" in text
+    assert "Gold from scorer" in text
     assert "strong" in text
 
 

@@ -129,7 +129,7 @@ def test_the_whole_report() -> None:
     written = json.loads(json.dumps(report.to_json(), allow_nan=False))
     assert written["judges"][0]["accuracy"][0] == sound["j"].accuracy.value
     assert written["judges"][0]["confusion"]["right"] == sound["j"].confusion.right
-    for head in ("Gold: file", "Calibration curve", "Alternative annotator", "What people would say", "confidence"):
+    for head in ("Gold from file", "Calibration curve", "Alternative annotator", "What people would say", "confidence"):
         assert head in report.text()
 
 

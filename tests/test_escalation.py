@@ -11,7 +11,7 @@ from judged import both, candidate_of, prompt_of
 
 from factory.escalation import escalate, write
 from factory.evidence import Evidence, evidence
-from factory.faults import FactoryError
+from factory.faults import FactoryError, IntegrityError
 from factory.schema import Candidate, Judgment
 from factory.store import Store
 
@@ -92,3 +92,5 @@ def test_the_sheet(tmp_path: Path) -> None:
         assert all(row["verdict"] == "" for row in rows)
         with pytest.raises(FactoryError, match="there already"):
             write(store, base, escalate(base), sheet)
+        with pytest.raises(IntegrityError, match="1 prompts"):
+            write(store, (lost := found([("j", "x", 0.5, "gone")])), escalate(lost), tmp_path / "more.csv")

@@ -114,6 +114,16 @@ def test_exchanging_a_and_b_changes_nothing(seed: int) -> None:
     assert strengths(other) == pytest.approx(strengths(one), abs=1e-6, nan_ok=True)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_strengths_have_mean_0_where_ties_are_many(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    words = rng.choice(["a", "b", "tie"], 150, p=[0.06, 0.04, 0.9])
+    rows = [Comparison(*(("x", "y") if n % 3 else ("y", "x")), word, f"p{n % 26}") for n, word in enumerate(words)]
+    found = rank(rows)
+    assert sum(strengths(found).values()) == pytest.approx(0.0, abs=1e-9)
+    assert found.models[0].strength.low == pytest.approx(-found.models[1].strength.high)
+
+
 def test_models_that_never_met_are_not_ranked() -> None:
     rows = [won("a", "b", "1"), won("b", "a", "2"), won("c", "d", "3"), won("d", "c", "4")]
     found = rank(rows)
