@@ -372,10 +372,15 @@ _MODELS = {
 
 
 def block(rows: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    """Rows as a table of some columns under other names; what no row has is left out."""
-    shown = [{head: row.get(name) for name, head in names.items()} for row in rows]
+    """Rows as a table of some columns under other names; what no row has is left out, and bounds that are unknown."""
+    shown = [{head: _cell(row.get(name)) for name, head in names.items()} for row in rows]
     kept = [head for head in names.values() if any(row[head] not in (None, "") for row in shown)]
     return table([{head: "" if row[head] == "" else row[head] for head in kept} for row in shown], kept)
+
+
+def _cell(value: Any) -> Any:
+    unbounded = isinstance(value, Estimate) and math.isnan(value.low)
+    return value.value if unbounded else value
 
 
 def _blocks(found: JudgesReport) -> Iterable[tuple[str, str]]:

@@ -17,7 +17,7 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from factory.clusters import places, t_of
+from factory.clusters import places, rate, t_of
 from factory.intervals import LEVEL
 from factory.schema import Estimate
 
@@ -65,6 +65,9 @@ def powered_mean(
     weight = max(weight, 0.0)
     value = _mean(y) + weight * (_mean(g) - _mean(f)) if len(g) else _mean(y)
     seen = len(set(prompts))
+    if n and float(np.ptp(y)) == 0:
+        alone = _constant(y, prompts, level)
+        return Powered(alone, alone, _mean(np.concatenate([f, g])), 0.0, n, len(g))
     return Powered(
         _interval(value, of_gold - weight * spread, seen - 2 if weight else seen - 1, level),
         _interval(_mean(y), of_gold, seen - 1, level),
@@ -84,6 +87,12 @@ def _sums(away: Array, index: NDArray[np.int64], groups: int, n: int) -> Array:
     import numpy as np
 
     return np.asarray(np.bincount(index, away, groups) / n if n else np.zeros(groups))
+
+
+def _constant(gold: Array, prompts: Sequence[Hashable], level: float) -> Estimate:
+    """Gold that never varies shows no scale of its errors: Wilson's interval for shares, no bounds for other values."""
+    value = float(gold[0])
+    return rate(gold.tolist(), prompts, level) if 0 <= value <= 1 else Estimate(value, math.nan, math.nan)
 
 
 def _interval(value: float, error: Array, freedom: int, level: float) -> Estimate:

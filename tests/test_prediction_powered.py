@@ -74,3 +74,13 @@ def test_no_others_or_one_prompt() -> None:
     assert (found.estimate, found.weight) == (found.gold_only, 0.0)
     one = powered_mean([1.0, 0.0], [1.0, 0.0], ["a", "a"], [1.0], ["b"])
     assert math.isnan(one.estimate.low)
+
+
+def test_gold_that_never_varies_is_not_certainty() -> None:
+    """Ten wins of ten: Wilson's lower bound is 10 / (10 + 1.96^2) = 0.722. Ten scores of 5 have no bounds."""
+    others = ([0.4, 0.9] * 20, [f"o{n}" for n in range(40)])
+    won = powered_mean([1.0] * 10, [0.9, 0.8] * 5, range(10), *others)
+    assert won.estimate == won.gold_only == (1.0, pytest.approx(10 / (10 + 1.959964**2), abs=1e-6), 1.0)
+    scored = powered_mean([5.0] * 10, [0.9, 0.8] * 5, range(10), *others)
+    assert scored.estimate.value == 5.0
+    assert math.isnan(scored.estimate.low)
