@@ -1,6 +1,6 @@
 """Running code that nobody has read: answers' programs and tests in processes that can reach nothing and end in time.
 
-    Runner().tests(code, tests=["assert add(1, 2) == 3"])   ->  Outcome
+    Runner().calls(code, tests=["assert add(1, 2) == 3"])   ->  Outcome
     isolation()                                             ->  what this machine has for it, and what it lacks
 
 Each piece of code runs in a cell: a process tree with its own process, mount, network and IPC namespaces, a root that

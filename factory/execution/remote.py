@@ -2,8 +2,10 @@
 
 Both ends are the same `Peer`. What goes over is plain data, copied (numbers, texts, lists, dicts, dates ...), or the
 name of an object that stays where it is. The end that judges takes values and nothing else: a comparison with plain
-data is its own, never asked of the answer, so that no `__eq__` of the answer's can pass a test. What the answer did to
-a list or dict that it was given is done to the caller's.
+data is its own, never asked of the answer, so that no `__eq__` of the answer's can pass a test; nor is a difference
+(`abs(f(x) - 4) < 1e-6`), and no exception of the answer's ends the tests' own loops or is swallowed by a `with` of its.
+What a test asks of an object by a method (`f(x).startswith("ab")`) it is told by the answer. What the answer did to a
+list or dict that it was given is done to the caller's.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import datetime
 import decimal
 import fractions
 import inspect
+import numbers
 import operator
 import sys
 from collections.abc import Callable, Mapping
@@ -123,6 +126,8 @@ class Peer:
         while "do" in (message := self._receive()):
             self._serve(message)
         value, error = self._read(message, given)
+        if isinstance(error, StopIteration | StopAsyncIteration) and act != "next":
+            raise RuntimeError(f"the answer raised {type(error).__name__}")  # it would end a map() of the tests
         if error is not None:
             raise error
         return value
@@ -405,8 +410,9 @@ class Remote:
     def __enter__(self) -> Any:
         return self._ask("getattr", "__enter__")()
 
-    def __exit__(self, *fault: object) -> bool:
-        return bool(self._ask("getattr", "__exit__")(None, None, None))
+    def __exit__(self, *fault: object) -> None:
+        """Leave it there. What failed in the block has failed, whatever the answer says."""
+        self._ask("getattr", "__exit__")(None, None, None)
 
     def __contains__(self, item: object) -> bool:
         """By going through it: what is in it is compared here."""
@@ -418,7 +424,7 @@ class Remote:
 
 def _forward(act: str) -> Callable[..., Any]:
     def method(self: Remote, *given: Any) -> Any:
-        return self._ask(act, *given)
+        return _computed(act, self._ask(act, *given), given)
 
     return method
 
@@ -426,9 +432,22 @@ def _forward(act: str) -> Callable[..., Any]:
 def _backward(act: str) -> Callable[..., Any]:
     def method(self: Remote, other: Any) -> Any:
         peer: Peer = object.__getattribute__(self, "_peer")
-        return peer.request(act, other, self)
+        return _computed(act, peer.request(act, other, self), (other,))
 
     return method
+
+
+_COMPARING: Final = ("sub", "truediv", "floordiv", "mod", "xor")
+"""Operators whose result with the value that is due says how near one is to it."""
+
+
+def _computed(act: str, value: Any, given: tuple[Any, ...]) -> Any:
+    """The result of an operator. TypeError: an object of the answer's was set against a number, and it would be for the
+    answer to say how far they are apart: by a number now, or by one of the object that came of it."""
+    against = any(isinstance(item, numbers.Number) for item in given)
+    if act in _COMPARING and against and (act == "sub" or isinstance(value, numbers.Number)):
+        raise TypeError(f"the answer gave an object where a number is due: {act} with a number is not its to say")
+    return value
 
 
 def _ordering(act: str) -> Callable[..., Any]:

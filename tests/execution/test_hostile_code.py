@@ -91,6 +91,15 @@ FORGERIES = {
     "an order of its own": "class Yes:\n    def __lt__(self, o):\n        return True\n"
     "    __gt__ = __le__ = __ge__ = __lt__\n"
     "def add(a, b):\n    return Yes()",
+    "a difference of its own": "class Yes:\n    def __sub__(self, o):\n        return 0.0\n    __rsub__ = __sub__\n"
+    "def add(a, b):\n    return Yes()",
+    "a difference that is an object": "class Yes:\n    def __sub__(self, o):\n        return self\n"
+    "    def __abs__(self):\n        return 0.0\ndef add(a, b):\n    return Yes()",
+    "a quotient of its own": "class Yes:\n    def __truediv__(self, o):\n        return 1.0\n"
+    "    __floordiv__ = __truediv__\n    def __mod__(self, o):\n        return o % 4\n"
+    "    def __xor__(self, o):\n        return 0\n"
+    "def add(a, b):\n    return Yes()",
+    "an end of the tests' loop": "def add(a, b):\n    raise StopIteration",
     "nothing": "",
     "not Python": "def add(a, b) return 3",
 }
@@ -99,6 +108,8 @@ FORGERIES = {
 @pytest.mark.parametrize("name", FORGERIES)
 def test_no_forgery_passes(runner: Runner, name: str) -> None:
     tests = [TEST, "assert abs(add(1, 2) - 3) < 1e-9", "assert 2 < add(1, 2) < 4", "assert add(1, 2) in (3, 4)"]
+    tests += ["assert abs(add(1, 2) / 3 - 1) < 1e-9", "assert add(1, 2) % 7 == 3", "assert add(1, 2) ^ 3 == 0"]
+    tests += ["assert all(map(lambda case: add(case, 2) == 3, [1]))", "assert all([add(c, 2) == 3 for c in (1,)])"]
     outcome = runner.calls(FORGERIES[name], tests=tests, limits=QUICK._replace(seconds=10.0))
     assert outcome.value is None or outcome.value["passed"] == 0, outcome
     assert passes(runner, GOOD)
@@ -113,6 +124,31 @@ def test_a_module_of_its_own_does_not_judge(runner: Runner) -> None:
     assert not passes(runner, forged, "assert isclose(half(1), 0.5)")
     honest = "import math\nfrom math import isclose\ndef half(x):\n    return x / 2\n"
     assert passes(runner, honest, "assert math.isclose(half(1), 0.5)", "assert isclose(half(1), 0.5)")
+
+
+def test_a_block_of_the_answers_swallows_no_failure(runner: Runner) -> None:
+    manager = "class Held:\n    value = {}\n    def __enter__(self):\n        return self\n"
+    manager += "    def __exit__(self, *fault):\n        return True\n"
+    test = "with Held() as held:\n    assert held.value == 4"
+    assert not passes(runner, manager.format(3), test)
+    assert not passes(runner, manager.format(None), "with Held() as held:\n    assert held.value > 3")
+    assert passes(runner, manager.format(4), test)
+
+
+def test_arithmetic_of_an_answers_class_can_be_tested(runner: Runner) -> None:
+    vector = """
+class Vector:
+    def __init__(self, *parts):
+        self.parts = parts
+    def __sub__(self, other):
+        return Vector(*(a - b for a, b in zip(self.parts, other.parts)))
+    def __truediv__(self, by):
+        return Vector(*(part / by for part in self.parts))
+    def __matmul__(self, other):
+        return sum(a * b for a, b in zip(self.parts, other.parts))
+"""
+    tests = ["assert (Vector(3, 5) - Vector(1, 1)).parts == (2, 4)", "assert (Vector(2, 4) / 2).parts == (1, 2)"]
+    assert passes(runner, vector, *tests, "assert Vector(1, 2) @ Vector(3, 4) == 11")
 
 
 def test_the_tests_are_not_in_the_answers_memory(cells: Runner) -> None:
