@@ -59,6 +59,9 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/train_vs_trl.py
+	$(BIN)/python benchmarks/labelling.py
+	$(BIN)/python benchmarks/agreement.py
+	$(BIN)/python benchmarks/judging_simulation.py
 
 wheel: $(VENV)/.dev
 	rm -rf dist
