@@ -44,7 +44,7 @@ class Room(NamedTuple):
 def room_for(widest: int, answer: int, batch_size: int, batch_tokens: int) -> Room:
     """The room for prompts of up to `widest` tokens with answers of up to `answer`, at most `batch_size` rows and about
     `batch_tokens` places in the cache."""
-    columns = widest + answer + max(LEAST_SPARE, (widest + answer) // 4)
+    columns = widest + answer + max(LEAST_SPARE, (widest + answer) // 8)
     return Room(max(1, min(batch_size, batch_tokens // columns)), columns, answer)
 
 

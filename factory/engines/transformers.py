@@ -23,7 +23,7 @@ from torch import Tensor
 
 from factory.engines import Item, nothing_held
 from factory.engines.chat import ChatText, Prepared
-from factory.engines.continuous import Continuous, Group, room_for
+from factory.engines.continuous import Continuous, Group, Room, room_for
 from factory.engines.decoding import Decoder, Prefilled, Prefix, Row
 from factory.faults import FactoryError
 from factory.resources import ModelFiles, content_hash, local_folder, model_files
@@ -263,20 +263,34 @@ class TransformersEngine:
 
     def _continuously(self, work: Iterable[_Work]) -> Iterator[list[Completion]]:
         """One burst for each step of decoding at which rows finish, the place of each taken by the next. What differs
-        in limits or stop strings alone is decoded together; answers of one token need no places."""
-        groups: dict[tuple[Sampling, bool, bool], list[_Work]] = {}
+        in stop strings, or in limits by less than a factor of two, is decoded together; answers of one token need no
+        places."""
+        groups: dict[tuple[Sampling, bool, int], list[_Work]] = {}
         for item in work:
             sampling = replace(item.request.sampling, max_tokens=0, stop=())
-            short = item.request.sampling.max_tokens == 1
-            groups.setdefault((sampling, bool(item.request.answers), short), []).append(item)
-        for (sampling, _, short), group in groups.items():
-            if short:
+            limit = item.request.sampling.max_tokens.bit_length()
+            groups.setdefault((sampling, bool(item.request.answers), limit), []).append(item)
+        for (sampling, _, limit), group in groups.items():
+            if limit == 1:
                 for batch in self._batches(group):
                     yield from self._answer(batch)
-            else:
-                yield from self._flow(sorted(group, key=_longest_first), sampling)
+                continue
+            for stretch, room in self._stretches(sorted(group, key=_longest_first)):
+                yield from self._flow(stretch, room, sampling)
 
-    def _flow(self, work: Sequence[_Work], sampling: Sampling) -> Iterator[list[Completion]]:
+    def _stretches(self, work: Sequence[_Work]) -> Iterator[tuple[Sequence[_Work], Room]]:
+        """Work, longest prompts first, with room for it; cut where the rest has room for twice as many rows at a time:
+        a few long prompts are not to keep places from all others."""
+        longest = max(self._limit(item) for item in work)
+        rooms = (room_for(len(item.prompt), longest, self.batch_size, self.batch_tokens) for item in work)
+        start, room = 0, next(rooms)
+        for at, other in enumerate(rooms, 1):
+            if at - start >= room.slots and other.slots >= 2 * room.slots:
+                yield work[start:at], room
+                start, room = at, other
+        yield work[start:], room._replace(slots=min(room.slots, len(work) - start))
+
+    def _flow(self, work: Sequence[_Work], room: Room, sampling: Sampling) -> Iterator[list[Completion]]:
         """Answer work of equal sampling, longest prompts first, as places come free."""
         rows: dict[Row, _Begun] = {}
         prefix = self.decoder.common(list(dict.fromkeys(item.prompt for item in work)))
@@ -293,8 +307,6 @@ class TransformersEngine:
             stops = stopper(rows[row].item.request.sampling.stop)
             return stops is not None and stops(row.ids)
 
-        longest = max(self._limit(item) for item in work)
-        room = room_for(len(work[0].prompt), longest, min(self.batch_size, len(work)), self.batch_tokens)
         for finished in Continuous(self.decoder, room, sampling, stopped).decode(groups()):
             yield [self._completion(rows.pop(row), row) for row in finished]
 

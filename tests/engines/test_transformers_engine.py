@@ -13,7 +13,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, Lfm2Config, Lfm2ForCausalLM
 
-from factory.engines.decoding import Row
+from factory.engines.continuous import Continuous, Room
+from factory.engines.decoding import Decoder, Row
 from factory.engines.transformers import TransformersEngine, default_dtype, default_threads, end_tokens, fastest
 from factory.faults import FactoryError
 from factory.schema import Completion, Request, Sampling, seed_of
@@ -165,6 +166,27 @@ def test_continuous_answers_are_those_of_fixed_batches(tiny_model: Path, options
         assert completion.answer_logprobs == pytest.approx(other.answer_logprobs, abs=1e-4)
     assert {c.completion_tokens == 1 for c in loose.values()} == {True, False}
     assert {c.finish_reason for c in loose.values()} == {"stop", "length"}
+
+
+def test_a_few_long_prompts_do_not_keep_places_from_the_others(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three prompts of 270 tokens and 40 of about 20 in a cache of 1000 places: three rows at a time, then many."""
+    rooms: list[tuple[int, int]] = []
+
+    class Seen(Continuous):
+        def __init__(self, decoder: Decoder, room: Room, *more: Any) -> None:
+            rooms.append((room.slots, room.columns))
+            super().__init__(decoder, room, *more)
+
+    monkeypatch.setattr("factory.engines.transformers.Continuous", Seen)
+    loose = make(tiny_model, batch_tokens=1000, batch_size=64, fixed_batches=False)
+    requests = [ask("sea " * (250 if k % 15 == 0 else 1) + str(k), seed=k) for k in range(43)]
+    assert texts(loose.generate(requests)) == texts(make(tiny_model).generate(requests))
+    assert len(rooms) == 2
+    assert rooms[0][0] < 4
+    assert rooms[1][0] > 10
+    assert all(slots * columns <= 1000 for slots, columns in rooms)
 
 
 def test_answers_are_given_as_they_end_and_no_more_is_done_than_is_asked_for(
