@@ -470,9 +470,10 @@ class Slots:
 
 
 def joined(start: Prefilled) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values (prompts, heads, length, dim) of each layer over all chunks of a prefill. Uses up its caches."""
+    """Keys and values (prompts, heads, length, dim) of each layer over all chunks of a prefill; none if no cache was
+    kept. Uses up its caches."""
     layers = []
-    for index in range(len(start.caches[0].layers)):
+    for index in range(len(start.caches[0].layers) if start.caches else 0):
         keys = [cache.layers[index].keys for cache in start.caches]
         values = [cache.layers[index].values for cache in start.caches]
         layers.append((torch.cat(keys), torch.cat(values)) if len(keys) > 1 else (keys[0], values[0]))

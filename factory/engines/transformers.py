@@ -294,10 +294,11 @@ class TransformersEngine:
         """Answer work of equal sampling, longest prompts first, as places come free."""
         rows: dict[Row, _Begun] = {}
         prefix = self.decoder.common(list(dict.fromkeys(item.prompt for item in work)))
+        known = prefix if prefix.length else None  # without one, what the prompts of a portion share is looked for
 
         def groups() -> Iterator[Group]:
             for part in self._portions(work, prefix.length):
-                start, begun = self._begin(part, prefix)
+                start, begun = self._begin(part, known)
                 rows.update(begun)
                 yield Group(start, list(begun))
 

@@ -189,6 +189,39 @@ def test_a_few_long_prompts_do_not_keep_places_from_the_others(
     assert all(slots * columns <= 1000 for slots, columns in rooms)
 
 
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_prompt_that_nearly_fills_the_context_gets_what_is_left(tiny_model: Path, fixed: bool) -> None:
+    """1023, 1022 and 1021 tokens of 1024, so that 1, 2 and 3 are left."""
+    engine = make(tiny_model, fixed_batches=fixed, batch_tokens=1500, prefill_tokens=1000)
+    engine.decoder.ends = frozenset()
+    frame = len(engine.tokenizer(engine.render(ask("")), add_special_tokens=False)["input_ids"])
+    requests = [ask(" sea" * (1023 - frame - k)) for k in range(3)] + [ask("tea")]
+    completions = by_place(engine.generate(requests))
+    assert [completions[r.messages[0]["content"], 0].prompt_tokens for r in requests[:3]] == [1023, 1022, 1021]
+    assert [completions[r.messages[0]["content"], 0].completion_tokens for r in requests] == [1, 2, 3, 6]
+
+
+def test_each_of_two_rubrics_is_shared_where_all_share_nothing(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loose = make(tiny_model, fixed_batches=False)
+    shared: list[int] = []
+    common = loose.decoder.common
+
+    def counting(prompts: list[tuple[int, ...]]) -> Any:
+        prefix = common(prompts)
+        shared.append(prefix.length)
+        return prefix
+
+    monkeypatch.setattr(loose.decoder, "common", counting)
+    rubrics = ("x" + " sea" * 60, "y" + " sea" * 30)
+    loose.decoder.prefill_tokens = 400
+    requests = [ask(f"{rubric} {k} {k}") for rubric in rubrics for k in range(5)]
+    assert texts(loose.generate(requests)) == texts(make(tiny_model).generate(requests))
+    assert shared[0] == 0
+    assert max(shared) > 30
+
+
 def test_answers_are_given_as_they_end_and_no_more_is_done_than_is_asked_for(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
