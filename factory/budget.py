@@ -12,6 +12,7 @@ counts with the most that it can have used.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
@@ -162,8 +163,8 @@ class Budget:
     def _spent(self, worst: Sequence[Spend]) -> BudgetError:
         spent, next_ = [], []
         if self.max_cost is not None:
-            spent.append(f"${self.cost:,.4f} of ${self.max_cost:,.4f}")
-            next_.append(f"${worst[0].cost or 0.0:,.4f}")
+            spent.append(f"{_dollars(self.cost)} of {_dollars(self.max_cost)}")
+            next_.append(_dollars(worst[0].cost or 0.0))
         if self.max_tokens is not None:
             spent.append(f"{self.tokens:,} of {self.max_tokens:,} tokens")
             next_.append(f"{worst[0].tokens:,} tokens")
@@ -172,6 +173,12 @@ class Budget:
             where=f"{len(worst):,} answers are left to ask for",
             todo="what is paid for is kept: give a larger budget and run the same command again",
         )
+
+
+def _dollars(amount: float) -> str:
+    """An amount with four places, or with as many as its first three digits need."""
+    places = 4 if amount <= 0 else max(4, 2 - math.floor(math.log10(amount)))
+    return f"${amount:,.{places}f}"
 
 
 def _billed(store: Store, run: str) -> Spend:

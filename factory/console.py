@@ -116,8 +116,8 @@ def emit(result: Mapping[str, Any] | Sequence[Any], *, as_json: bool, text: str 
 
 
 def facts(pairs: Mapping[str, Any]) -> str:
-    """Names and values in two columns; what is None is left out."""
-    shown = {name: value for name, value in pairs.items() if value is not None}
+    """Names and values in two columns; what is None or holds nothing is left out."""
+    shown = {name: value for name, value in pairs.items() if value is not None and value not in ([], {}, ())}
     width = max((len(name) for name in shown), default=0)
     return "\n".join(f"{name:<{width}}  {show(value)}" for name, value in shown.items())
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from factory import crash
@@ -24,7 +25,8 @@ COMMIT = 64  # candidates in one commit; until then they can be read from their 
 
 @dataclass(frozen=True, slots=True)
 class GenerateReport:
-    """What one generation did. `candidates` and `failures` count all answers, held ones included; `tokens` new ones."""
+    """What one generation did. `candidates` and `failures` count all answers, held ones included; `tokens` new ones;
+    `reasons` the failures by kind."""
 
     prompts: int
     candidates: int
@@ -32,6 +34,7 @@ class GenerateReport:
     reused: int
     tokens: int
     seconds: float
+    reasons: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -82,7 +85,8 @@ def generate(
     prompts = {prompt.key: prompt for prompt in chosen_prompts(store, split=split, keys=keys, limit=limit)}
     requests = [Request(prompt.messages, sampling, n=n, seed=seed, tag=key) for key, prompt in prompts.items()]
     began, clock = now(), time.monotonic()
-    count = failures = reused = tokens = 0
+    count = reused = tokens = 0
+    reasons: Counter[str] = Counter()
     waiting: list[Candidate] = []
     for request, call in answer(
         store,
@@ -96,7 +100,8 @@ def generate(
         progress=progress,
     ):
         count += 1
-        failures += call.failure is not None
+        if call.failure is not None:
+            reasons[call.failure] += 1
         if call.at < began:
             reused += 1
         else:
@@ -105,7 +110,8 @@ def generate(
         if len(waiting) >= COMMIT:
             _keep(store, waiting)
     _keep(store, waiting)
-    return GenerateReport(len(prompts), count, failures, reused, tokens, time.monotonic() - clock)
+    seconds = time.monotonic() - clock
+    return GenerateReport(len(prompts), count, reasons.total(), reused, tokens, seconds, dict(sorted(reasons.items())))
 
 
 def candidate_of(

@@ -121,6 +121,15 @@ def test_the_end_says_numbers_and_what_to_do(store: Store) -> None:
 # ----------------------------------------------------------------------------------------------------- side by side
 
 
+def test_small_amounts_are_told_apart(store: Store) -> None:
+    with FaultServer(good) as server:
+        engine = engine_for(server, prices={"prompt": 0.1, "completion": 0.1})
+        calls = answer(store, engine, [ask(0)], run="r", round=0, purpose="test", budget=Budget(0.00000123))
+        with pytest.raises(BudgetError) as caught:
+            list(calls)
+    assert "$0.0000 of $0.00000123; the next answer may take up to $0.0000107" in str(caught.value)
+
+
 def test_threads_that_share_a_budget_stay_within_it(store: Store) -> None:
     budget, faults = Budget(max_cost=1.5), []
 

@@ -59,6 +59,7 @@ def test_progress_ends_with_a_plain_line_on_stderr(capsys: pytest.CaptureFixture
 
 def test_facts_leave_out_what_is_not_known() -> None:
     assert console.facts({"run": "x", "cost": None, "tokens": 12}) == "run     x\ntokens  12"
+    assert console.facts({"tokens": 0, "dropped": {}, "warnings": [], "held": ()}) == "tokens  0"
 
 
 def test_nothing_that_acts_on_a_terminal_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,7 +93,7 @@ def test_another_round_reads_the_same_calls_anew(store: Store) -> None:
 def test_a_failed_answer_is_a_candidate_and_its_retry_another(store: Store) -> None:
     broken = ScriptedEngine(rules=[Rule(match="question 1", fail="timeout", passing=True, times=3)])
     report = sample(store, broken)
-    assert (report.candidates, report.failures) == (12, 2)
+    assert (report.candidates, report.failures, report.reasons) == (12, 2, {"timeout": 2})
     failed = store.rows(Candidate, {"failure": "timeout"})
     assert [candidate.text for candidate in failed] == ["", ""]
     report = sample(store, broken)
@@ -103,7 +103,7 @@ def test_a_failed_answer_is_a_candidate_and_its_retry_another(store: Store) -> N
 
 def test_the_report_is_json(store: Store) -> None:
     report = sample(store, ScriptedEngine(), limit=1).to_json()
-    assert set(report) == {"prompts", "candidates", "failures", "reused", "tokens", "seconds"}
+    assert set(report) == {"prompts", "candidates", "failures", "reused", "tokens", "seconds", "reasons"}
 
 
 KILLED = """
