@@ -15,7 +15,17 @@ from train.data import Encoded, LabelRow, PairRow, with_others
 from train.losses import LabelLogps, LabelLoss, PairLogps, PairLoss
 from train.packing import Group
 
-T = TypeVar("T", bound=tuple[Tensor, ...])
+
+class Fields(Protocol):
+    """A named tuple of tensors."""
+
+    _fields: tuple[str, ...]
+
+    def _replace(self, **fields: Any) -> Any:
+        """With other fields."""
+
+
+T = TypeVar("T", bound=Fields)
 
 
 class Shape(Protocol):
@@ -149,8 +159,15 @@ def _mean(values: Tensor) -> float:
 
 
 def joined(parts: Sequence[T]) -> T:
-    """The parts of a batch as one, field by field, without gradients."""
-    return type(parts[0])(*(torch.cat([f.detach() for f in field]) for field in zip(*parts, strict=True)))
+    """The parts of a batch as one, field by field, without gradients; a field that is not there stays None."""
+    first = parts[0]
+    fields = {
+        name: torch.cat([getattr(part, name).detach() for part in parts])
+        for name in first._fields
+        if getattr(first, name) is not None
+    }
+    whole: T = first._replace(**fields)
+    return whole
 
 
 SHAPES: Mapping[str, Shape] = {"pairs": Pairs(), "labels": Labels()}
