@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from factory.console import Progress
     from factory.store import Store
     from train.data import Answer, Encoded
+    from train.losses import Objective
     from train.policy import Policy
     from train.trainer import Trained
 
 log = logging.getLogger(__name__)
 
 Judged = TypeVar("Judged", Preference, Label)
-TABLE_OF = {"pairs": "preferences", "labels": "labels"}
+TABLE_OF = {"pairs": "preferences", "labels": "labels", "completions": "labels", "scores": "preferences"}
 DONE = "training.json"  # in the policy's folder: what the training was, and what it gave
 
 
@@ -123,7 +124,7 @@ def train_policy(
     files = model_files(start)
     held_to = files if reference in ("start", start) else model_files(reference)
     picked = {"run": run, "round": list(rounds), **(where or {})}
-    data = _read(store, objective.data, picked, files.base, config)
+    data = _read(store, objective, picked, files.base, config)
     job = _Job(store, files, held_to, data, config, out, _dtype(config))
     if done := job.finished():
         return done
@@ -182,6 +183,7 @@ class _Job:
                 trainable=True,
                 seed=self.config.seed,
                 base_name=_base_name(self.start),
+                head="score" if self.objective.data == "scores" else "language",
             )
         return self._policy
 
@@ -202,11 +204,11 @@ class _Job:
 
     def with_reference(self) -> list[Any]:
         """The rows with the reference's log-probs, where the objective needs one."""
-        from train.shapes import SHAPES
+        from train.shapes import of
 
         if not self.objective.reference:
             return self.data.rows
-        shape = SHAPES[self.objective.data]
+        shape = of(self.objective, self.config.parameters)
         scored = [encoded for row in self.data.rows for encoded in shape.scored(row)]
         model_hash = content_hash(self.reference, self.dtype)
         kept = iter(reference_logps(self.store, scored, model_hash, self.dtype, self._scorer))
@@ -258,14 +260,14 @@ class _Job:
 # ------------------------------------------------------------------------------------------------ rows of the store
 
 
-def _read(store: Store, shape: str, where: Mapping[str, Any], base: str, config: TrainConfig) -> _Data:
+def _read(store: Store, objective: Objective, where: Mapping[str, Any], base: str, config: TrainConfig) -> _Data:
     """The rows as tokens. FactoryError when none is left."""
     from train.data import Limits, RowError
     from train.policy import load_tokenizer
-    from train.shapes import SHAPES
+    from train.shapes import of
 
     skipped: Counter[str] = Counter()
-    texts, encode = _pairs(store, where, skipped) if shape == "pairs" else _labels(store, where, skipped)
+    texts, encode = READERS[objective.data](store, where, skipped)
     tokenizer, limits = load_tokenizer(base), Limits(config.max_length, config.max_completion_length)
     rows: list[Any] = []
     truncated = 0
@@ -277,11 +279,13 @@ def _read(store: Store, shape: str, where: Mapping[str, Any], base: str, config:
         else:
             rows.append(row)
             truncated += cut
+    table = TABLE_OF[objective.data]
     if not rows:
-        raise _nothing(TABLE_OF[shape], where, skipped)
+        raise _nothing(table, where, skipped)
     if skipped:
-        log.warning("%d %s are left out: %s", skipped.total(), TABLE_OF[shape], dict(skipped))
-    return _Data(list(SHAPES[shape].completed(rows, config.seed, config.max_length)), truncated, dict(skipped))
+        log.warning("%d %s are left out: %s", skipped.total(), table, dict(skipped))
+    shape = of(objective, config.parameters)
+    return _Data(list(shape.completed(rows, config.seed, config.max_length)), truncated, dict(skipped))
 
 
 def _nothing(table: str, where: Mapping[str, Any], skipped: Counter[str]) -> FactoryError:
@@ -313,7 +317,11 @@ def _pairs(
     def answer(messages: Messages, key: str) -> Answer:
         return Answer(_answer(messages), key not in cut)
 
-    return [Pair(r.prompt, answer(r.chosen, r.chosen_key), answer(r.rejected, r.rejected_key)) for r in found], pair_row
+    pairs = [
+        Pair(r.prompt, answer(r.chosen, r.chosen_key), answer(r.rejected, r.rejected_key), r.weight, r.margin)
+        for r in found
+    ]
+    return pairs, pair_row
 
 
 def _labels(
@@ -328,6 +336,19 @@ def _labels(
         Labelled(r.prompt, Answer(_answer(r.completion), r.candidate_key not in cut), r.label, r.weight) for r in found
     ]
     return texts, label_row
+
+
+def _completions(
+    store: Store, where: Mapping[str, Any], skipped: Counter[str]
+) -> tuple[list[Any], Callable[..., tuple[Any, bool]]]:
+    """The desirable answers as text, and how one becomes tokens."""
+    from train.data import completion_row
+
+    texts, _ = _labels(store, {**where, "label": True}, skipped)
+    return texts, completion_row
+
+
+READERS = {"pairs": _pairs, "labels": _labels, "completions": _completions, "scores": _pairs}
 
 
 def _answer(messages: Messages) -> str:

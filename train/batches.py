@@ -14,9 +14,9 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeVar
 
 from factory.schema import digest
-from train.data import LabelRow, PairRow
+from train.data import CompletionRow, LabelRow, PairRow
 
-Row = PairRow | LabelRow
+Row = PairRow | LabelRow | CompletionRow
 R = TypeVar("R", bound=Row)
 
 

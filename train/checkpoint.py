@@ -45,13 +45,22 @@ class Found(NamedTuple):
     stamp: Stamp
 
 
-def save(home: Path, step: int, stamp: Stamp, weights: Mapping[str, nn.Parameter], optimiser: Any) -> None:
-    """Write the checkpoint after `step` steps into `home`, then drop all but the newest."""
+def save(
+    home: Path,
+    step: int,
+    stamp: Stamp,
+    weights: Mapping[str, nn.Parameter],
+    optimiser: Any,
+    moving: Mapping[str, float] | None = None,
+) -> None:
+    """Write the checkpoint after `step` steps into `home`, then drop all but the newest. `moving`: further numbers that
+    go from step to step."""
     folder, draft = home / f"step-{step:06d}", home / f"writing-{step:06d}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, draft / WEIGHTS)
-    torch.save({"optimiser": optimiser.state_dict(), "random": _random_states()}, draft / STATE)
+    state = {"optimiser": optimiser.state_dict(), "random": _random_states(), "moving": dict(moving or {})}
+    torch.save(state, draft / STATE)
     crash.point("train.mid_checkpoint")
     sums = {name: _sha256(draft / name) for name in (WEIGHTS, STATE)}
     mark = {"step": step, "stamp": stamp._asdict(), "sha256": sums}
@@ -77,8 +86,8 @@ def newest(home: Path, stamp: Stamp) -> Found | None:
     return None
 
 
-def load(found: Found, weights: Mapping[str, nn.Parameter], optimiser: Any) -> None:
-    """Put weights, optimiser and random states back."""
+def load(found: Found, weights: Mapping[str, nn.Parameter], optimiser: Any) -> dict[str, Any]:
+    """Put weights, optimiser and random states back; the moving numbers that were saved with them."""
     kept: dict[str, Tensor] = load_file(found.folder / WEIGHTS)
     with torch.no_grad():
         for name, parameter in weights.items():
@@ -88,6 +97,8 @@ def load(found: Found, weights: Mapping[str, nn.Parameter], optimiser: Any) -> N
     torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available() and state["random"]["cuda"]:
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    moving: dict[str, Any] = state["moving"]
+    return moving
 
 
 def _random_states() -> dict[str, Any]:

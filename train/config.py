@@ -39,8 +39,11 @@ class TrainConfig(Strict):
 
     method: str = "dpo"
     """Name of the objective: dpo, cdpo, ipo, kto ..."""
-    parameters: dict[str, bool | float] = Field(default_factory=dict)
-    """Of the objective: beta, label_smoothing ..."""
+    parameters: dict[str, bool | float | str] = Field(default_factory=dict)
+    """Of the objective: beta, label_smoothing, f_divergence ..."""
+    weighting: Literal["none", "wpo", "wpo_plain"] = "none"
+    """wpo: rows weigh by how usual the policy finds their answers (arXiv 2406.11827, eq. 2 and 3), as a weighted mean;
+    wpo_plain: the loss is multiplied by that weight, as in the paper and in TRL, so that its scale falls with it."""
     add: dict[str, float] = Field(default_factory=dict)
     """Further terms and their weights. sft: negative log-likelihood of the chosen answer, mean per token."""
     learning_rate: float = Field(default=2e-4, gt=0)

@@ -40,7 +40,9 @@ class Encoded(NamedTuple):
 
 
 class PairRow(NamedTuple):
-    """One preference. `ref_*`: summed log-probs under the reference, nats; 0 where the objective needs none."""
+    """One preference. `ref_*`: summed log-probs under the reference, nats; 0 where the objective needs none. `*_head`:
+    over the first tokens alone, as many as the shorter answer has. `margin`: by how much chosen is the better, 0 to 1.
+    """
 
     prompt: Ids
     chosen: Ids
@@ -48,6 +50,9 @@ class PairRow(NamedTuple):
     ref_chosen: float = 0.0
     ref_rejected: float = 0.0
     weight: float = 1.0
+    ref_chosen_head: float = 0.0
+    ref_rejected_head: float = 0.0
+    margin: float = 0.0
 
 
 class LabelRow(NamedTuple):
@@ -59,6 +64,14 @@ class LabelRow(NamedTuple):
     other: Ids = ()
     ref: float = 0.0
     ref_other: float = 0.0
+    weight: float = 1.0
+
+
+class CompletionRow(NamedTuple):
+    """One answer to be learnt as it is."""
+
+    prompt: Ids
+    completion: Ids
     weight: float = 1.0
 
 
@@ -158,6 +171,7 @@ class Pair(NamedTuple):
     chosen: Answer
     rejected: Answer
     weight: float = 1.0
+    margin: float = 0.0
 
 
 class Labelled(NamedTuple):
@@ -178,7 +192,7 @@ def pair_row(tokenizer: Tokenizer, pair: Pair, limits: Limits = NO_LIMITS) -> tu
     prompt, (chosen, rejected), cut = fit(before, (good, bad), limits)
     if chosen == rejected:
         raise RowError("chosen and rejected are the same up to max_length")
-    return PairRow(prompt, chosen, rejected, weight=pair.weight), cut
+    return PairRow(prompt, chosen, rejected, weight=pair.weight, margin=pair.margin), cut
 
 
 def label_row(tokenizer: Tokenizer, row: Labelled, limits: Limits = NO_LIMITS) -> tuple[LabelRow, bool]:
@@ -186,6 +200,14 @@ def label_row(tokenizer: Tokenizer, row: Labelled, limits: Limits = NO_LIMITS) -
     before, answer = encode(tokenizer, row.prompt, row.completion.text, ended=row.completion.ended)
     prompt, (completion,), cut = fit(before, (answer,), limits)
     return LabelRow(prompt, completion, row.desirable, weight=row.weight), cut
+
+
+def completion_row(tokenizer: Tokenizer, row: Labelled, limits: Limits = NO_LIMITS) -> tuple[CompletionRow, bool]:
+    """An answer to be learnt, as tokens, and whether it was cut. RowError: it is labelled undesirable."""
+    if not row.desirable:
+        raise RowError("undesirable")
+    labelled, cut = label_row(tokenizer, row, limits)
+    return CompletionRow(labelled.prompt, labelled.completion, row.weight), cut
 
 
 def with_others(rows: Sequence[LabelRow], seed: int, total: int | None = None) -> list[LabelRow]:

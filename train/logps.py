@@ -34,6 +34,36 @@ class LogpSum(NamedTuple):
     tokens: int
 
 
+class TokenLogps(NamedTuple):
+    """Log-probs of all completions' tokens end to end, `values` (tokens,) float32, nats; `lengths` (completions,);
+    `spread` (tokens,): log of the sum of squared probabilities over the vocabulary, where it was asked for."""
+
+    values: Tensor
+    lengths: Tensor
+    spread: Tensor | None = None
+
+    def sums(self) -> Tensor:
+        """Of each completion: (completions,)."""
+        return self._summed(self.values)
+
+    def heads(self, counts: Tensor) -> Tensor:
+        """Over the first `counts` (completions,) tokens of each completion."""
+        starts = self.lengths.cumsum(0) - self.lengths
+        place = torch.arange(len(self.values), device=self.values.device) - starts.repeat_interleave(self.lengths)
+        return self._summed(torch.where(place < counts.repeat_interleave(self.lengths), self.values, 0.0))
+
+    def alignment(self) -> Tensor:
+        """Mean over each completion of log p(token) - log sum p^2, no gradient: how usual the policy finds it (WPO,
+        arXiv 2406.11827, eq. 2)."""
+        if self.spread is None:
+            raise ValueError("the spread was not asked for")
+        return self._summed((self.values - self.spread).detach()) / self.lengths
+
+    def _summed(self, tokens: Tensor) -> Tensor:
+        owner = torch.repeat_interleave(torch.arange(len(self.lengths), device=tokens.device), self.lengths)
+        return torch.zeros(len(self.lengths), device=tokens.device).index_add(0, owner, tokens)
+
+
 # ------------------------------------------------------------------------------------------------ the head, in chunks
 
 
@@ -114,6 +144,15 @@ def chunked_logps(hidden: Tensor, head: nn.Linear, targets: Tensor, rows: int | 
     return out
 
 
+@torch.no_grad()
+def chunked_spread(hidden: Tensor, head: nn.Linear) -> Tensor:
+    """log sum p^2 over the vocabulary at each place: hidden (tokens, width) -> (tokens,) float32, no gradient."""
+    rows = max(16, CHUNK_BYTES // (4 * head.weight.shape[0]))
+    with torch.autocast(hidden.device.type, enabled=False):
+        chunks = _chunks(hidden.detach(), head.weight, head.bias, rows, _compute_dtype(hidden))
+        return torch.cat([(2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1) for _, logits, _ in chunks])
+
+
 # ----------------------------------------------------------------------------------------- two ways through the model
 
 
@@ -122,8 +161,8 @@ class Forward(Protocol):
 
     name: str
 
-    def token_logps(self, groups: Sequence[Group]) -> Tensor:
-        """(completion tokens of all groups,) float32, nats, in order."""
+    def token_logps(self, groups: Sequence[Group], *, spread: bool = False) -> TokenLogps:
+        """Of the completions of all groups, in order."""
 
 
 def causal_model(model: nn.Module) -> Any:
@@ -147,8 +186,8 @@ class PackedForward:
             raise UnpackableError("attention in chunks")
         self._head = head
 
-    def token_logps(self, groups: Sequence[Group]) -> Tensor:
-        """(completion tokens of all groups,)."""
+    def token_logps(self, groups: Sequence[Group], *, spread: bool = False) -> TokenLogps:
+        """Of the completions of all groups, in order."""
         row = pack(groups, self._head.weight.device)
         with packed_attention_on(self._causal):
             out = self._causal.base_model(
@@ -157,7 +196,9 @@ class PackedForward:
                 packed_layout=Layout(row.stretches),
                 use_cache=False,
             )
-        return chunked_logps(out.last_hidden_state[0, row.predicts], self._head, row.targets)
+        hidden = out.last_hidden_state[0, row.predicts]
+        values = chunked_logps(hidden, self._head, row.targets)
+        return TokenLogps(values, lengths_of(groups, values), chunked_spread(hidden, self._head) if spread else None)
 
 
 class PlainForward:
@@ -168,8 +209,8 @@ class PlainForward:
     def __init__(self, model: nn.Module) -> None:
         self._causal = causal_model(model)
 
-    def token_logps(self, groups: Sequence[Group]) -> Tensor:
-        """(completion tokens of all groups,)."""
+    def token_logps(self, groups: Sequence[Group], *, spread: bool = False) -> TokenLogps:
+        """Of the completions of all groups, in order."""
         rows = [(group.prompt, completion) for group in groups for completion in group.completions]
         width = max(len(p) + len(c) for p, c in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -181,12 +222,20 @@ class PlainForward:
         device = next(self._causal.parameters()).device
         ids, seen = ids.to(device), seen.to(device)
         logits = self._causal(input_ids=ids, attention_mask=seen, use_cache=False).logits
-        parts = []
+        parts, spreads = [], []
         for i, (prompt, completion) in enumerate(rows):
             at = slice(len(prompt) - 1, len(prompt) + len(completion) - 1)
             logp = logits[i, at].float().log_softmax(-1)
             parts.append(logp.gather(-1, ids[i, at.start + 1 : at.stop + 1, None])[:, 0])
-        return torch.cat(parts)
+            if spread:
+                spreads.append((2 * logp.detach()).logsumexp(-1))
+        values = torch.cat(parts)
+        return TokenLogps(values, lengths_of(groups, values), torch.cat(spreads) if spread else None)
+
+
+def lengths_of(groups: Sequence[Group], like: Tensor) -> Tensor:
+    """Tokens of every completion of every group, in order: (completions,)."""
+    return torch.tensor([len(c) for group in groups for c in group.completions], device=like.device)
 
 
 _packs: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # a Forward would hold its model, and so its own key
@@ -213,8 +262,8 @@ def _difference(model: nn.Module, sample: Sequence[Group]) -> str:
     model.eval()
     try:
         with torch.no_grad():
-            plain = torch.cat([PlainForward(model).token_logps([group]) for group in sample])
-            packed = PackedForward(model).token_logps(sample)
+            plain = torch.cat([PlainForward(model).token_logps([group]).values for group in sample])
+            packed = PackedForward(model).token_logps(sample).values
     except (UnpackableError, TypeError) as fault:
         return str(fault)
     finally:
@@ -227,10 +276,7 @@ def _difference(model: nn.Module, sample: Sequence[Group]) -> str:
 
 def completion_logps(forward: Forward, groups: Sequence[Group]) -> Tensor:
     """Summed log-probability of every completion of every group, in order: (completions,) float32, nats."""
-    values = forward.token_logps(groups)
-    lengths = torch.tensor([len(c) for group in groups for c in group.completions], device=values.device)
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
-    return torch.zeros(len(lengths), device=values.device).index_add(0, owner, values)
+    return forward.token_logps(groups).sums()
 
 
 # --------------------------------------------------------------------------------------------------- scoring, no grad

@@ -20,6 +20,7 @@ from factory.faults import FactoryError
 from train.config import LoraSpec
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
+Head = Literal["language", "score"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -85,24 +86,26 @@ def load_policy(
     trainable: bool = False,
     seed: int = 0,
     base_name: str | None = None,
+    head: Head = "language",
 ) -> Policy:
     """Load a policy: folder or hub name `base`, and the peft folder `adapter` on it if there is one.
 
     To be trained (`trainable`): with `lora` the given adapter learns on, or a new one whose first values `seed`
-    decides; without `lora` the whole model learns, a given adapter merged into it first. FactoryError: it does not
-    load.
+    decides; without `lora` the whole model learns, a given adapter merged into it first. `head`: "score" puts one
+    number's head in the place of the language model's (a reward model); its first values come from `seed` too.
+    FactoryError: it does not load.
     """
     whole = trainable and lora is None
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where, whole=whole)
     tokenizer = load_tokenizer(base)
-    model: Any = _load(base, torch.float32 if whole else DTYPES[kind])
+    model: Any = _load(base, torch.float32 if whole else DTYPES[kind], head, seed)
     if adapter is not None:
         model = _with_adapter(model, adapter, learns=trainable and not whole)
         if whole:
             model = model.merge_and_unload()
     elif trainable and lora is not None:
-        model = _new_adapter(model, lora, seed)
+        model = _new_adapter(model, lora, seed, head)
     has_adapter = (adapter is not None and not whole) or (trainable and lora is not None)
     if not has_adapter:
         model.requires_grad_(whole)
@@ -138,13 +141,22 @@ def save_policy(policy: Policy, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _load(base: str, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
+def _load(base: str, dtype: torch.dtype, head: Head, seed: int) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     with _mapped(base):
-        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        if head == "language":
+            return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()  # that the score's head is new is no news
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return AutoModelForSequenceClassification.from_pretrained(base, dtype=dtype, num_labels=1)
+        finally:
+            logging.set_verbosity(level)
 
 
 def _with_adapter(model: Any, adapter: str, *, learns: bool) -> Any:
@@ -154,12 +166,16 @@ def _with_adapter(model: Any, adapter: str, *, learns: bool) -> Any:
         return PeftModel.from_pretrained(model, adapter, is_trainable=learns)
 
 
-def _new_adapter(model: Any, lora: LoraSpec, seed: int) -> Any:
+def _new_adapter(model: Any, lora: LoraSpec, seed: int, head: Head) -> Any:
     from peft import LoraConfig, get_peft_model
 
     target = lora.target if isinstance(lora.target, str) else list(lora.target)
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=target, task_type="CAUSAL_LM"
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=target,
+        task_type="CAUSAL_LM" if head == "language" else "SEQ_CLS",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,11 +28,11 @@ from train.batches import Source, micro_batches, tokens_of
 from train.checkpoint import Stamp
 from train.config import TrainConfig
 from train.data import LabelRow
-from train.logps import Forward, completion_logps, forward_for
+from train.logps import completion_logps
 from train.metrics import FallWatch, Line, Metrics
 from train.packing import Group
 from train.policy import Policy
-from train.shapes import SHAPES, joined
+from train.shapes import joined, of
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,27 @@ class Trained(NamedTuple):
 
     lines: list[Line]
     warnings: list[str]
+
+
+@dataclass
+class Moving:
+    """The running mean of every reward so far: BCO's shift (arXiv 2404.04656, section 4.2). Kept in checkpoints.
+
+    A step uses the mean of the steps before it, so that it does not depend on how its own batch is cut.
+    """
+
+    total: float = 0.0
+    count: int = 0
+
+    @property
+    def mean(self) -> float:
+        """0 before there is any."""
+        return self.total / self.count if self.count else 0.0
+
+    def add(self, rewards: Tensor) -> None:
+        """The rewards of one more step."""
+        self.total += float(rewards.double().sum())
+        self.count += len(rewards)
 
 
 class Part(NamedTuple):
@@ -87,7 +108,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.objective = losses.get(self.config.method)
         self.objective.check(self.config.parameters)
-        self.shape = SHAPES[self.objective.data]
+        self.shape = of(self.objective, self.config.parameters)
+        self.moving = Moving()
         self.weights = self.policy.trainable()
         self.optimiser = torch.optim.AdamW(
             self.weights.values(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
@@ -109,7 +131,7 @@ class Trainer:
             found = checkpoint.newest(home, self.stamp)
             begin = found.step if found else 0
             if found:
-                checkpoint.load(found, self.weights, self.optimiser)
+                self.moving = Moving(**checkpoint.load(found, self.weights, self.optimiser))
                 log.info("going on from step %d of %d", begin, self.source.steps)
             metrics = Metrics(self.folder / "metrics.jsonl", begin)
             self.warnings = [text for line in metrics.lines if (text := self.watch.see(line))]
@@ -121,7 +143,8 @@ class Trainer:
                 self._warn(self.watch.see(line))
                 self._tell(1)
                 if (step + 1) % self.config.save_every == 0 or step + 1 == self.source.steps:
-                    checkpoint.save(home, step + 1, self.stamp, self.weights, self.optimiser)
+                    kept = vars(self.moving)
+                    checkpoint.save(home, step + 1, self.stamp, self.weights, self.optimiser, kept)
                 crash.point("train.after_step")
         return Trained(metrics.lines, self.warnings)
 
@@ -129,10 +152,11 @@ class Trainer:
         """One optimiser step; its line of metrics. FactoryError when the loss or the gradient is not finite."""
         began = time.monotonic()
         batch = self.source.batch(step)
-        parameters = {**self.config.parameters, **self._supplied(batch.rows)}
         self.policy.model.train()
+        parameters = {**self.config.parameters, **self._supplied(batch.rows)}
         parts = [self._part(rows, parameters) for rows in micro_batches(batch.rows, self.limit)]
         logps, outcome = joined([p.logps for p in parts]), joined([p.outcome for p in parts])
+        self.moving.add(self.shape.rewards(outcome))
         total = outcome.weight.sum()
         loss = float((torch.cat([p.loss for p in parts]) * outcome.weight).sum() / total)
         norm = self._gradient_norm(float(total))
@@ -150,22 +174,33 @@ class Trainer:
 
     def _part(self, rows: Sequence[Any], parameters: dict[str, Any]) -> Part:
         """Forward and backward of one micro-batch: adds the gradient of its sum(loss * weight)."""
+        weighting = self.config.weighting
         with self.policy.precision():
-            sums = completion_logps(self.forward, self.shape.groups(rows))
-        logps = self.shape.logps(rows, sums)
+            seen = self.shape.seen(self.forward, rows, spread=weighting != "none")
+        logps = self.shape.logps(rows, seen)
         outcome = self.objective(logps, **parameters)
-        own = torch.tensor([row.weight for row in rows], dtype=sums.dtype, device=sums.device)
-        outcome = outcome._replace(weight=outcome.weight.detach() * own)
+        weight = outcome.weight.detach() * torch.tensor([row.weight for row in rows], device=outcome.weight.device)
         loss = outcome.loss
+        if weighting != "none":
+            usual = self.shape.alignment(rows, seen)
+            weight, loss = (weight * usual, loss) if weighting == "wpo" else (weight, loss * usual)
+        outcome = outcome._replace(weight=weight)
         if "sft" in self.config.add:
             loss = loss + self.config.add["sft"] * self.shape.sft(logps)
-        (loss * outcome.weight).sum().backward()
+        (loss * weight).sum().backward()
         return Part(joined([logps]), joined([outcome]), loss.detach())
 
     def _supplied(self, rows: Sequence[Any]) -> dict[str, Tensor]:
-        """Parameters that the objective wants from the loop. kl: over the mismatched pairs of the whole batch."""
-        if "kl" not in self.objective.supplied:
-            return {}
+        """Parameters that the objective wants from the loop."""
+        makers: dict[str, Callable[[Sequence[Any]], Tensor]] = {"kl": self._baseline, "shift": self._shift}
+        return {name: makers[name](rows) for name in self.objective.supplied}
+
+    def _shift(self, rows: Sequence[Any]) -> Tensor:
+        """BCO's, from the steps before."""
+        return torch.tensor(self.moving.mean, device=self.policy.device)
+
+    def _baseline(self, rows: Sequence[Any]) -> Tensor:
+        """KTO's, over the mismatched pairs of the whole batch."""
         other = [row._replace(completion=row.other) for row in rows if isinstance(row, LabelRow) and row.other]
         self.policy.model.eval()
         sums = []
@@ -174,8 +209,9 @@ class Trainer:
                 groups = [Group(row.prompt, (row.completion,)) for row in part]
                 refs = torch.tensor([row.ref_other for row in part], device=self.policy.device)
                 sums.append(torch.stack([completion_logps(self.forward, groups), refs]))
+        self.policy.model.train()
         policy, ref = torch.cat(sums, dim=1) if sums else torch.zeros(2, 0)
-        return {"kl": losses.kto_baseline(policy, ref)}
+        return losses.kto_baseline(policy, ref)
 
     def _gradient_norm(self, total: float) -> float:
         """Divide the gradients by the batch's weight, clip them, and say what their norm was before."""
@@ -185,11 +221,11 @@ class Trainer:
         limit = math.inf if self.config.clip is None else self.config.clip
         return float(torch.nn.utils.clip_grad_norm_(self.weights.values(), limit))
 
-    def _forward(self) -> Forward:
+    def _forward(self) -> Any:
         """How this model is gone through, settled on rows of its own data."""
         rows = sorted(self.source.batch(0).rows, key=tokens_of)
         with self.policy.precision():
-            return forward_for(self.policy.model, self.shape.groups([rows[-1], *rows[:3]]))
+            return self.shape.way(self.policy.model, [rows[-1], *rows[:3]])
 
     def _stop_unless_finite(self, step: int, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):

@@ -17,7 +17,8 @@ from train.config import LoraSpec, TrainConfig
 from train.data import Encoded, LabelRow, PairRow
 from train.logps import sequence_logps
 from train.policy import load_policy
-from train.shapes import SHAPES
+from train import losses
+from train.shapes import of
 from train.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -74,7 +75,7 @@ def loaded(folder: Path) -> tuple[Any, Any]:
 def ours(model: Path, rows: list[Row], config: TrainConfig, folder: Path) -> tuple[list[dict[str, Any]], Any]:
     """Our lines and model: references scored with the start, then the same steps."""
     policy = load_policy(str(model), lora=config.lora, dtype="float32", device="cpu", trainable=True, seed=config.seed)
-    shape = SHAPES["pairs" if isinstance(rows[0], PairRow) else "labels"]
+    shape = of(losses.get(config.method), config.parameters)
     scored: list[Encoded] = [item for row in rows for item in shape.scored(row)]
     kept = iter([s.logp for s in sequence_logps(policy.model, scored)])
     held = [shape.with_reference(row, [next(kept) for _ in shape.scored(row)]) for row in rows]

@@ -15,7 +15,7 @@ import torch
 
 from factory import crash
 from factory.faults import FactoryError
-from tests.train.conftest import label_rows, pair_rows
+from tests.train.conftest import completion_rows, label_rows, pair_rows
 from train import losses
 from train.batches import FixedRows, Row
 from train.config import LoraSpec, TrainConfig
@@ -23,15 +23,21 @@ from train.logps import PlainForward, completion_logps
 from train.metrics import read, timeless
 from train.packing import Group
 from train.policy import Policy, load_policy
-from train.shapes import SHAPES
+from train.shapes import of
 from train.trainer import Trainer, learning_rate
 
 Loader = Callable[..., Policy]
-METHODS = losses.objectives.names()
+METHODS = [name for name in losses.objectives.names() if losses.get(name).data != "groups"]
+ROWS = {"pairs": pair_rows, "scores": pair_rows, "labels": label_rows, "completions": completion_rows}
 
 
 def rows_for(method: str, count: int, seed: int = 0) -> Sequence[Row]:
-    return pair_rows(count, seed) if losses.get(method).data == "pairs" else label_rows(count, seed)
+    return ROWS[losses.get(method).data](count, seed)
+
+
+def loaded_for(policy: Loader, method: str) -> Policy:
+    """The tiny model with the head that the method trains."""
+    return policy(head="score") if losses.get(method).data == "scores" else policy()
 
 
 def config(method: str = "dpo", **more: Any) -> TrainConfig:
@@ -66,8 +72,12 @@ def test_a_batch_is_the_same_whole_or_row_by_row(policy: Loader, method: str, tm
     """Eight rows at once, and 1 x 8 accumulated, with row weights, a further term and KTO's baseline."""
     rows = rows_for(method, 8)
     settings = config(method, add={"sft": 0.3}, clip=None)
-    whole = gradients(policy(), rows, settings.model_copy(update={"micro_batch_tokens": 10**6}), tmp_path / "whole")
-    parts = gradients(policy(), rows, settings.model_copy(update={"micro_batch_tokens": 1}), tmp_path / "parts")
+    whole, parts = (
+        gradients(
+            loaded_for(policy, method), rows, settings.model_copy(update={"micro_batch_tokens": size}), tmp_path / name
+        )
+        for size, name in ((10**6, "whole"), (1, "parts"))
+    )
     assert len(whole) == len(parts) > 0
     for one, other in zip(whole, parts, strict=True):
         assert float((one - other).norm()) <= 1e-5 * float(one.norm()) + 1e-9
@@ -79,19 +89,20 @@ def test_a_batch_is_the_same_whole_or_row_by_row(policy: Loader, method: str, tm
 def test_the_gradient_is_the_objectives(policy: Loader, method: str, tmp_path: Path) -> None:
     """Against the model's own forward, row by row, and sum(loss * weight) / sum(weight) written out."""
     rows = rows_for(method, 5)
-    got = gradients(policy(), rows, config(method, clip=None, batch_size=5), tmp_path)
+    got = gradients(loaded_for(policy, method), rows, config(method, clip=None, batch_size=5), tmp_path)
 
-    loaded = policy()
-    objective, shape, plain = losses.get(method), SHAPES[losses.get(method).data], PlainForward(loaded.model)
-    supplied: dict[str, Any] = {}
-    if objective.supplied:
+    loaded = loaded_for(policy, method)
+    objective, shape, plain = losses.get(method), of(losses.get(method), {}), PlainForward(loaded.model)
+    supplied: dict[str, Any] = {"shift": 0.0} if "shift" in objective.supplied else {}
+    if "kl" in objective.supplied:
         others = [Group(r.prompt, [r.other]) for r in rows if r.other]
         refs = torch.tensor([r.ref_other for r in rows if r.other])
         with torch.no_grad():
             supplied["kl"] = (completion_logps(plain, others) - refs).mean().clamp(min=0)
-    logps = shape.logps(rows, completion_logps(plain, shape.groups(rows)))
-    own = torch.tensor([r.weight for r in rows])
-    loss = (objective(logps, **supplied).loss * own).sum() / own.sum()
+    way = shape.way(loaded.model, rows) if objective.data == "scores" else plain
+    outcome = objective(shape.logps(rows, shape.seen(way, rows)), **supplied)
+    weight = outcome.weight * torch.tensor([r.weight for r in rows])
+    loss = (outcome.loss * weight).sum() / weight.sum()
     wanted = torch.autograd.grad(loss, list(loaded.trainable().values()))
 
     assert read(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
@@ -132,8 +143,9 @@ def test_one_prompt_alone_has_no_baseline(policy: Loader, tmp_path: Path) -> Non
 def test_training_raises_the_margin_on_its_data(policy: Loader, method: str, tmp_path: Path) -> None:
     rows = rows_for(method, 12)
     settings = config(method, epochs=6, batch_size=4, learning_rate=5e-3, schedule="constant")
-    lines = trainer(policy(), rows, settings, tmp_path).run().lines
-    margin = [sum(line["rewards/margins"] for line in part) for part in (lines[:3], lines[-3:])]
+    lines = trainer(loaded_for(policy, method), rows, settings, tmp_path).run().lines
+    measure = "rewards/margins" if "rewards/margins" in lines[0] else "mean_token_logp"
+    margin = [sum(line[measure] for line in part) for part in (lines[:3], lines[-3:])]
     assert margin[1] > margin[0] + 0.1
     assert len(lines) == 18
 
