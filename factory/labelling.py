@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 from factory import crash, matchups as choosing, verdicts
 from factory.calls import answer
 from factory.faults import EndpointError, FactoryError, IntegrityError, LockedError
-from factory.judges import Judge, LLMJudge, judges
+from factory.judges import CannotAsk, Judge, LLMJudge, judges
 from factory.judges.canaries import SHARE, plant
 from factory.schema import (
     Ask,
@@ -402,7 +402,10 @@ def _votes(work: Work, member: PanelMember, judge: Judge, matchups: Sequence[Mat
 
 
 def _adopted(work: Work, member: PanelMember, matchup: Matchup, votes: Sequence[Judgment]) -> list[Judgment]:
-    """Votes on one matchup under this panel's run, round and name; a failure where the judge was silent."""
+    """Votes on one matchup under this panel's run, round and name; a failure where the judge was silent, unless it is
+    `partial`: asked about some matchups only, as people are."""
+    if not votes and getattr(member.judge, "partial", False):
+        return []
     if not votes:
         return [_judgment(work, member, matchup, Reading(failure="no_vote"))]
     fields = ("aspect", "verdict", "p_a", "score", "score_low", "score_high", "detail", "failure")
@@ -429,15 +432,23 @@ def _ask(
                 asks.extend((place, ask) for ask in judge.asks(matchups[place], earlier))
             except FactoryError:
                 raise
+            except CannotAsk as fault:
+                reading = Reading(failure=fault.kind, detail={"why": str(fault)[:200]})
+                yield _judgment(work, member, matchups[place], reading)
             except Exception as fault:  # noqa: BLE001 - a matchup that cannot be asked about fails alone
                 yield _judgment(work, member, matchups[place], _broken("judge_error", fault))
         new: defaultdict[int, list[Reading]] = defaultdict(list)
         for place, ask, call in _answers(work, engine, asks, report):
             readings = _read(judge, ask, call)
             new[place].extend(readings)
-            for reading in readings:
+            for reading in filter(_says_something, readings):
                 yield _judgment(work, member, matchups[place], reading, ask, call)
         told = {place: [*told[place], *readings] for place, readings in new.items() if readings}
+
+
+def _says_something(reading: Reading) -> bool:
+    """Is it a verdict, a score or a failure, and not a step on the way to one?"""
+    return any(said is not None for said in (reading.verdict, reading.score, reading.failure))
 
 
 def _answers(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from factory.faults import FactoryError
 from factory.registry import Registry
 from factory.schema import Candidate, digest
-from factory.verdicts import SAME, Score
+from factory.verdicts import Score, from_scores
 
 CandidatePair = tuple[Candidate, Candidate]
 Scores = Mapping[str, Score | None]
@@ -118,4 +118,4 @@ def _ranked(pairs: Sequence[CandidatePair], scores: Scores) -> list[str]:
 
 def _tied(pair: CandidatePair, scores: Scores) -> bool:
     a, b = (scores.get(c.key) for c in pair)
-    return a is not None and b is not None and abs(a.share - b.share) < SAME
+    return a is not None and b is not None and from_scores(a, b).verdict == "tie"

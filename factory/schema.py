@@ -18,9 +18,12 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
 # ---------------------------------------------------------------------------------------------------------- keys
 
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+
+
 def digest(*parts: Any) -> str:
     """32 hex digits of SHA-256 over the canonical JSON of `parts`: the form of every key in the store."""
-    text = json.dumps(parts, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    text = _CANONICAL.encode(parts)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
@@ -203,13 +206,22 @@ class Candidate:
     """One sampled answer to a prompt (TRL calls it a completion), read from a call."""
 
     TABLE: ClassVar[str] = "candidates"
-    key: str = column("hash of run, round, call key, kind and reader version")
+    key: str = column("hash of run, round, call key, kind and reader version; of a critique or revision its parent too")
     run: str = column("run")
     round: int = column("round", 0)
     prompt_key: str = column("prompts.key")
     split: str = column("split of its prompt")
-    kind: str = column("sample | draft | critique | revision | given", "sample")
-    parent: str | None = column("candidates.key of the draft it revises", None)
+    kind: str = column(
+        "sample: an answer | draft: an answer made only to be revised | critique: of its parent, an answer | revision: "
+        "the answer anew after its parent, a critique | given: brought in from outside",
+        "sample",
+    )
+    parent: str | None = column(
+        "candidates.key of what it was made from: of a critique the answer (sample, draft or earlier revision), of a "
+        "revision the critique; null for other kinds",
+        None,
+    )
+    principle: str | None = column("name of the principle that a critique or revision goes by; null otherwise", None)
     call_key: str | None = column("calls.key; null when it was brought in from outside", None)
     model: str = column("name of the model that wrote it")
     model_hash: str = column("content hash of that model", "")
@@ -241,12 +253,13 @@ class Judgment:
     aspect: str = column("aspect, rubric or principle judged", "")
     verdict: str | None = column("a | b | tie | none, in canonical order; null when pointwise", None)
     p_a: float | None = column("probability that a is the better, canonical order, for this one order of showing", None)
-    score: float | None = column("pointwise score on [score_low, score_high]", None)
-    score_low: float | None = column("lowest score of the scale", None)
-    score_high: float | None = column("highest score of the scale", None)
+    score: float | None = column("pointwise score on [score_low, score_high]; log-odds where these are null", None)
+    score_low: float | None = column("lowest score of the scale; null for a reward, which has no ends", None)
+    score_high: float | None = column("highest score of the scale; null for a reward", None)
     detail: Json = column("JSON: what else the judge gives (constraints met, rationale, mass on valid answers)", None)
     canary: bool = column("true when a canary was shown in place of a candidate: no real work", False)
     canary_name: str | None = column("name of that canary; null for real work", None)
+    batch: str = column("work put before the judge together, which its canaries vouch for; empty: nothing does", "")
     failure: str | None = column("kind of failure; null when it is a verdict", None)
     call_key: str | None = column("calls.key; null for programs and people", None)
     reader: str = column("version of the code that read the call", "1")
@@ -270,6 +283,9 @@ class Preference:
     margin: float = column("how much better, in the units of the panel's combined score (0 to 1)")
     agreement: float | None = column("share of the judges with a verdict on this pair that side with it", None)
     judges: int = column("number of judges with a verdict on this pair", 0)
+    probability: float | None = column("probability that the chosen is the better, as the judges were combined", None)
+    entropy: float | None = column("entropy of the panel's verdict (chosen, rejected or tie), nats", None)
+    weight: float = column("weight in training", 1.0)
     strategy: str = column("pairing strategy", "")
     source: str = column("factory, or the data set it came from", "factory")
     at: datetime = column("when it was made (UTC)")

@@ -123,14 +123,17 @@ CANDIDATE_SCORES = View(
         "prompt_key": (TEXT, "prompts.key"),
         "candidate": (TEXT, "candidates.key"),
         "score": (NUMBER, "mean score on the judge's own scale"),
-        "share": (NUMBER, "mean score as a share of the scale, 0 to 1"),
+        "share": (NUMBER, "mean score as a share of the scale, 0 to 1; on log-odds r: 1/2 + r / (2 + 2|r|)"),
+        "log_odds": (FLAG, "is the score one of log-odds without ends, as a reward model's?"),
         "aspects": (COUNT, "aspects judged"),
     },
     """
     SELECT run, round, judge, prompt_key, candidate_a AS candidate, avg(score) AS score,
-        avg(CASE WHEN high > low THEN greatest(0, least(1, (score - low) / (high - low))) ELSE 0 END) AS share,
-        count(*) AS aspects
-    FROM (SELECT *, coalesce(score_low, 0) AS low, coalesce(score_high, 1) AS high FROM readings)
+        avg(CASE WHEN open THEN 0.5 + 0.5 * score / (1 + abs(score))
+            WHEN high > low THEN greatest(0, least(1, (score - low) / (high - low))) ELSE 0 END) AS share,
+        bool_and(open) AS log_odds, count(*) AS aspects
+    FROM (SELECT *, score_low IS NULL AND score_high IS NULL AS open, coalesce(score_low, 0) AS low,
+        coalesce(score_high, 1) AS high FROM readings)
     WHERE candidate_b IS NULL
     GROUP BY ALL HAVING bool_and(failure IS NULL AND score IS NOT NULL)
     """,
@@ -166,8 +169,9 @@ VERDICTS = View(
         FROM asked GROUP BY run, round, judge, prompt_key, candidate_a, candidate_b
         HAVING bool_and(answered AND complete)
         UNION ALL
-        SELECT run, round, judge, prompt_key, a.candidate, b.candidate, 0.5 + (a.share - b.share) / 2, NULL, 'scores',
-            1e-9
+        SELECT run, round, judge, prompt_key, a.candidate, b.candidate,
+            CASE WHEN a.log_odds AND b.log_odds THEN 1 / (1 + exp(least(700, b.score - a.score)))
+                ELSE 0.5 + (a.share - b.share) / 2 END, NULL, 'scores', 1e-9
         FROM candidate_scores a JOIN candidate_scores b USING (run, round, judge, prompt_key)
         WHERE a.candidate < b.candidate
             AND (run, round, judge) NOT IN (

@@ -20,7 +20,16 @@ class Judge(Protocol):
     kind: Literal["pointwise", "pairwise"]
 
     def vote(self, matchups: Iterable[Matchup]) -> Iterator[Judgment]:
-        """One or more judgments for every matchup; a failure is a judgment with `failure` set."""
+        """One or more judgments for every matchup; a failure is a judgment with `failure` set. Only a judge whose
+        attribute `partial` is true may be silent: it was not asked about everything."""
+
+
+class CannotAsk(Exception):  # noqa: N818 - it is a reading of the matchup, not an error of the program
+    """Raised by `asks` where a matchup lacks what the judge needs: it becomes a judgment with the failure `kind`."""
+
+    def __init__(self, kind: str, why: str) -> None:
+        super().__init__(why)
+        self.kind = kind
 
 
 class LLMJudge(Protocol):
@@ -31,13 +40,16 @@ class LLMJudge(Protocol):
     reader: str  # version of `read`: a change re-reads kept calls, it does not pay again
 
     def asks(self, matchup: Matchup, earlier: Sequence[Reading] = ()) -> list[Ask]:
-        """What to ask about the matchup; with `earlier` readings, the follow-up questions (none: done)."""
+        """What to ask about the matchup; with `earlier` readings, the follow-up questions (none: done). CannotAsk where
+        the matchup lacks what the judge needs."""
 
     def read(self, ask: Ask, completion: Completion) -> list[Reading]:
-        """What the answer means. Never raises, never guesses."""
+        """What the answer means. Never raises, never guesses. A reading that says nothing yet (no verdict, no score, no
+        failure: reasoning, say) is no judgment; it is among the `earlier` readings of the follow-up."""
 
 
 judges: Registry[Callable[..., Judge | LLMJudge]] = Registry("judge")
 judges.add("verifier", "factory.judges.verifier:VerifierJudge", asks=False)
 judges.add("pairwise", "factory.judges.pairwise:PairwiseJudge", asks=True)
 judges.add("rating", "factory.judges.rating:RatingJudge", asks=True)
+judges.add("human", "factory.judges.human:HumanJudge", asks=False, file=True)

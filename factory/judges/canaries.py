@@ -32,6 +32,8 @@ SHARE = 0.02
 """Canaries a real matchup."""
 EACH_FROM = 100
 """From this many matchups on, every kind of canary is shown at least once."""
+AT_LEAST = 100
+"""Matchups of a batch, but for the rest of the work where there are fewer."""
 
 
 def stand_in_key(name: str, replaced: str) -> str:
@@ -57,7 +59,16 @@ def planned(matchups: int, share: float = SHARE) -> int:
     """How many canaries are planted among so many matchups, at most."""
     if share <= 0 or not matchups:
         return 0
-    return max(math.ceil(share * matchups), len(CANARIES) if matchups >= EACH_FROM else 0)
+    return max(math.floor(share * matchups + 1e-9), len(CANARIES) if matchups >= EACH_FROM else 1)
+
+
+def batches(matchups: int, share: float = SHARE) -> list[range]:
+    """The places of so many matchups as batches that their canaries vouch for: as equal as can be, and each large
+    enough (250 matchups at a share of 2%) that one canary of every kind is no more than that share of it. Without
+    canaries there is nothing to divide."""
+    size = max(math.ceil(len(CANARIES) / share), AT_LEAST) if share > 0 else max(matchups, 1)
+    count = max(1, matchups // size)
+    return [range(i * matchups // count, (i + 1) * matchups // count) for i in range(count)] if matchups else []
 
 
 def plant(matchups: Sequence[Matchup], share: float, seed: int) -> list[Matchup]:
