@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from train import losses
 from train.batches import FixedRows, Row
 from train.config import LoraSpec, TrainConfig
 from train.data import Encoded, LabelRow, PairRow
 from train.logps import sequence_logps
 from train.policy import load_policy
-from train import losses
 from train.shapes import of
 from train.trainer import Trainer
 

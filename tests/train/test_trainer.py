@@ -19,6 +19,7 @@ from tests.train.conftest import completion_rows, label_rows, pair_rows
 from train import losses
 from train.batches import FixedRows, Row
 from train.config import LoraSpec, TrainConfig
+from train.data import PairRow
 from train.logps import PlainForward, completion_logps
 from train.metrics import read, timeless
 from train.packing import Group
@@ -85,14 +86,27 @@ def test_a_batch_is_the_same_whole_or_row_by_row(policy: Loader, method: str, tm
     assert lines[0] == pytest.approx(lines[1], rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_gradient_is_the_objectives(policy: Loader, method: str, tmp_path: Path) -> None:
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("orpo", {"nll_of_prompt": True}),
+    ("hinge", {"ld_alpha": 0.3}),
+    ("dpo", {"f_divergence": "js"}),
+    ("robust_dpo", {"length_normalised": True, "ld_alpha": 0.7}),
+    ("reward_model", {"margin": True, "centring": 0.01}),
+    ("sft", {"mean_over": "answers"}),
+]
+
+
+@pytest.mark.parametrize(("method", "parameters"), [*((method, {}) for method in METHODS), *OPTIONS])
+def test_the_gradient_is_the_objectives(
+    policy: Loader, method: str, parameters: dict[str, Any], tmp_path: Path
+) -> None:
     """Against the model's own forward, row by row, and sum(loss * weight) / sum(weight) written out."""
     rows = rows_for(method, 5)
-    got = gradients(loaded_for(policy, method), rows, config(method, clip=None, batch_size=5), tmp_path)
+    settings = config(method, clip=None, batch_size=5, parameters=parameters)
+    got = gradients(loaded_for(policy, method), rows, settings, tmp_path)
 
     loaded = loaded_for(policy, method)
-    objective, shape, plain = losses.get(method), of(losses.get(method), {}), PlainForward(loaded.model)
+    objective, shape, plain = losses.get(method), of(losses.get(method), parameters), PlainForward(loaded.model)
     supplied: dict[str, Any] = {"shift": 0.0} if "shift" in objective.supplied else {}
     if "kl" in objective.supplied:
         others = [Group(r.prompt, [r.other]) for r in rows if r.other]
@@ -100,7 +114,7 @@ def test_the_gradient_is_the_objectives(policy: Loader, method: str, tmp_path: P
         with torch.no_grad():
             supplied["kl"] = (completion_logps(plain, others) - refs).mean().clamp(min=0)
     way = shape.way(loaded.model, rows) if objective.data == "scores" else plain
-    outcome = objective(shape.logps(rows, shape.seen(way, rows)), **supplied)
+    outcome = objective(shape.logps(rows, shape.seen(way, rows)), **parameters, **supplied)
     weight = outcome.weight * torch.tensor([r.weight for r in rows])
     loss = (outcome.loss * weight).sum() / weight.sum()
     wanted = torch.autograd.grad(loss, list(loaded.trainable().values()))
@@ -108,6 +122,103 @@ def test_the_gradient_is_the_objectives(policy: Loader, method: str, tmp_path: P
     assert read(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
     for ours, theirs in zip(got, wanted, strict=True):
         assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm()) + 1e-8
+
+
+def first_tokens(model: Any, prompt: tuple[int, ...], answer: tuple[int, ...], count: int) -> float:
+    return float(completion_logps(PlainForward(model), [Group(prompt, [answer[:count]])]))
+
+
+def test_heads_are_sums_over_the_first_tokens(policy: Loader) -> None:
+    """As many as the shorter answer has, and the same as scoring the cut answer by itself."""
+    rows, loaded = pair_rows(4, seed=3), policy()
+    shape = of(losses.get("ld_dpo"), {})
+    found = shape.logps(rows, shape.seen(PlainForward(loaded.model), rows))
+    for i, row in enumerate(rows):
+        least = min(len(row.chosen), len(row.rejected))
+        assert float(found.chosen_head[i]) == pytest.approx(
+            first_tokens(loaded.model, row.prompt, row.chosen, least), rel=1e-5
+        )
+        assert float(found.rejected_head[i]) == pytest.approx(
+            first_tokens(loaded.model, row.prompt, row.rejected, least), rel=1e-5
+        )
+
+
+def test_the_reference_scores_heads_where_they_are_needed() -> None:
+    row = PairRow((5, 6), (7, 8, 9), (10,))
+    plain, heads = of(losses.get("dpo"), {}), of(losses.get("ld_dpo"), {})
+    assert [e.completion_ids for e in plain.scored(row)] == [(7, 8, 9), (10,)]
+    assert [e.completion_ids for e in heads.scored(row)] == [(7, 8, 9), (10,), (7,)]
+    kept = heads.with_reference(row, [-9.0, -4.0, -3.0])
+    assert (kept.ref_chosen, kept.ref_chosen_head, kept.ref_rejected_head) == (-9.0, -3.0, -4.0)
+    turned = row._replace(chosen=(10,), rejected=(7, 8, 9))
+    kept = heads.with_reference(turned, [-4.0, -9.0, -3.0])
+    assert (kept.ref_rejected, kept.ref_chosen_head, kept.ref_rejected_head) == (-9.0, -4.0, -3.0)
+
+
+def test_the_prompts_own_tokens(policy: Loader) -> None:
+    """A prompt of one token predicts none of its own."""
+    rows, loaded = [PairRow((5, 6, 7), (8,), (9, 10)), PairRow((5,), (8,), (9,))], policy()
+    shape = of(losses.get("orpo"), {"nll_of_prompt": True})
+    found = shape.logps(rows, shape.seen(PlainForward(loaded.model), rows))
+    wanted = completion_logps(PlainForward(loaded.model), [Group((5,), [(6, 7)])])
+    assert found.prompt.tolist() == pytest.approx([float(wanted), 0.0], rel=1e-5)
+    assert found.prompt_len.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("weighting", ["wpo", "wpo_plain"])
+def test_wpo_weighs_by_how_usual_the_answers_are(policy: Loader, weighting: str, tmp_path: Path) -> None:
+    """exp(mean(log p - log sum p^2)) of both answers, from the model's own logits."""
+    rows = [row._replace(weight=1.0) for row in pair_rows(4)]
+    lines = trainer(policy(), rows, config(batch_size=4, weighting=weighting), tmp_path).run().lines
+    model = policy().model
+
+    def usual(prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
+        ids = torch.tensor([[*prompt, *answer]])
+        with torch.no_grad():
+            logps = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        own = logps.gather(-1, torch.tensor(answer)[:, None])[:, 0]
+        return float((own - (2 * logps).logsumexp(-1)).mean().exp())
+
+    weights = torch.tensor([usual(r.prompt, r.chosen) * usual(r.prompt, r.rejected) for r in rows])
+    plain = PlainForward(model)
+    shape = of(losses.get("dpo"), {})
+    loss = losses.get("dpo")(shape.logps(rows, shape.seen(plain, rows))).loss.detach()
+    wanted = (loss * weights).sum() / (weights.sum() if weighting == "wpo" else 4)
+    assert lines[0]["loss"] == pytest.approx(float(wanted), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["bco", "bco_pair"])
+def test_the_shift_is_the_mean_reward_of_the_steps_before(policy: Loader, method: str, tmp_path: Path) -> None:
+    settings = config(method, batch_size=4, epochs=2, schedule="constant", warmup=0.0)
+    rows = rows_for(method, 8)
+    seen: list[torch.Tensor] = []
+    loop = trainer(policy(), rows, settings, tmp_path)
+    rewards = loop.shape.rewards
+    loop.shape.rewards = lambda outcome: (seen.append(rewards(outcome)), seen[-1])[1]  # type: ignore[method-assign]
+    lines = loop.run().lines
+    assert lines[0]["shift"] == 0.0
+    for step in range(1, 4):
+        assert lines[step]["shift"] == pytest.approx(float(torch.cat(seen[:step]).mean()), rel=1e-5)
+
+
+def test_the_shift_is_kept_over_a_kill(policy: Loader, tmp_path: Path) -> None:
+    settings = config("bco", batch_size=4, epochs=3, save_every=2)
+    rows = label_rows(8)
+    whole = [timeless(line) for line in trainer(policy(), rows, settings, tmp_path / "whole").run().lines]
+    loop = trainer(policy(), rows, settings, tmp_path / "cut")
+    steps = loop.step
+
+    def until_three(step: int) -> Any:
+        if step == 3:
+            raise KeyboardInterrupt
+        return steps(step)
+
+    loop.step = until_three  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    again = [timeless(line) for line in trainer(policy(), rows, settings, tmp_path / "cut").run().lines]
+    assert again == whole
+    assert whole[-1]["shift"] != 0.0
 
 
 def test_the_further_term_is_the_mean_nll_per_token(policy: Loader, tmp_path: Path) -> None:
