@@ -233,12 +233,16 @@ def nca_pair(u_c: Tensor, u_r: Tensor, beta: float = 0.1) -> Tensor:
 
 
 @linked("bco_pair", margin=False, beta=POSITIVE)
-def bco_pair(u_c: Tensor, u_r: Tensor, beta: float = 0.1, shift: Tensor | float = 0.0) -> Tensor:
+def bco_pair(
+    u_c: Tensor, u_r: Tensor, beta: float = 0.1, running_shift: bool = True, shift: Tensor | float = 0.0
+) -> Tensor:
     """Binary classifier optimisation on pairs (arXiv 2404.04656, eq. 12): -log s(r_c - shift) - log s(-(r_r - shift)).
 
-    r = beta u; `shift` is the running mean of the rewards, which the trainer keeps; 0 is TRL's bco_pair.
+    r = beta u; `shift` is the running mean of the rewards, which the trainer keeps. Without `running_shift` it is 0, as
+    TRL has it.
     """
-    return -F.logsigmoid(beta * u_c - shift) - F.logsigmoid(-(beta * u_r - shift))
+    moved = shift if running_shift else 0.0
+    return -F.logsigmoid(beta * u_c - moved) - F.logsigmoid(-(beta * u_r - moved))
 
 
 @linked("apo_zero", margin=False, beta=POSITIVE)
