@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from factory import crash
 from factory.faults import ConfigError, FactoryError
 from factory.resources import EMBEDDED, ModelFiles, content_hash, model_files
-from factory.schema import Label, Logp, Messages, Preference, digest, now, unique
+from factory.schema import Label, Logp, Messages, Preference, Prompt, digest, now, unique
 from train.config import TrainConfig
 
 if TYPE_CHECKING:
     from factory.console import Progress
+    from factory.judges import Judge
     from factory.store import Store
-    from train.data import Answer, Encoded
+    from train.data import Answer, Encoded, Ids
     from train.losses import Objective
     from train.policy import Policy
     from train.trainer import Trained
@@ -107,11 +108,15 @@ def train_policy(
     out: Path,
     config: TrainConfig,
     where: Mapping[str, Any] | None = None,
+    prompts: Sequence[str] | None = None,
+    reward: Judge | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train a policy on the preferences or labels of a run's rounds, held to `reference`, into `out`/policy.
 
     start, reference: names of policies; reference "start" is the start itself. where: further conditions on the rows.
+    With config.online the policy's own answers to `prompts` (keys; all of the split train by default) are trained on,
+    judged by `reward` (a verifier by default).
     Rows that cannot be trained on are skipped and counted. FactoryError: no rows, a model that does not load, a loss
     that is not finite, or an `out` that holds another training.
     """
@@ -123,13 +128,18 @@ def train_policy(
     objective.check(config.parameters)
     files = model_files(start)
     held_to = files if reference in ("start", start) else model_files(reference)
+    _check_online(objective, config)
     picked = {"run": run, "round": list(rounds), **(where or {})}
-    data = _read(store, objective, picked, files.base, config)
+    asked = _asked(store, prompts, files.base, config) if config.online else None
+    data = _read(store, objective, picked, files.base, config) if asked is None else _Data(list(asked), 0, {})
     job = _Job(store, files, held_to, data, config, out, _dtype(config))
     if done := job.finished():
         return done
     with threads(_threads(out, config)):
-        trained = job.train(job.with_reference(), progress)
+        if asked is None:
+            trained = job.train(job.with_reference(), progress)
+        else:
+            trained = job.train_online(asked, reward, progress)
     result = _result(job, trained, start, reference, time.monotonic() - began)
     job.publish(result)
     return result
@@ -157,6 +167,7 @@ class _Job:
         self.objective = losses.get(config.method)
         self.model_hash = content_hash(start, dtype)
         self._policy: Policy | None = None
+        self._frozen: Policy | None = None
 
     @property
     def identity(self) -> dict[str, str]:
@@ -239,6 +250,38 @@ class _Job:
         source = FixedRows(rows, self.config.batch_size, self.config.epochs, self.config.seed)
         return Trainer(self.policy, source, self.config, self.out, self.model_hash, progress).run()
 
+    def train_online(self, asked: Mapping[Ids, Prompt], judge: Judge | None, progress: Progress | None) -> Trained:
+        """The loop on answers of its own."""
+        from factory.judges.verifier import VerifierJudge
+        from factory.online import JudgeReward, LiveModels, LiveSampler
+        from train.online import OnlineRows
+        from train.trainer import Trainer
+
+        if self.config.online is None:
+            raise ValueError("not an online training")
+        policy = self.policy
+        models = LiveModels(policy, policy.trainable(), self._reference)
+        reward = JudgeReward(judge or VerifierJudge(), asked, policy.tokenizer, self.start.name)
+        source = OnlineRows(
+            list(asked), self.config.online, self.objective, LiveSampler(policy), reward, models, self.config.seed
+        )
+        trainer = Trainer(policy, source, self.config, self.out, self.model_hash, progress)
+        models.critic = trainer.critic
+        return trainer.run()
+
+    @contextmanager
+    def _reference(self) -> Iterator[Any]:
+        """The reference's model while samples are scored: without its adapter, or a frozen one that stays loaded."""
+        from train.policy import load_policy
+
+        if self.reference.adapter is None and self.reference.base == self.start.base and self.policy.has_adapter:
+            with self.policy.without_adapter():
+                yield self.policy.model
+            return
+        if self._frozen is None:
+            self._frozen = load_policy(self.reference.base, self.reference.adapter, dtype=self.dtype)  # type: ignore[arg-type]
+        yield self._frozen.model
+
     def publish(self, result: TrainResult) -> None:
         """Write the policy's folder whole, then let go of the checkpoints."""
         from train.policy import save_policy
@@ -286,6 +329,35 @@ def _read(store: Store, objective: Objective, where: Mapping[str, Any], base: st
         log.warning("%d %s are left out: %s", skipped.total(), table, dict(skipped))
     shape = of(objective, config.parameters)
     return _Data(list(shape.completed(rows, config.seed, config.max_length)), truncated, dict(skipped))
+
+
+def _check_online(objective: Objective, config: TrainConfig) -> None:
+    """FactoryError where a method and where its answers come from do not go together."""
+    if objective.data == "groups" and config.online is None:
+        raise FactoryError(
+            f"{objective.name} trains on answers that the policy samples",
+            todo="set online (for example online: {steps: 50, n: 4})",
+        )
+    if config.online is not None and objective.data not in ("groups", "pairs"):
+        raise FactoryError(
+            f"{objective.name} trains on {TABLE_OF[objective.data]} of the store", todo="leave online out"
+        )
+
+
+def _asked(store: Store, keys: Sequence[str] | None, base: str, config: TrainConfig) -> dict[Ids, Prompt]:
+    """The prompts of an online training as tokens, those that leave no room for an answer left out."""
+    from train.data import prompt_ids
+    from train.policy import load_tokenizer
+
+    where: dict[str, Any] = {"split": "train"} | ({} if keys is None else {"key": list(keys)})
+    tokenizer = load_tokenizer(base)
+    found = {prompt_ids(tokenizer, prompt.messages): prompt for prompt in store.rows(Prompt, where)}
+    kept = {ids: p for ids, p in found.items() if ids and (config.max_length is None or len(ids) < config.max_length)}
+    if not kept:
+        raise FactoryError("there are no prompts to sample answers to", todo="factory prompts add FILE")
+    if len(kept) < len(found):
+        log.warning("%d prompts are left out: empty, or longer than max_length", len(found) - len(kept))
+    return kept
 
 
 def _nothing(table: str, where: Mapping[str, Any], skipped: Counter[str]) -> FactoryError:

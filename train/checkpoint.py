@@ -51,10 +51,10 @@ def save(
     stamp: Stamp,
     weights: Mapping[str, nn.Parameter],
     optimiser: Any,
-    moving: Mapping[str, float] | None = None,
+    moving: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the checkpoint after `step` steps into `home`, then drop all but the newest. `moving`: further numbers that
-    go from step to step."""
+    """Write the checkpoint after `step` steps into `home`, then drop all but the newest. `moving`: what else goes
+    from step to step, numbers and tensors by name."""
     folder, draft = home / f"step-{step:06d}", home / f"writing-{step:06d}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -87,7 +87,7 @@ def newest(home: Path, stamp: Stamp) -> Found | None:
 
 
 def load(found: Found, weights: Mapping[str, nn.Parameter], optimiser: Any) -> dict[str, Any]:
-    """Put weights, optimiser and random states back; the moving numbers that were saved with them."""
+    """Put weights, optimiser and random states back; what else was saved with them."""
     kept: dict[str, Tensor] = load_file(found.folder / WEIGHTS)
     with torch.no_grad():
         for name, parameter in weights.items():

@@ -34,6 +34,37 @@ class LoraSpec(Strict):
     """Layers that get one: all-linear (all but the head), or names as peft takes them."""
 
 
+class OnlineSpec(Strict):
+    """Training on answers that the policy samples as it learns."""
+
+    steps: int = Field(default=50, ge=1)
+    """Batches of samples."""
+    prompts: int = Field(default=8, ge=1)
+    """Prompts a batch."""
+    n: int = Field(default=4, ge=1)
+    """Answers a prompt. bond: the first is the policy's, the others are the anchor's."""
+    temperature: float = Field(default=1.0, gt=0, le=5)
+    """Of sampling. Log-probs are those of temperature 1."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Of sampling; 1 keeps the whole distribution, which is what the gradients assume."""
+    max_tokens: int = Field(default=128, ge=1)
+    """Longest answer."""
+    updates: int = Field(default=1, ge=1)
+    """Optimiser steps on each batch of samples."""
+    scale: Literal["deviation", "none"] = "deviation"
+    """grpo: are a group's rewards divided by their deviation?"""
+    kl_weight: float = Field(default=0.05, ge=0)
+    """rloo and ppo: of the KL to the reference in the reward."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """ppo: discount of later rewards."""
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """ppo: lambda of the advantages, from one step (0) to the whole answer (1)."""
+    eta: float = Field(default=0.5, ge=0, le=1)
+    """bond: share of the backward KL."""
+    anchor_rate: float = Field(default=0.02, ge=0, le=1)
+    """bond: how far the anchor's weights move to the policy's after each batch."""
+
+
 class TrainConfig(Strict):
     """One training: the objective, its parameters, and how the loop runs."""
 
@@ -64,6 +95,8 @@ class TrainConfig(Strict):
     """Largest norm of the gradient; null: none."""
     lora: LoraSpec | None = LoraSpec()
     """The adapter; null trains the whole model."""
+    online: OnlineSpec | None = None
+    """Answers sampled by the policy in training; null: rows of the store. grpo, rloo, ppo and bond need it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward pass. auto: bfloat16 where the device is faster with it, else float32. What learns is float32."""
     max_length: int | None = Field(default=1024, ge=2)

@@ -75,6 +75,22 @@ class CompletionRow(NamedTuple):
     weight: float = 1.0
 
 
+class SampleRow(NamedTuple):
+    """One answer that the policy in training sampled. `advantage`: one for the answer, or one for each token. `old`,
+    `ref`: log-probs of its tokens under the weights that sampled it and under the reference, nats. `value`, `returns`:
+    what a critic said of its tokens then, and what came; empty without one."""
+
+    prompt: Ids
+    completion: Ids
+    reward: float
+    advantage: tuple[float, ...]
+    old: tuple[float, ...]
+    ref: tuple[float, ...]
+    value: tuple[float, ...] = ()
+    returns: tuple[float, ...] = ()
+    weight: float = 1.0
+
+
 # ------------------------------------------------------------------------------------------------ text to tokens
 
 _MARK = "\u241fanswer\u241f"  # stands for the answer while the template's end of turn is found

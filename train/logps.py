@@ -36,15 +36,26 @@ class LogpSum(NamedTuple):
 
 class TokenLogps(NamedTuple):
     """Log-probs of all completions' tokens end to end, `values` (tokens,) float32, nats; `lengths` (completions,);
-    `spread` (tokens,): log of the sum of squared probabilities over the vocabulary, where it was asked for."""
+    `spread` (tokens,): log of the sum of squared probabilities over the vocabulary, where it was asked for; `worth`
+    (tokens,): what a critic's head says where each token is about to be chosen, where one was given."""
 
     values: Tensor
     lengths: Tensor
     spread: Tensor | None = None
+    worth: Tensor | None = None
 
     def sums(self) -> Tensor:
         """Of each completion: (completions,)."""
         return self._summed(self.values)
+
+    def reordered(self, order: Sequence[int]) -> TokenLogps:
+        """With the completions in another order: the i-th is then the one that was at order[i]."""
+        ends = self.lengths.cumsum(0).tolist()
+        starts = [end - size for end, size in zip(ends, self.lengths.tolist(), strict=True)]
+        index = torch.cat([torch.arange(starts[i], ends[i]) for i in order]).to(self.values.device)
+        lengths = self.lengths[torch.tensor(order, device=self.lengths.device)]
+        moved = [None if field is None else field[index] for field in (self.spread, self.worth)]
+        return TokenLogps(self.values[index], lengths, *moved)
 
     def heads(self, counts: Tensor) -> Tensor:
         """Over the first `counts` (completions,) tokens of each completion."""
@@ -161,7 +172,9 @@ class Forward(Protocol):
 
     name: str
 
-    def token_logps(self, groups: Sequence[Group], *, spread: bool = False) -> TokenLogps:
+    def token_logps(
+        self, groups: Sequence[Group], *, spread: bool = False, critic: nn.Module | None = None
+    ) -> TokenLogps:
         """Of the completions of all groups, in order."""
 
 
@@ -186,7 +199,9 @@ class PackedForward:
             raise UnpackableError("attention in chunks")
         self._head = head
 
-    def token_logps(self, groups: Sequence[Group], *, spread: bool = False) -> TokenLogps:
+    def token_logps(
+        self, groups: Sequence[Group], *, spread: bool = False, critic: nn.Module | None = None
+    ) -> TokenLogps:
         """Of the completions of all groups, in order."""
         row = pack(groups, self._head.weight.device)
         with packed_attention_on(self._causal):
@@ -198,7 +213,8 @@ class PackedForward:
             )
         hidden = out.last_hidden_state[0, row.predicts]
         values = chunked_logps(hidden, self._head, row.targets)
-        return TokenLogps(values, lengths_of(groups, values), chunked_spread(hidden, self._head) if spread else None)
+        wide = chunked_spread(hidden, self._head) if spread else None
+        return TokenLogps(values, lengths_of(groups, values), wide, _worth(critic, hidden))
 
 
 class PlainForward:
@@ -209,7 +225,9 @@ class PlainForward:
     def __init__(self, model: nn.Module) -> None:
         self._causal = causal_model(model)
 
-    def token_logps(self, groups: Sequence[Group], *, spread: bool = False) -> TokenLogps:
+    def token_logps(
+        self, groups: Sequence[Group], *, spread: bool = False, critic: nn.Module | None = None
+    ) -> TokenLogps:
         """Of the completions of all groups, in order."""
         rows = [(group.prompt, completion) for group in groups for completion in group.completions]
         width = max(len(p) + len(c) for p, c in rows)
@@ -221,16 +239,26 @@ class PlainForward:
             seen[i, :size] = 1
         device = next(self._causal.parameters()).device
         ids, seen = ids.to(device), seen.to(device)
-        logits = self._causal(input_ids=ids, attention_mask=seen, use_cache=False).logits
-        parts, spreads = [], []
+        out = self._causal(input_ids=ids, attention_mask=seen, use_cache=False, output_hidden_states=critic is not None)
+        logits = out.logits
+        parts, spreads, hidden = [], [], []
         for i, (prompt, completion) in enumerate(rows):
             at = slice(len(prompt) - 1, len(prompt) + len(completion) - 1)
             logp = logits[i, at].float().log_softmax(-1)
             parts.append(logp.gather(-1, ids[i, at.start + 1 : at.stop + 1, None])[:, 0])
             if spread:
                 spreads.append((2 * logp.detach()).logsumexp(-1))
+            if critic is not None:
+                hidden.append(out.hidden_states[-1][i, at])
         values = torch.cat(parts)
-        return TokenLogps(values, lengths_of(groups, values), torch.cat(spreads) if spread else None)
+        wide = torch.cat(spreads) if spread else None
+        worth = _worth(critic, torch.cat(hidden)) if critic is not None else None
+        return TokenLogps(values, lengths_of(groups, values), wide, worth)
+
+
+def _worth(critic: nn.Module | None, hidden: Tensor) -> Tensor | None:
+    """What the critic says at each place: hidden (tokens, width) -> (tokens,) float32."""
+    return None if critic is None else critic(hidden.float())[:, 0]
 
 
 def lengths_of(groups: Sequence[Group], like: Tensor) -> Tensor:

@@ -13,9 +13,19 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
-from train.data import CompletionRow, Encoded, LabelRow, PairRow, with_others
+from train.data import CompletionRow, Encoded, LabelRow, PairRow, SampleRow, with_others
 from train.logps import Forward, TokenLogps, forward_for
-from train.losses import CompletionLogps, LabelLogps, LabelLoss, Objective, PairLogps, PairLoss, PairScores
+from train.losses import (
+    CompletionLogps,
+    GroupLogps,
+    GroupLoss,
+    LabelLogps,
+    LabelLoss,
+    Objective,
+    PairLogps,
+    PairLoss,
+    PairScores,
+)
 from train.packing import Group
 from train.scores import ScoreForward
 
@@ -33,7 +43,9 @@ T = TypeVar("T", bound=Fields)
 
 
 class Shape(Protocol):
-    """What the loop asks of a shape of data."""
+    """What the loop asks of a shape of data. `critic`: a value head that is trained with it."""
+
+    critic: nn.Module | None
 
     def way(self, model: nn.Module, rows: Sequence[Any]) -> Any:
         """How this model is gone through, settled on some rows of the data."""
@@ -73,6 +85,8 @@ def _tensor(values: Sequence[float], like: Tensor) -> Tensor:
 
 class _ByLogps:
     """What shapes share whose rows become log-probs."""
+
+    critic: nn.Module | None = None
 
     def __init__(self, needs: Collection[str] = ()) -> None:
         self.needs = frozenset(needs)
@@ -289,6 +303,8 @@ class Completions(_ByLogps):
 class Scores:
     """prompt / chosen / rejected for a reward model."""
 
+    critic: nn.Module | None = None
+
     def __init__(self, needs: Collection[str] = ()) -> None:
         pass
 
@@ -333,6 +349,82 @@ class Scores:
         return _margins(outcome)
 
 
+class Samples(_ByLogps):
+    """Answers that the policy sampled, those of a prompt together."""
+
+    def groups(self, rows: Sequence[SampleRow]) -> list[Group]:
+        """Every prompt once, with its answers."""
+        return [Group(prompt, [rows[i].completion for i in places]) for prompt, places in self._places(rows).items()]
+
+    def _places(self, rows: Sequence[SampleRow]) -> dict[tuple[int, ...], list[int]]:
+        found: dict[tuple[int, ...], list[int]] = {}
+        for i, row in enumerate(rows):
+            found.setdefault(row.prompt, []).append(i)
+        return found
+
+    def seen(self, way: Forward, rows: Sequence[SampleRow], *, spread: bool = False) -> TokenLogps:
+        """Token log-probs of all answers, in the order of the rows."""
+        tokens = way.token_logps(self.groups(rows), spread=spread, critic=self.critic)
+        came = [i for places in self._places(rows).values() for i in places]
+        return tokens.reordered([came.index(i) for i in range(len(rows))])
+
+    def logps(self, rows: Sequence[SampleRow], seen: TokenLogps) -> GroupLogps:
+        """GroupLogps of (tokens,) and (batch,)."""
+
+        def tokens(name: str) -> Tensor:
+            return _tensor([v for row in rows for v in getattr(row, name)], seen.values)
+
+        found = GroupLogps(
+            seen.values,
+            tokens("old"),
+            tokens("ref"),
+            tokens("advantage"),
+            seen.lengths,
+            _tensor([row.reward for row in rows], seen.values),
+        )
+        if seen.worth is None:
+            return found
+        return found._replace(value=seen.worth, old_value=tokens("value"), returns=tokens("returns"))
+
+    def alignment(self, rows: Sequence[SampleRow], seen: TokenLogps) -> Tensor:
+        """Samples are the policy's own: 1."""
+        return torch.ones(len(rows), device=seen.values.device)
+
+    def scored(self, row: SampleRow) -> list[Encoded]:
+        """Nothing: it was scored when it was sampled."""
+        return []
+
+    def with_reference(self, row: SampleRow, logps: Sequence[float]) -> SampleRow:
+        """As it is."""
+        return row
+
+    def completed(self, rows: Sequence[SampleRow], seed: int, total: int | None) -> Sequence[SampleRow]:
+        """Samples are whole."""
+        return rows
+
+    def sft(self, logps: GroupLogps) -> Tensor:
+        """There are no good answers to hold up: 0."""
+        return torch.zeros_like(logps.reward)
+
+    def rewards(self, outcome: GroupLoss) -> Tensor:
+        """Of all answers."""
+        return outcome.reward
+
+    def metrics(self, logps: GroupLogps, outcome: GroupLoss) -> dict[str, float]:
+        """TRL's names for online methods: reward, kl (k3 a token), clip_ratio; and the critic's share of variance."""
+        length = logps.length.float()
+        found = {
+            "reward": _mean(outcome.reward),
+            "kl": float((outcome.kl * length).sum() / length.sum()),
+            "clip_ratio": float((outcome.clipped * length).sum() / length.sum()),
+            "completions/mean_length": _mean(length),
+        }
+        if logps.value is not None and logps.returns is not None:
+            left = (logps.returns - logps.value).detach().var(unbiased=False)
+            found["value/explained"] = float(1 - left / logps.returns.var(unbiased=False).clamp(min=1e-8))
+        return found
+
+
 def _margins(outcome: PairLoss) -> dict[str, float]:
     margins = outcome.chosen_reward - outcome.rejected_reward
     return {
@@ -364,6 +456,7 @@ SHAPES: Mapping[str, Callable[[Collection[str]], Shape]] = {
     "labels": Labels,
     "completions": Completions,
     "scores": Scores,
+    "groups": Samples,
 }
 
 

@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from factory import crash
 from factory.faults import FactoryError
 from factory.schema import digest
 from train import checkpoint, losses
-from train.batches import Source, micro_batches, tokens_of
+from train.batches import Batch, Source, micro_batches, tokens_of
 from train.checkpoint import Stamp
 from train.config import TrainConfig
 from train.data import LabelRow
-from train.logps import completion_logps
+from train.logps import causal_model, completion_logps
 from train.metrics import FallWatch, Line, Metrics
 from train.packing import Group
 from train.policy import Policy
@@ -110,7 +110,9 @@ class Trainer:
         self.objective.check(self.config.parameters)
         self.shape = of(self.objective, self.config.parameters)
         self.moving = Moving()
-        self.weights = self.policy.trainable()
+        self.forward: Any = None
+        self.critic = self._critic()
+        self.weights = self.policy.trainable() | {f"critic.{n}": p for n, p in self._critic_parameters()}
         self.optimiser = torch.optim.AdamW(
             self.weights.values(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
@@ -129,29 +131,55 @@ class Trainer:
         with threads(self.config.threads):
             torch.manual_seed(self.config.seed)
             found = checkpoint.newest(home, self.stamp)
-            begin = found.step if found else 0
+            self.saved = begin = found.step if found else 0
             if found:
-                self.moving = Moving(**checkpoint.load(found, self.weights, self.optimiser))
+                kept = checkpoint.load(found, self.weights, self.optimiser)
+                self.moving = Moving(**kept["rewards"])
+                self.source.restore(kept["source"])
                 log.info("going on from step %d of %d", begin, self.source.steps)
             metrics = Metrics(self.folder / "metrics.jsonl", begin)
             self.warnings = [text for line in metrics.lines if (text := self.watch.see(line))]
             self._tell(begin)
-            self.forward = self._forward()
             for step in range(begin, self.source.steps):
                 line = self.step(step)
                 metrics.add(line)
                 self._warn(self.watch.see(line))
                 self._tell(1)
-                if (step + 1) % self.config.save_every == 0 or step + 1 == self.source.steps:
-                    kept = vars(self.moving)
+                if self._saves_after(step):
+                    kept = {"rewards": vars(self.moving), "source": self.source.state()}
                     checkpoint.save(home, step + 1, self.stamp, self.weights, self.optimiser, kept)
                 crash.point("train.after_step")
         return Trained(metrics.lines, self.warnings)
+
+    def _saves_after(self, step: int) -> bool:
+        """Every save_every steps and at the end, but not where the source could not go on."""
+        due = (step + 1) // self.config.save_every > self.saved // self.config.save_every
+        if not (due or step + 1 == self.source.steps) or not self.source.whole(step):
+            return False
+        self.saved = step + 1
+        return True
+
+    def _critic(self) -> nn.Module | None:
+        """The value head of an objective that has one: 0 everywhere before it has learnt."""
+        if not self.objective.critic:
+            return None
+        width = causal_model(self.policy.model).get_output_embeddings().weight.shape[1]
+        head = nn.Linear(width, 1, device=self.policy.device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.shape.critic = head
+        return head
+
+    def _critic_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return [] if self.critic is None else list(self.critic.named_parameters())
 
     def step(self, step: int) -> Line:
         """One optimiser step; its line of metrics. FactoryError when the loss or the gradient is not finite."""
         began = time.monotonic()
         batch = self.source.batch(step)
+        if not batch.rows:
+            return self._nothing(step, batch, began)
+        self._settle(batch.rows)
         self.policy.model.train()
         parameters = {**self.config.parameters, **self._supplied(batch.rows)}
         parts = [self._part(rows, parameters) for rows in micro_batches(batch.rows, self.limit)]
@@ -168,9 +196,14 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         line: Line = {"step": step + 1, "epoch": batch.epoch, "loss": loss, "grad_norm": norm, "learning_rate": rate}
         line |= self.shape.metrics(logps, outcome) | {name: float(parameters[name]) for name in self.objective.supplied}
+        line |= batch.said
         seconds = time.monotonic() - began
         tokens = sum(tokens_of(row) for row in batch.rows)
         return line | {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
+
+    def _nothing(self, step: int, batch: Batch, began: float) -> Line:
+        """The line of a step whose batch taught nothing (all answers of a prompt alike, or none judged)."""
+        return {"step": step + 1, "epoch": batch.epoch, "rows": 0, "seconds": time.monotonic() - began}
 
     def _part(self, rows: Sequence[Any], parameters: dict[str, Any]) -> Part:
         """Forward and backward of one micro-batch: adds the gradient of its sum(loss * weight)."""
@@ -221,11 +254,12 @@ class Trainer:
         limit = math.inf if self.config.clip is None else self.config.clip
         return float(torch.nn.utils.clip_grad_norm_(self.weights.values(), limit))
 
-    def _forward(self) -> Any:
-        """How this model is gone through, settled on rows of its own data."""
-        rows = sorted(self.source.batch(0).rows, key=tokens_of)
-        with self.policy.precision():
-            return self.shape.way(self.policy.model, [rows[-1], *rows[:3]])
+    def _settle(self, rows: Sequence[Any]) -> None:
+        """How this model is gone through, settled on the first rows of its own data that come."""
+        if self.forward is None:
+            ordered = sorted(rows, key=tokens_of)
+            with self.policy.precision():
+                self.forward = self.shape.way(self.policy.model, [ordered[-1], *ordered[:3]])
 
     def _stop_unless_finite(self, step: int, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):

@@ -13,7 +13,7 @@ from hypothesis import given, strategies as st
 from factory.faults import ConfigError, FactoryError
 from train import losses
 from train.losses import CompletionLogps, GroupLogps, LabelLogps, PairLogps, PairScores
-from train.losses.groups import gae, group_advantages, leave_one_out, value_loss
+from train.losses.groups import value_loss
 
 finite = st.floats(-60, 0, allow_nan=False)
 betas = st.floats(0.01, 5)
@@ -50,7 +50,7 @@ def group() -> GroupLogps:
     policy = f64(-1.0, -2.0, -0.5, -1.5, -2.5)
     old = f64(-1.1, -1.7, -0.5, -1.4, -2.9)
     ref = f64(-1.3, -2.0, -0.4, -1.9, -2.5)
-    return GroupLogps(policy, old, ref, f64(1, -1), f64(2, 3), f64(0.7, 0.2))
+    return GroupLogps(policy, old, ref, f64(1, 1, -1, -1, -1), f64(2, 3), f64(0.7, 0.2))
 
 
 INPUTS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
@@ -457,23 +457,6 @@ def test_ppo_takes_an_advantage_for_each_token() -> None:
     second = ratios[2] - ratios[3] * 2.0
     got = float((outcome.loss * outcome.weight).sum() / outcome.weight.sum())
     assert got == pytest.approx((first + second) / 5, rel=1e-12)
-
-
-def test_advantages_of_a_group() -> None:
-    rewards = f64(1, 0, 0, 3).reshape(1, 4)
-    torch.testing.assert_close(leave_one_out(rewards), f64(1 - 1, -4 / 3, -4 / 3, 3 - 1 / 3).reshape(1, 4))
-    torch.testing.assert_close(group_advantages(rewards, scale=False), f64(0, -1, -1, 2).reshape(1, 4))
-    torch.testing.assert_close(group_advantages(rewards), f64(0, -1, -1, 2).reshape(1, 4) / math.sqrt(2))
-    assert not group_advantages(f64(2, 2).reshape(1, 2)).any()
-    with pytest.raises(FactoryError, match="at least 2"):
-        leave_one_out(f64(1).reshape(1, 1))
-
-
-def test_generalised_advantages_by_hand() -> None:
-    """gamma .9, lambda .5. delta: 1 - .3 = .7 at the end; 0 + .9 * .3 - .2 = .07 before; .07 + .45 * .7 = .385."""
-    advantages, returns = gae(f64(0, 1), f64(0.2, 0.3), gamma=0.9, lam=0.5)
-    torch.testing.assert_close(advantages, f64(0.385, 0.7))
-    torch.testing.assert_close(returns, f64(0.585, 1.0))
 
 
 def test_the_critic_does_not_run_from_its_old_value() -> None:

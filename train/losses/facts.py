@@ -70,7 +70,8 @@ class Objective:
 
     data: the shape of its rows. reference: does it read the reference's log-probs? supplied: parameters that the
     trainer gives (KTO's kl, BCO's shift). needs: further fields of its input, by parameter: {"ld_alpha": (1.0, "head")}
-    asks for the heads when ld_alpha is another value than 1.
+    asks for the heads when ld_alpha is another value than 1. advantage: how an objective on groups has its answers'
+    advantages worked out, a name of train/advantages.py. critic: does it train a value head?
     """
 
     name: str
@@ -80,6 +81,8 @@ class Objective:
     supplied: tuple[str, ...] = ()
     allowed: Mapping[str, Allowed] = field(default_factory=dict)
     needs: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    advantage: str = ""
+    critic: bool = False
 
     def __call__(self, logps: Any, **parameters: Any) -> Any:
         """The objective on a batch. ConfigError lists every fault of the parameters."""
@@ -124,6 +127,8 @@ def register(
     reference: bool,
     supplied: tuple[str, ...] = (),
     needs: Mapping[str, tuple[Any, str]] | None = None,
+    advantage: str = "",
+    critic: bool = False,
     **allowed: Allowed,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function (input, **parameters) -> outcome as an objective, with its facts.
@@ -132,11 +137,15 @@ def register(
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        made = Objective(name, function, data, reference, supplied, allowed, needs or {})
-        objectives.add(name, made, data=data, reference=reference)
+        enter(Objective(name, function, data, reference, supplied, allowed, needs or {}, advantage, critic))
         return function
 
     return decorate
+
+
+def enter(objective: Objective) -> None:
+    """Make an objective known by its name."""
+    objectives.add(objective.name, objective, data=objective.data, reference=objective.reference)
 
 
 def get(name: str) -> Objective:

@@ -9,8 +9,8 @@ it, and `normalise` says how tokens are averaged, in the words of TRL's loss typ
   dapo      bnpo's mean, with a higher upper clip, 0.28 (arXiv 2503.14476, eq. 8 to 10)
 
 The batch's loss is sum(loss * weight) / sum(weight) over the effective batch, over micro-batches and processes alike:
-for bnpo and dapo an answer weighs its number of tokens. Advantages are the caller's (`group_advantages`,
-`leave_one_out`, or a critic's `gae`).
+for bnpo and dapo an answer weighs its number of tokens. Where advantages come from is a fact of the objective
+(`train/advantages.py`).
 """
 
 from __future__ import annotations
@@ -20,45 +20,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from factory.faults import FactoryError
 from train.losses.facts import NON_NEGATIVE, POSITIVE, OneOf, Range, register
 from train.losses.parts import GroupLogps, GroupLoss, k3, of_answers, to_tokens
 
 Normalise = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 NORMALISERS = OneOf(("grpo", "bnpo", "dr_grpo", "dapo"))
 CLIP = Range(0.0, 1.0, open="both")
-
-
-def group_advantages(rewards: Tensor, *, scale: bool = True) -> Tensor:
-    """(groups, n) rewards -> advantages of the same shape: reward minus the group's mean, over its deviation if
-    `scale` (GRPO, arXiv 2402.03300, section 4.1.2; Dr. GRPO leaves the division out). A group whose rewards are all
-    equal teaches nothing: 0."""
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    if not scale:
-        return centred
-    spread = rewards.std(dim=1, keepdim=True) if rewards.shape[1] > 1 else torch.zeros_like(centred)
-    return torch.where(spread > 1e-8, centred / spread.clamp(min=1e-8), torch.zeros_like(centred))
-
-
-def leave_one_out(rewards: Tensor) -> Tensor:
-    """(groups, n) rewards -> each minus the mean of the other n - 1 of its group (RLOO, arXiv 2402.14740, eq. 7)."""
-    n = rewards.shape[1]
-    if n < 2:
-        raise FactoryError("leaving one out needs at least 2 answers a prompt", todo="sample more (n: 2 or above)")
-    return (rewards - rewards.mean(dim=1, keepdim=True)) * n / (n - 1)
-
-
-def gae(rewards: Tensor, values: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (arXiv 1506.02438, eq. 16) of one answer: rewards and values (tokens,) ->
-    (advantages, returns), both (tokens,). After the last token the value is 0: the answer has ended."""
-    advantages = torch.empty_like(rewards)
-    ahead = rewards.new_zeros(())
-    following = rewards.new_zeros(())
-    for t in range(len(rewards) - 1, -1, -1):
-        delta = rewards[t] + gamma * following - values[t]
-        ahead = delta + gamma * lam * ahead
-        advantages[t], following = ahead, values[t]
-    return advantages, advantages + values
 
 
 def _ratio(logps: GroupLogps, of_sequence: bool) -> Tensor:
@@ -68,12 +35,6 @@ def _ratio(logps: GroupLogps, of_sequence: bool) -> Tensor:
     if of_sequence:
         log = to_tokens(of_answers(log, logps.length) / logps.length, logps.length)
     return torch.exp(log)
-
-
-def _advantage(logps: GroupLogps) -> Tensor:
-    """Of each token: (tokens,)."""
-    whole = len(logps.advantage) == len(logps.length) and len(logps.advantage) != len(logps.policy)
-    return to_tokens(logps.advantage, logps.length) if whole else logps.advantage
 
 
 def _averaged(tokens: Tensor, logps: GroupLogps, normalise: str, longest: int) -> tuple[Tensor, Tensor]:
@@ -94,8 +55,8 @@ def _outcome(tokens: Tensor, clipped: Tensor, logps: GroupLogps, normalise: str,
 
 
 @register(
-    "grpo", data="groups", reference=True, beta=NON_NEGATIVE, clip_low=CLIP, clip_high=POSITIVE, normalise=NORMALISERS,
-    longest=Range(1),
+    "grpo", data="groups", reference=True, advantage="group", beta=NON_NEGATIVE, clip_low=CLIP, clip_high=POSITIVE,
+    normalise=NORMALISERS, longest=Range(1),
 )  # fmt: skip
 def grpo(
     logps: GroupLogps,
@@ -114,7 +75,7 @@ def grpo(
     sampled by an older one (arXiv 2512.02556, section 3.1). `sequence_ratio`: rho of the answer (GSPO). `longest`:
     dr_grpo's constant, the most tokens of an answer.
     """
-    rho, advantage = _ratio(logps, sequence_ratio), _advantage(logps)
+    rho, advantage = _ratio(logps, sequence_ratio), logps.advantage
     cut = rho.clamp(1 - clip_low, 1 + clip_high)
     tokens = -torch.minimum(rho * advantage, cut * advantage)
     if beta:
@@ -124,26 +85,41 @@ def grpo(
     return _outcome(tokens, clipped, logps, normalise, longest)
 
 
-@register("rloo", data="groups", reference=True, clip_low=CLIP, clip_high=POSITIVE)
+@register("rloo", data="groups", reference=True, advantage="leave_one_out", clip_low=CLIP, clip_high=POSITIVE)
 def rloo(logps: GroupLogps, clip_low: float = 0.2, clip_high: float = 0.2) -> GroupLoss:
     """REINFORCE with the other samples' mean as baseline (arXiv 2402.14740, eq. 7), on whole answers: -min(rho A,
-    clip(rho) A) with rho the ratio of the answers' probabilities, which is -A log pi's gradient where rho is 1.
-    `leave_one_out` gives A; a KL to the reference belongs into its reward."""
+    clip(rho) A) with rho the ratio of the answers' probabilities, which is -A log pi's gradient where rho is 1."""
     rho = torch.exp(of_answers(logps.policy - logps.old, logps.length))
+    advantage = of_answers(logps.advantage, logps.length) / logps.length
     cut = rho.clamp(1 - clip_low, 1 + clip_high)
-    loss = -torch.minimum(rho * logps.advantage, cut * logps.advantage)
-    clipped = (rho != cut).to(loss.dtype)
+    loss = -torch.minimum(rho * advantage, cut * advantage)
     kl = of_answers(k3(logps.policy, logps.ref).detach(), logps.length) / logps.length
-    return GroupLoss(loss, torch.ones_like(loss), logps.reward, kl, clipped)
+    return GroupLoss(loss, torch.ones_like(loss), logps.reward, kl, (rho != cut).to(loss.dtype))
 
 
-@register("ppo", data="groups", reference=True, clip=CLIP)
-def ppo(logps: GroupLogps, clip: float = 0.2) -> GroupLoss:
-    """Proximal policy optimisation's clipped objective (arXiv 1707.06347, eq. 7), mean over all tokens of the batch.
-    Advantages are a critic's (`gae`), with the KL to the reference in the rewards of the tokens (2203.02155, eq. 2)."""
-    rho, advantage = _ratio(logps, False), _advantage(logps)
+@register("bond", data="groups", reference=True, advantage="bond")
+def bond(logps: GroupLogps) -> GroupLoss:
+    """J-BOND (arXiv 2407.14622, section 5): -A log pi(y|x) of whole answers. An anchor's best of 2 has A = 1 - eta, the
+    forward KL; the policy's own answer has eta (r + log anchor - log pi - baseline), the backward KL, whose gradient
+    this is. Both are worked out where answers are sampled (`advantages.bond`)."""
+    total = of_answers(logps.policy * logps.advantage, logps.length)
+    kl = of_answers(k3(logps.policy, logps.ref).detach(), logps.length) / logps.length
+    return GroupLoss(-total, torch.ones_like(total), logps.reward, kl, torch.zeros_like(total))
+
+
+@register(
+    "ppo", data="groups", reference=True, advantage="gae", critic=True, clip=CLIP, value_weight=NON_NEGATIVE,
+    value_clip=POSITIVE,
+)  # fmt: skip
+def ppo(logps: GroupLogps, clip: float = 0.2, value_weight: float = 0.1, value_clip: float = 0.2) -> GroupLoss:
+    """Proximal policy optimisation (arXiv 1707.06347, eq. 7 and 9): the clipped objective and value_weight times the
+    critic's loss, mean over all tokens of the batch. The KL to the reference is in the rewards of the tokens
+    (2203.02155, eq. 2; `advantages.gae`)."""
+    rho, advantage = _ratio(logps, False), logps.advantage
     tokens = -torch.minimum(rho * advantage, rho.clamp(1 - clip, 1 + clip) * advantage)
     clipped = ((rho < 1 - clip) & (advantage < 0)) | ((rho > 1 + clip) & (advantage > 0))
+    if logps.value is not None and logps.old_value is not None and logps.returns is not None:
+        tokens = tokens + value_weight * value_loss(logps.value, logps.old_value, logps.returns, value_clip)
     return _outcome(tokens, clipped, logps, "bnpo", 1)
 
 

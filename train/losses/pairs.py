@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,8 +30,10 @@ from train.losses.facts import (
     POSITIVE,
     SHARE,
     Allowed,
+    Objective,
     OneOf,
     Range,
+    enter,
     objectives,
     register,
 )
@@ -102,7 +105,7 @@ def linked(name: str, *, margin: bool = True, **allowed: Allowed) -> Callable[[L
         limits = {k: v for k, (_, v) in options.items() if v is not None}
         supplied = tuple(p for p in own if p == "shift")
         needs = {"ld_alpha": (1.0, "head")}
-        register(name, data="pairs", reference=True, supplied=supplied, needs=needs, **limits, **allowed)(objective)
+        enter(Objective(name, objective, "pairs", True, supplied, {**limits, **allowed}, needs))
         return link
 
     return decorate
@@ -134,9 +137,7 @@ def variant(name: str, of: str, about: str, **defaults: Any) -> None:
 
     objective.__signature__ = signature.replace(parameters=changed)  # type: ignore[attr-defined]
     objective.__doc__ = about
-    register(name, data=base.data, reference=base.reference, supplied=base.supplied, needs=base.needs, **base.allowed)(
-        objective
-    )
+    enter(replace(base, name=name, function=objective))
 
 
 # ----------------------------------------------------------------------------------------- links on the margin

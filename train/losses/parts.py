@@ -58,8 +58,9 @@ class GroupLogps(NamedTuple):
     """Sampled answers, token by token, all tokens end to end (tokens,), and what is known of each answer (batch,).
 
     policy: log-prob under the weights in training. old: under those that sampled it. ref: under the reference.
-    advantage: of the answer; (tokens,) where a critic gives one for each token. length: tokens of each answer, which
-    add up to `tokens`. reward: the judge's, for the metrics.
+    advantage: (tokens,), an answer's own at each of its tokens. length: tokens of each answer, (batch,), which add up
+    to `tokens`. reward: the judge's, (batch,), for the metrics. value: of a critic in training, (tokens,); old_value
+    and returns: what it said when the answer was sampled, and what came.
     """
 
     policy: Tensor
@@ -68,6 +69,9 @@ class GroupLogps(NamedTuple):
     advantage: Tensor
     length: Tensor
     reward: Tensor
+    value: Tensor | None = None
+    old_value: Tensor | None = None
+    returns: Tensor | None = None
 
 
 class PairScores(NamedTuple):
