@@ -99,6 +99,8 @@ class TrainConfig(Strict):
     """Answers sampled by the policy in training; null: rows of the store. grpo, rloo, ppo and bond need it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward pass. auto: bfloat16 where the device is faster with it, else float32. What learns is float32."""
+    kl_budget: float | None = Field(default=None, gt=0)
+    """Nats an answer from the reference past which a training warns (where it measures KL: kto and online methods)."""
     max_length: int | None = Field(default=1024, ge=2)
     """Most tokens of prompt and completion together: more is cut from the prompt's start."""
     max_completion_length: int | None = Field(default=None, ge=1)
