@@ -191,8 +191,8 @@ class FlatBeta(Once):
         drift = max(abs(self.recent("logratios/chosen")), abs(self.recent("logratios/rejected")))
         if margin > 10 and drift < 2 * margin:
             return (
-                f"rewards differ by {margin:.0f} at a drift of {drift:.0f} nats: beta is so large that the link is flat "
-                "and gradients vanish. Take a smaller beta (0.1 is usual for dpo)."
+                f"rewards differ by {margin:.0f} at a drift of {drift:.0f} nats: beta is so large that the link is "
+                "flat and gradients vanish. Take a smaller beta (0.1 is usual for dpo)."
             )
         if drift > 100 and margin < 0.02 * drift:
             return (
