@@ -2,12 +2,15 @@
 
     rows of the store -> token ids -> reference log-probs (kept in `logps`) -> train.Trainer -> <out>/policy
 
+With several processes this one reads the store and scores the reference; then workers train and write the policy.
+
 `out` gets metrics.jsonl, checkpoints/ while it lasts, and policy/, which appears whole and last. The same call after a
 kill goes on from what was done, and after the end hands back what came out.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -18,13 +21,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from factory import crash
 from factory.faults import ConfigError, FactoryError
 from factory.resources import EMBEDDED, ModelFiles, content_hash, model_files
 from factory.schema import Label, Logp, Messages, Preference, Prompt, digest, now, unique
 from train.config import TrainConfig
+from train.launching import Launch, launch
 
 if TYPE_CHECKING:
     from factory.console import Progress
@@ -33,7 +37,8 @@ if TYPE_CHECKING:
     from train.data import Answer, Encoded, Ids
     from train.losses import Objective
     from train.policy import Policy
-    from train.trainer import Trained
+    from train.processes import Group
+    from train.trainer import Observer, Trained
 
 log = logging.getLogger(__name__)
 
@@ -110,13 +115,15 @@ def train_policy(
     where: Mapping[str, Any] | None = None,
     prompts: Sequence[str] | None = None,
     reward: Judge | None = None,
+    processes: Launch | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train a policy on the preferences or labels of a run's rounds, held to `reference`, into `out`/policy.
 
     start, reference: names of policies; reference "start" is the start itself. where: further conditions on the rows.
     With config.online the policy's own answers to `prompts` (keys; all of the split train by default) are trained on,
-    judged by `reward` (a verifier by default).
+    judged by `reward` (a verifier by default). processes: several that share every batch and the model between them, on
+    this host and perhaps others, where `help_train` is called; `out` is then a folder that all of them see.
     Rows that cannot be trained on are skipped and counted. FactoryError: no rows, a model that does not load, a loss
     that is not finite, or an `out` that holds another training.
     """
@@ -126,6 +133,7 @@ def train_policy(
     began = time.monotonic()
     objective = losses.get(config.method)
     objective.check(config.parameters)
+    together = _several(processes, config)
     files = model_files(start)
     held_to = files if reference in ("start", start) else model_files(reference)
     _check_online(objective, config)
@@ -135,14 +143,45 @@ def train_policy(
     job = _Job(store, files, held_to, data, config, out, _dtype(config))
     if done := job.finished():
         return done
-    with threads(_threads(out, config)):
-        if asked is None:
+    with threads(count := _threads(out, config)):
+        if together is not None:
+            trained = job.train_together(job.with_reference(), together, max(1, count // together.processes), progress)
+        elif asked is None:
             trained = job.train(job.with_reference(), progress)
         else:
             trained = job.train_online(asked, reward, progress)
     result = _result(job, trained, start, reference, time.monotonic() - began)
     job.publish(result)
     return result
+
+
+def help_train(processes: Launch) -> None:
+    """This host's part of a training that `train_policy` leads on node 0: everything but the number of processes comes
+    from there. Models are resolved by name here; the training's folder must be the same on all hosts."""
+    if processes.nodes < 2 or processes.node == 0:
+        raise FactoryError(
+            "only nodes from 1 on help a training that node 0 leads", todo="set nodes and node, or train as usual"
+        )
+    launch(_train_share, None, processes)
+
+
+def merge(name: str, out: Path, *, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> None:
+    """Write a policy that is an adapter on a base as one whole model into the new folder `out`, as `train.policy.merge`
+    does. FactoryError: it is no adapter, or `out` is there."""
+    from train import policy
+
+    files = model_files(name)
+    if files.adapter is None:
+        raise FactoryError("there is no adapter to merge: it is a whole model", where=name)
+    if out.exists():
+        raise FactoryError("the folder is there already", where=str(out), todo="name a new one")
+    draft = out.with_name(out.name + ".writing")
+    shutil.rmtree(draft, ignore_errors=True)
+    policy.merge(files.base, files.adapter, draft, dtype=dtype)
+    for path in (*sorted(draft.iterdir()), draft):
+        _sync(path)
+    draft.rename(out)
+    _sync(out.parent)
 
 
 class _Data(NamedTuple):
@@ -167,6 +206,7 @@ class _Job:
         self.objective = losses.get(config.method)
         self.model_hash = content_hash(start, dtype)
         self._policy: Policy | None = None
+        self._written = False  # is the policy in its draft already?
         self._frozen: Policy | None = None
 
     @property
@@ -179,6 +219,14 @@ class _Job:
             "model": self.model_hash,
             "reference": content_hash(self.reference, self.dtype),
         }
+
+    @property
+    def _draft(self) -> Path:
+        return self.out / "policy.writing"
+
+    @property
+    def _head(self) -> Literal["language", "score"]:
+        return "score" if self.objective.data == "scores" else "language"
 
     @property
     def policy(self) -> Policy:
@@ -194,7 +242,7 @@ class _Job:
                 trainable=True,
                 seed=self.config.seed,
                 base_name=_base_name(self.start),
-                head="score" if self.objective.data == "scores" else "language",
+                head=self._head,
             )
         return self._policy
 
@@ -250,6 +298,26 @@ class _Job:
         source = FixedRows(rows, self.config.batch_size, self.config.epochs, self.config.seed)
         return Trainer(self.policy, source, self.config, self.out, self.model_hash, progress).run()
 
+    def train_together(self, rows: Sequence[Any], how: Launch, threads: int, progress: Progress | None) -> Trained:
+        """The loop in several processes, which also write the policy's draft."""
+        self._let_go()
+        work = _Work(
+            rows, self.start.name, _base_name(self.start), self._head, self.config, self.out.absolute(),
+            self._draft.absolute(), self.model_hash, threads,
+        )  # fmt: skip
+        trained = launch(_train_share, work, how, progress)
+        self._written = True
+        return trained
+
+    def _let_go(self) -> None:
+        """Free the memory of the policy that scored the reference."""
+        import torch
+
+        self._policy = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def train_online(self, asked: Mapping[Ids, Prompt], judge: Judge | None, progress: Progress | None) -> Trained:
         """The loop on answers of its own."""
         from factory.judges.verifier import VerifierJudge
@@ -286,9 +354,10 @@ class _Job:
         """Write the policy's folder whole, then let go of the checkpoints."""
         from train.policy import save_policy
 
-        draft = self.out / "policy.writing"
-        shutil.rmtree(draft, ignore_errors=True)
-        save_policy(self.policy, draft)
+        draft = self._draft
+        if not self._written:
+            shutil.rmtree(draft, ignore_errors=True)
+            save_policy(self.policy, draft)
         said = {"identity": self.identity, "config": self.config.model_dump(mode="json"), "result": result.to_json()}
         (draft / DONE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
         for path in (*sorted(draft.iterdir()), draft):
@@ -298,6 +367,65 @@ class _Job:
         _sync(self.out)
         crash.point("train.after_policy")
         shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+
+
+# --------------------------------------------------------------------------------------------------- many processes
+
+
+class _Work(NamedTuple):
+    """What the processes of a training are told."""
+
+    rows: Sequence[Any]
+    start: str  # a name, which each host resolves
+    base_name: str
+    head: Literal["language", "score"]
+    config: TrainConfig
+    out: Path
+    draft: Path
+    model_hash: str
+    threads: int
+
+
+def _several(processes: Launch | None, config: TrainConfig) -> Launch | None:
+    """The processes, where there is more than one. FactoryError where they cannot be."""
+    if processes is None:
+        return None
+    processes.check()
+    if processes.size == 1:
+        return None
+    if processes.node:
+        raise FactoryError("node 0 leads the training; the others help", todo="call help_train on this host")
+    if config.online is not None:
+        raise FactoryError(
+            "several processes work with data of the store", todo="leave online out, or train in one process"
+        )
+    return processes
+
+
+def _train_share(group: Group, work: _Work | None, observer: Observer | None) -> Trained:
+    """One process of several: the loop on its share, then the policy's draft from the first one."""
+    from train.batches import FixedRows
+    from train.policy import kept_tensors, save_policy
+    from train.processes import gathered, load_sharded
+    from train.trainer import Trainer, threads
+
+    told = group.from_first(lambda: work)
+    if told is None:
+        raise ValueError("the first process has no work")
+    config, files = told.config, model_files(told.start)
+    with threads(config.threads or told.threads):
+        policy = load_sharded(
+            group, files.base, files.adapter, lora=config.lora, dtype=config.dtype, seed=config.seed,
+            base_name=told.base_name, head=told.head,
+        )  # fmt: skip
+        source = FixedRows(told.rows, config.batch_size, config.epochs, config.seed)
+        trained = Trainer(policy, source, config, told.out, told.model_hash, observer, group).run()
+        tensors = gathered(group, kept_tensors(policy))
+        if group.first:
+            shutil.rmtree(told.draft, ignore_errors=True)
+            save_policy(policy, told.draft, tensors)
+        group.wait()
+    return trained
 
 
 # ------------------------------------------------------------------------------------------------ rows of the store

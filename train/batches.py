@@ -126,3 +126,17 @@ def micro_batches(rows: Sequence[R], limit: int) -> Iterator[list[R]]:
         size += tokens_of(row)
     if part:
         yield part
+
+
+def shares(rows: Sequence[R], count: int) -> list[list[R]]:
+    """The rows shared out to `count` processes so that each has about as many tokens: the longest first, each to whom
+    has the fewest. Where there are fewer rows than processes, some get none."""
+    if count == 1:
+        return [list(rows)]
+    found: list[list[R]] = [[] for _ in range(count)]
+    tokens = [0] * count
+    for row in sorted(rows, key=tokens_of, reverse=True):
+        least = tokens.index(min(tokens))
+        found[least].append(row)
+        tokens[least] += tokens_of(row)
+    return found

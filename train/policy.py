@@ -7,14 +7,14 @@ that learns is held in float32 and multiplied in bfloat16 by autocast, which nee
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from factory.faults import FactoryError
 from train.config import LoraSpec
@@ -121,17 +121,26 @@ def load_tokenizer(base: str) -> Any:
         return AutoTokenizer.from_pretrained(base)
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
+def kept_tensors(policy: Policy) -> dict[str, Tensor]:
+    """What of the model is saved, under its names: the adapter, or all of it."""
+    tensors: dict[str, Tensor] = policy.model.state_dict(keep_vars=True)
+    return {name: t for name, t in tensors.items() if t.requires_grad} if policy.has_adapter else tensors
+
+
+def save_policy(policy: Policy, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
     """Write what is needed to load it again, in safetensors: the adapter, or the whole model with its tokenizer.
 
-    An adapter names its base as the user does, so that an embedded or hub name stays one.
+    An adapter names its base as the user does, so that an embedded or hub name stays one. `tensors`: what
+    `kept_tensors` named, where the model itself holds a shard of it alone.
     """
     model: Any = policy.model
+    held = None if tensors is None else dict(tensors)
     if not policy.has_adapter:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=held)
         policy.tokenizer.save_pretrained(folder)
         return
-    model.save_pretrained(folder, save_embedding_layers=False)  # else peft looks the base up on the hub
+    # with the embeddings, peft would look the base up on the hub
+    model.save_pretrained(folder, state_dict=held, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -139,6 +148,35 @@ def save_policy(policy: Policy, folder: Path) -> None:
     if isinstance(config.get("target_modules"), list):
         config["target_modules"].sort()  # peft keeps a set: its order changes from process to process
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def merge(base: str, adapter: str, folder: Path, *, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> None:
+    """Write the model that an adapter makes of its base as a whole one: safetensors and tokenizer, in `folder`.
+
+    The sum is formed in float32; `dtype` is what it is stored in, auto: as the base is. FactoryError: it does not load.
+    """
+    head: Head = "score" if _adapter_config(adapter).get("task_type") == "SEQ_CLS" else "language"
+    model: Any = _with_adapter(_load(base, torch.float32, head, seed=0), adapter, learns=False)
+    merged = model.merge_and_unload()
+    stored = _stored_dtype(base) if dtype == "auto" else DTYPES[dtype]
+    merged.to(stored).save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
+
+
+def _adapter_config(adapter: str) -> dict[str, Any]:
+    path = Path(adapter) / "adapter_config.json"
+    with _mapped(adapter):
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def _stored_dtype(base: str) -> torch.dtype:
+    """What the base's configuration says that its weights are; float32 where it does not say."""
+    from transformers import AutoConfig
+
+    with _mapped(base):
+        found = AutoConfig.from_pretrained(base).dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def _load(base: str, dtype: torch.dtype, head: Head, seed: int) -> Any:

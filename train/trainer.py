@@ -3,6 +3,9 @@
 A step takes one effective batch. Its gradient is that of sum(loss * weight) / sum(weight) over the whole of it: each
 part that fits the memory adds its sum, and the division comes at the end, so that how the batch is cut does not matter.
 A run that was killed goes on from its last checkpoint to the same bits (same machine, same number of threads).
+
+Several processes (`train/processes.py`) are the same loop: each goes through its share of the rows, and what the step
+is divided, clipped and measured by is of the whole batch in all of them.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,7 +27,7 @@ from factory import crash
 from factory.faults import FactoryError
 from factory.schema import digest
 from train import checkpoint, losses
-from train.batches import Batch, Source, micro_batches, tokens_of
+from train.batches import Batch, R, Source, micro_batches, shares, tokens_of
 from train.checkpoint import Stamp
 from train.config import TrainConfig
 from train.data import LabelRow
@@ -32,6 +35,7 @@ from train.logps import causal_model, completion_logps
 from train.metrics import FallWatch, Line, Metrics
 from train.packing import Group
 from train.policy import Policy
+from train.processes import Group as Processes, whole
 from train.shapes import joined, of
 
 log = logging.getLogger(__name__)
@@ -82,6 +86,15 @@ class Part(NamedTuple):
     outcome: Any
     loss: Tensor  # (rows,), further terms included
 
+    def sent(self, counts: bool) -> Part:
+        """For other processes: on the CPU, and empty where it does not count."""
+        size = None if counts else 0
+
+        def moved(fields: Any) -> Any:
+            return fields._replace(**{n: t[:size].cpu() for n, t in fields._asdict().items() if t is not None})
+
+        return Part(moved(self.logps), moved(self.outcome), self.loss[:size].cpu())
+
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """Of a step counted from 0: a linear rise over the warm-up, then constant, linear or half a cosine down to 0."""
@@ -95,7 +108,8 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 
 @dataclass
 class Trainer:
-    """A training: `run` it. `folder` gets metrics.jsonl and checkpoints/."""
+    """A training: `run` it. `folder` gets metrics.jsonl and checkpoints/. `processes`: those that share the work; all
+    of them run the same training, and the first one writes."""
 
     policy: Policy
     source: Source
@@ -103,6 +117,7 @@ class Trainer:
     folder: Path
     model_hash: str = ""
     observer: Observer | None = None
+    processes: Processes = field(default_factory=Processes)
     warnings: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -129,15 +144,9 @@ class Trainer:
         """Train to the end, from the last whole checkpoint if there is one."""
         home = self.folder / "checkpoints"
         with threads(self.config.threads):
-            torch.manual_seed(self.config.seed)
-            found = checkpoint.newest(home, self.stamp)
-            self.saved = begin = found.step if found else 0
-            if found:
-                kept = checkpoint.load(found, self.weights, self.optimiser)
-                self.moving = Moving(**kept["rewards"])
-                self.source.restore(kept["source"])
-                log.info("going on from step %d of %d", begin, self.source.steps)
-            metrics = Metrics(self.folder / "metrics.jsonl", begin)
+            torch.manual_seed(self.config.seed + self.processes.rank)
+            self.saved = begin = self._go_on(home)
+            metrics = Metrics(self.folder / "metrics.jsonl", begin, written=self.processes.first)
             self.warnings = [text for line in metrics.lines if (text := self.watch.see(line))]
             self._tell(begin)
             for step in range(begin, self.source.steps):
@@ -146,10 +155,34 @@ class Trainer:
                 self._warn(self.watch.see(line))
                 self._tell(1)
                 if self._saves_after(step):
-                    kept = {"rewards": vars(self.moving), "source": self.source.state()}
-                    checkpoint.save(home, step + 1, self.stamp, self.weights, self.optimiser, kept)
+                    self._save(home, step + 1)
                 crash.point("train.after_step")
         return Trained(metrics.lines, self.warnings)
+
+    def _go_on(self, home: Path) -> int:
+        """From the last whole checkpoint, if there is one; the steps that are done."""
+        found = self.processes.from_first(lambda: checkpoint.newest(home, self.stamp))
+        if found is None:
+            return 0
+        if found.processes == self.processes.size == 1:
+            kept = checkpoint.load(found, self.weights, self.optimiser)
+        else:
+            from train import shards
+
+            kept = shards.load(found, self.weights, self.optimiser, self.processes)
+        self.moving = Moving(**kept["rewards"])
+        self.source.restore(kept["source"])
+        log.info("going on from step %d of %d", found.step, self.source.steps)
+        return found.step
+
+    def _save(self, home: Path, step: int) -> None:
+        kept = {"rewards": vars(self.moving), "source": self.source.state()}
+        if self.processes.size == 1:
+            checkpoint.save(home, step, self.stamp, self.weights, self.optimiser, kept)
+        else:
+            from train import shards
+
+            shards.save(home, step, self.stamp, self.weights, self.optimiser, kept, self.processes)
 
     def _saves_after(self, step: int) -> bool:
         """Every save_every steps and at the end, but not where the source could not go on."""
@@ -182,7 +215,8 @@ class Trainer:
         self._settle(batch.rows)
         self.policy.model.train()
         parameters = {**self.config.parameters, **self._supplied(batch.rows)}
-        parts = [self._part(rows, parameters) for rows in micro_batches(batch.rows, self.limit)]
+        own = [self._part(rows, parameters, counts=counts) for rows, counts in self._shared_out(batch.rows)]
+        parts = [part for each in self.processes.gather(own) for part in each]
         logps, outcome = joined([p.logps for p in parts]), joined([p.outcome for p in parts])
         self.moving.add(self.shape.rewards(outcome))
         total = outcome.weight.sum()
@@ -205,11 +239,19 @@ class Trainer:
         """The line of a step whose batch taught nothing (all answers of a prompt alike, or none judged)."""
         return {"step": step + 1, "epoch": batch.epoch, "rows": 0, "seconds": time.monotonic() - began}
 
-    def _part(self, rows: Sequence[Any], parameters: dict[str, Any]) -> Part:
-        """Forward and backward of one micro-batch: adds the gradient of its sum(loss * weight)."""
+    def _shared_out(self, rows: Sequence[R]) -> list[tuple[list[R], bool]]:
+        """This process's micro-batches; after them, where another process has more, rows that do not count (False): all
+        must go through the model as often."""
+        own = list(micro_batches(shares(rows, self.processes.size)[self.processes.rank], self.limit))
+        missing = self.processes.most(len(own)) - len(own)
+        return [(part, True) for part in own] + [([min(rows, key=tokens_of)], False) for _ in range(missing)]
+
+    def _part(self, rows: Sequence[Any], parameters: dict[str, Any], *, counts: bool = True) -> Part:
+        """Forward and backward of one micro-batch: adds the gradient of its sum(loss * weight). One that does not count
+        adds 0, and leaves nothing for the metrics."""
         weighting = self.config.weighting
         with self.policy.precision():
-            seen = self.shape.seen(self.forward, rows, spread=weighting != "none")
+            seen = self.processes.through(lambda: self.shape.seen(self.forward, rows, spread=weighting != "none"))
         logps = self.shape.logps(rows, seen)
         outcome = self.objective(logps, **parameters)
         weight = outcome.weight.detach() * torch.tensor([row.weight for row in rows], device=outcome.weight.device)
@@ -220,8 +262,9 @@ class Trainer:
         outcome = outcome._replace(weight=weight)
         if "sft" in self.config.add:
             loss = loss + self.config.add["sft"] * self.shape.sft(logps)
-        (loss * weight).sum().backward()
-        return Part(joined([logps]), joined([outcome]), loss.detach())
+        (loss * weight * counts).sum().backward()
+        part = Part(joined([logps]), joined([outcome]), loss.detach())
+        return part if self.processes.size == 1 else part.sent(counts)
 
     def _supplied(self, rows: Sequence[Any]) -> dict[str, Tensor]:
         """Parameters that the objective wants from the loop."""
@@ -238,11 +281,13 @@ class Trainer:
         self.policy.model.eval()
         sums = []
         with torch.no_grad(), self.policy.precision():
-            for part in micro_batches(other, self.limit):
+            for part, counts in self._shared_out(other):
                 groups = [Group(row.prompt, (row.completion,)) for row in part]
-                refs = torch.tensor([row.ref_other for row in part], device=self.policy.device)
-                sums.append(torch.stack([completion_logps(self.forward, groups), refs]))
+                found = self.processes.through(partial(completion_logps, self.forward, groups)).cpu()
+                refs = torch.tensor([row.ref_other for row in part])
+                sums.append(torch.stack([found, refs])[:, : None if counts else 0])
         self.policy.model.train()
+        sums = [each for part in self.processes.gather(sums) for each in part]
         policy, ref = torch.cat(sums, dim=1) if sums else torch.zeros(2, 0)
         return losses.kto_baseline(policy, ref)
 
@@ -252,14 +297,15 @@ class Trainer:
             if parameter.grad is not None:
                 parameter.grad.div_(total)
         limit = math.inf if self.config.clip is None else self.config.clip
-        return float(torch.nn.utils.clip_grad_norm_(self.weights.values(), limit))
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.weights.values(), limit)))
 
     def _settle(self, rows: Sequence[Any]) -> None:
         """How this model is gone through, settled on the first rows of its own data that come."""
         if self.forward is None:
             ordered = sorted(rows, key=tokens_of)
-            with self.policy.precision():
-                self.forward = self.shape.way(self.policy.model, [ordered[-1], *ordered[:3]])
+            sample = [ordered[-1], *ordered[:3]]
+            with torch.no_grad(), self.policy.precision():
+                self.forward = self.processes.through(lambda: self.shape.way(self.policy.model, sample))
 
     def _stop_unless_finite(self, step: int, loss: float, norm: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
