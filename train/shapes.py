@@ -75,8 +75,8 @@ class Shape(Protocol):
         """Every reward of the batch, (rewards,): what BCO's shift is the mean of."""
 
     def metrics(self, logps: Any, outcome: Any) -> dict[str, float]:
-        """TRL's names: rewards/chosen, rewards/margins, logps/chosen ... as means over the batch; and logratios/*,
-        policy - reference."""
+        """TRL's names: rewards/chosen, rewards/margins, logps/chosen ... as means over the batch; logratios/*,
+        policy - reference, and lengths/*, tokens that are learnt."""
 
 
 def _tensor(values: Sequence[float], like: Tensor) -> Tensor:
@@ -205,6 +205,8 @@ class Pairs(_ByLogps):
             "logps/rejected": _mean(logps.rejected),
             "logratios/chosen": _mean(logps.chosen - logps.ref_chosen),
             "logratios/rejected": _mean(logps.rejected - logps.ref_rejected),
+            "lengths/chosen": _mean(logps.chosen_len),
+            "lengths/rejected": _mean(logps.rejected_len),
         }
 
 

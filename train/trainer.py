@@ -32,11 +32,12 @@ from train.checkpoint import Stamp
 from train.config import TrainConfig
 from train.data import LabelRow
 from train.logps import causal_model, completion_logps
-from train.metrics import FallWatch, Line, Metrics
+from train.metrics import Line, Metrics
 from train.packing import Group
 from train.policy import Policy
 from train.processes import Group as Processes, whole
 from train.shapes import joined, of
+from train.watches import all_of
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ class Trainer:
             self.weights.values(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
         self.limit = self.config.micro_batch_tokens or MICRO_TOKENS.get(self.policy.device, ACCELERATOR_MICRO_TOKENS)
-        self.watch = FallWatch(sft=self.config.add.get("sft", 0.0))
+        self.watches = all_of(self.config)
 
     @cached_property
     def stamp(self) -> Stamp:
@@ -147,12 +148,12 @@ class Trainer:
             torch.manual_seed(self.config.seed + self.processes.rank)
             self.saved = begin = self._go_on(home)
             metrics = Metrics(self.folder / "metrics.jsonl", begin, written=self.processes.first)
-            self.warnings = [text for line in metrics.lines if (text := self.watch.see(line))]
+            self.warnings = [text for line in metrics.lines for text in self.watches.see(line)]
             self._tell(begin)
             for step in range(begin, self.source.steps):
                 line = self.step(step)
                 metrics.add(line)
-                self._warn(self.watch.see(line))
+                self._warn(self.watches.see(line))
                 self._tell(1)
                 if self._saves_after(step):
                     self._save(home, step + 1)
@@ -317,8 +318,8 @@ class Trainer:
             todo="lower learning_rate, clip more, or train in float32; the last checkpoint is kept",
         )
 
-    def _warn(self, text: str) -> None:
-        if text:
+    def _warn(self, texts: Sequence[str]) -> None:
+        for text in texts:
             self.warnings.append(text)
             log.warning(text)
 

@@ -287,6 +287,25 @@ def test_both_falling_is_warned_of_once(policy: Loader, tmp_path: Path, caplog: 
     assert caplog.text.count("both became less likely") == 1
 
 
+def test_a_training_that_goes_on_tells_its_warnings_again_but_logs_none_twice(
+    policy: Loader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row._replace(ref_chosen=0.0, ref_rejected=0.0, rejected=row.rejected * 9) for row in pair_rows(8)]
+    settings = config(epochs=10, learning_rate=1e-6, save_every=4)
+    done = trainer(policy(), rows, settings, tmp_path).run()
+    assert len(done.warnings) == 2
+    assert caplog.text.count("length alone tells them apart") == 1
+    caplog.clear()
+    assert trainer(policy(), rows, settings, tmp_path).run().warnings == done.warnings
+    assert "tells them apart" not in caplog.text
+
+
+def test_lengths_of_chosen_and_rejected_are_measured_in_tokens(policy: Loader, tmp_path: Path) -> None:
+    rows = [PairRow((5, 6), (7, 8, 9), (10,)), PairRow((5, 6), (7,), (10, 11, 12, 13, 14))]
+    [line] = trainer(policy(), rows, config(), tmp_path).run().lines
+    assert (line["lengths/chosen"], line["lengths/rejected"]) == (2.0, 3.0)
+
+
 def test_the_learning_rate_rises_and_falls() -> None:
     linear = config(warmup=0.2, learning_rate=1.0)
     assert [learning_rate(linear, step, 10) for step in (0, 1, 2, 6, 9)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.125])
