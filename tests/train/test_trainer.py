@@ -293,7 +293,7 @@ def test_a_training_that_goes_on_tells_its_warnings_again_but_logs_none_twice(
     rows = [row._replace(ref_chosen=0.0, ref_rejected=0.0, rejected=row.rejected * 9) for row in pair_rows(8)]
     settings = config(epochs=10, learning_rate=1e-6, save_every=4)
     done = trainer(policy(), rows, settings, tmp_path).run()
-    assert len(done.warnings) == 2
+    assert len(done.warnings) == 3
     assert caplog.text.count("length alone tells them apart") == 1
     caplog.clear()
     assert trainer(policy(), rows, settings, tmp_path).run().warnings == done.warnings
