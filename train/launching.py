@@ -35,7 +35,7 @@ R = TypeVar("R")
 
 PATIENCE = 3.0  # seconds: a worker whose fault may be another's death waits so long, so that the death is seen first
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)  # those that the launcher takes over
-NOISY = ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing")
+NOISY = ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing", "torchelastic-events")
 
 
 class Observer(Protocol):
@@ -222,6 +222,7 @@ def _quiet() -> Iterator[None]:
     """Without the launcher's own log: what it has to say is raised."""
     import torch.distributed.elastic.agent.server.local_elastic_agent  # noqa: F401 - its loggers are there then
 
+    logging.getLogger("torchelastic-events-null")  # made by its first event
     loud = [
         logger
         for name, logger in logging.root.manager.loggerDict.items()
