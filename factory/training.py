@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from factory.console import Progress
     from factory.judges import Judge
     from factory.store import Store
-    from train.data import Answer, Encoded, Ids
+    from train.conversations import Ids
+    from train.data import Encoded
     from train.losses import Objective
     from train.policy import Policy
     from train.processes import Group
@@ -58,6 +60,7 @@ class TrainResult:
     rows: int
     steps: int
     truncated: int
+    truncated_tokens: int = 0  # of those rows, in all
     skipped: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
     first: Mapping[str, float] = field(default_factory=dict)
     last: Mapping[str, float] = field(default_factory=dict)
@@ -139,7 +142,7 @@ def train_policy(
     _check_online(objective, config)
     picked = {"run": run, "round": list(rounds), **(where or {})}
     asked = _asked(store, prompts, files.base, config) if config.online else None
-    data = _read(store, objective, picked, files.base, config) if asked is None else _Data(list(asked), 0, {})
+    data = _read(store, objective, picked, files.base, config) if asked is None else _Data(list(asked))
     job = _Job(store, files, held_to, data, config, out, _dtype(config))
     if done := job.finished():
         return done
@@ -185,11 +188,12 @@ def merge(name: str, out: Path, *, dtype: Literal["auto", "float32", "bfloat16"]
 
 
 class _Data(NamedTuple):
-    """Rows as tokens; how many were cut; why others were left out."""
+    """Rows as tokens; how many were cut, and by how many tokens in all; why others were left out."""
 
     rows: list[Any]
-    truncated: int
-    skipped: dict[str, int]
+    truncated: int = 0
+    truncated_tokens: int = 0
+    skipped: Mapping[str, int] = {}
 
 
 class _Job:
@@ -433,15 +437,18 @@ def _train_share(group: Group, work: _Work | None, observer: Observer | None) ->
 
 def _read(store: Store, objective: Objective, where: Mapping[str, Any], base: str, config: TrainConfig) -> _Data:
     """The rows as tokens. FactoryError when none is left."""
-    from train.data import Limits, RowError
+    from train.conversations import RowError
+    from train.data import Limits
     from train.policy import load_tokenizer
     from train.shapes import of
 
     skipped: Counter[str] = Counter()
     texts, encode = READERS[objective.data](store, where, skipped)
+    if config.train_on == "every_turn":
+        encode = partial(encode, every_turn=True)
     tokenizer, limits = load_tokenizer(base), Limits(config.max_length, config.max_completion_length)
     rows: list[Any] = []
-    truncated = 0
+    cuts: list[int] = []  # tokens
     for text in texts:
         try:
             row, cut = encode(tokenizer, text, limits)
@@ -449,14 +456,18 @@ def _read(store: Store, objective: Objective, where: Mapping[str, Any], base: st
             skipped[str(fault)] += 1
         else:
             rows.append(row)
-            truncated += cut
+            cuts += [cut] if cut else []
     table = TABLE_OF[objective.data]
     if not rows:
         raise _nothing(table, where, skipped)
     if skipped:
         log.warning("%d %s are left out: %s", skipped.total(), table, dict(skipped))
+    if cuts:
+        log.warning(
+            "%d of %d rows are cut to the limits on length, by %d tokens in all", len(cuts), len(rows), sum(cuts)
+        )
     shape = of(objective, config.parameters)
-    return _Data(list(shape.completed(rows, config.seed, config.max_length)), truncated, dict(skipped))
+    return _Data(list(shape.completed(rows, config.seed, config.max_length)), len(cuts), sum(cuts), dict(skipped))
 
 
 def _check_online(objective: Objective, config: TrainConfig) -> None:
@@ -474,12 +485,20 @@ def _check_online(objective: Objective, config: TrainConfig) -> None:
 
 def _asked(store: Store, keys: Sequence[str] | None, base: str, config: TrainConfig) -> dict[Ids, Prompt]:
     """The prompts of an online training as tokens, those that leave no room for an answer left out."""
-    from train.data import prompt_ids
+    from train.conversations import RowError, prompt_ids
     from train.policy import load_tokenizer
 
     where: dict[str, Any] = {"split": "train"} | ({} if keys is None else {"key": list(keys)})
     tokenizer = load_tokenizer(base)
-    found = {prompt_ids(tokenizer, prompt.messages): prompt for prompt in store.rows(Prompt, where)}
+    found: dict[Ids, Prompt] = {}
+    refused: Counter[str] = Counter()
+    for prompt in store.rows(Prompt, where):
+        try:
+            found[prompt_ids(tokenizer, prompt.messages)] = prompt
+        except RowError as fault:
+            refused[str(fault)] += 1
+    if refused:
+        log.warning("%d prompts are left out: %s", refused.total(), dict(refused))
     kept = {ids: p for ids, p in found.items() if ids and (config.max_length is None or len(ids) < config.max_length)}
     if not kept:
         raise FactoryError("there are no prompts to sample answers to", todo="factory prompts add FILE")
@@ -507,15 +526,16 @@ def _to_learn_from(store: Store, rows: list[Judged], skipped: Counter[str]) -> l
 
 def _pairs(
     store: Store, where: Mapping[str, Any], skipped: Counter[str]
-) -> tuple[list[Any], Callable[..., tuple[Any, bool]]]:
+) -> tuple[list[Any], Callable[..., tuple[Any, int]]]:
     """The preferences as text, and how one becomes tokens."""
-    from train.data import Answer, Pair, pair_row
+    from train.conversations import Answer, answer_of
+    from train.data import Pair, pair_row
 
     found = _to_learn_from(store, store.rows(Preference, where), skipped)
     cut = _cut(store, [key for row in found for key in (row.chosen_key, row.rejected_key)])
 
     def answer(messages: Messages, key: str) -> Answer:
-        return Answer(_answer(messages), key not in cut)
+        return answer_of(messages, ended=key not in cut)
 
     pairs = [
         Pair(r.prompt, answer(r.chosen, r.chosen_key), answer(r.rejected, r.rejected_key), r.weight, r.margin)
@@ -526,21 +546,22 @@ def _pairs(
 
 def _labels(
     store: Store, where: Mapping[str, Any], skipped: Counter[str]
-) -> tuple[list[Any], Callable[..., tuple[Any, bool]]]:
+) -> tuple[list[Any], Callable[..., tuple[Any, int]]]:
     """The labels as text, and how one becomes tokens."""
-    from train.data import Answer, Labelled, label_row
+    from train.conversations import answer_of
+    from train.data import Labelled, label_row
 
     found = _to_learn_from(store, store.rows(Label, where), skipped)
     cut = _cut(store, [row.candidate_key for row in found])
     texts = [
-        Labelled(r.prompt, Answer(_answer(r.completion), r.candidate_key not in cut), r.label, r.weight) for r in found
+        Labelled(r.prompt, answer_of(r.completion, ended=r.candidate_key not in cut), r.label, r.weight) for r in found
     ]
     return texts, label_row
 
 
 def _completions(
     store: Store, where: Mapping[str, Any], skipped: Counter[str]
-) -> tuple[list[Any], Callable[..., tuple[Any, bool]]]:
+) -> tuple[list[Any], Callable[..., tuple[Any, int]]]:
     """The desirable answers as text, and how one becomes tokens."""
     from train.data import completion_row
 
@@ -549,10 +570,6 @@ def _completions(
 
 
 READERS = {"pairs": _pairs, "labels": _labels, "completions": _completions, "scores": _pairs}
-
-
-def _answer(messages: Messages) -> str:
-    return messages[-1]["content"] if messages else ""
 
 
 def _cut(store: Store, candidates: Iterable[str]) -> set[str]:
@@ -643,6 +660,7 @@ def _result(job: _Job, trained: Trained, start: str, reference: str, seconds: fl
         rows=len(job.data.rows),
         steps=len(lines),
         truncated=job.data.truncated,
+        truncated_tokens=job.data.truncated_tokens,
         skipped=job.data.skipped,
         first=first,
         last=last,

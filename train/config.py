@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from factory.faults import ConfigError
+
 
 class Strict(BaseModel):
     """Frozen; an unknown key is an error, and so is a yes or no, an infinity or a NaN where a number belongs."""
@@ -105,6 +107,8 @@ class TrainConfig(Strict):
     """Most tokens of prompt and completion together: more is cut from the prompt's start."""
     max_completion_length: int | None = Field(default=None, ge=1)
     """Most tokens of a completion: more is cut from its end."""
+    train_on: Literal["answer", "every_turn"] = "answer"
+    """every_turn: the assistant's turns before the answer are learnt too (methods on completions, such as sft)."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Of the order of the rows, of dropout and of a new adapter."""
     save_every: int = Field(default=20, ge=1)
@@ -143,7 +147,13 @@ class TrainConfig(Strict):
         """ConfigError when the method is unknown or its parameters are not right. Loads torch."""
         from train import losses
 
-        losses.get(self.method).check(self.parameters)
+        objective = losses.get(self.method)
+        objective.check(self.parameters)
+        if self.train_on == "every_turn" and objective.data != "completions":
+            raise ConfigError(
+                [f"train_on: every_turn is for methods on completions (sft); {self.method} is on {objective.data}"],
+                where="settings of the training",
+            )
 
 
 def _number(value: Any) -> Any:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.conversations import learnt, plain
 from train.data import Encoded
 from train.packing import Group, Layout, UnpackableError, pack, packed_attention_on
 
@@ -28,16 +29,17 @@ ACCELERATOR_BATCH_TOKENS = 32768
 
 
 class LogpSum(NamedTuple):
-    """`logp`: sum over the completion's tokens, end token included, nats. `tokens`: how many they are."""
+    """`logp`: sum over the completion's learnt tokens, end token included, nats. `tokens`: how many they are."""
 
     logp: float
     tokens: int
 
 
 class TokenLogps(NamedTuple):
-    """Log-probs of all completions' tokens end to end, `values` (tokens,) float32, nats; `lengths` (completions,);
-    `spread` (tokens,): log of the sum of squared probabilities over the vocabulary, where it was asked for; `worth`
-    (tokens,): what a critic's head says where each token is about to be chosen, where one was given."""
+    """Log-probs of all completions' learnt tokens end to end, `values` (tokens,) float32, nats; how many each has,
+    `lengths` (completions,); `spread` (tokens,): log of the sum of squared probabilities over the vocabulary, where it
+    was asked for; `worth` (tokens,): what a critic's head says where each token is about to be chosen, where one was
+    given."""
 
     values: Tensor
     lengths: Tensor
@@ -235,7 +237,7 @@ class PlainForward:
         seen = torch.zeros_like(ids)
         for i, (prompt, completion) in enumerate(rows):
             size = len(prompt) + len(completion)
-            ids[i, :size] = torch.tensor([*prompt, *completion])
+            ids[i, :size] = torch.tensor([*prompt, *plain(completion)])
             seen[i, :size] = 1
         device = next(self._causal.parameters()).device
         ids, seen = ids.to(device), seen.to(device)
@@ -243,9 +245,9 @@ class PlainForward:
         logits = out.logits
         parts, spreads, hidden = [], [], []
         for i, (prompt, completion) in enumerate(rows):
-            at = slice(len(prompt) - 1, len(prompt) + len(completion) - 1)
+            at = torch.tensor([len(prompt) - 1 + k for k, token in enumerate(completion) if token >= 0], device=device)
             logp = logits[i, at].float().log_softmax(-1)
-            parts.append(logp.gather(-1, ids[i, at.start + 1 : at.stop + 1, None])[:, 0])
+            parts.append(logp.gather(-1, ids[i, at + 1, None])[:, 0])
             if spread:
                 spreads.append((2 * logp.detach()).logsumexp(-1))
             if critic is not None:
@@ -262,8 +264,8 @@ def _worth(critic: nn.Module | None, hidden: Tensor) -> Tensor | None:
 
 
 def lengths_of(groups: Sequence[Group], like: Tensor) -> Tensor:
-    """Tokens of every completion of every group, in order: (completions,)."""
-    return torch.tensor([len(c) for group in groups for c in group.completions], device=like.device)
+    """Learnt tokens of every completion of every group, in order: (completions,)."""
+    return torch.tensor([learnt(c) for group in groups for c in group.completions], device=like.device)
 
 
 _packs: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # a Forward would hold its model, and so its own key
@@ -343,7 +345,7 @@ def score(
             with torch.inference_mode():
                 sums = completion_logps(forward, groups).tolist()
             order = [i for _, members in batch for i in members]
-            yield Scored(order, [LogpSum(s, len(rows[i].completion_ids)) for i, s in zip(order, sums, strict=True)])
+            yield Scored(order, [LogpSum(s, learnt(rows[i].completion_ids)) for i, s in zip(order, sums, strict=True)])
     finally:
         model.train(was_training)
 

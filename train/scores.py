@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from train.conversations import plain
+
 
 class ScoreForward:
     """Scores of a sequence-classification model with one label, adapter or not."""
@@ -25,7 +27,7 @@ class ScoreForward:
 
     def scores(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
         """(prompt, answer) token ids -> (rows,) float32."""
-        lines = [[*prompt, *answer] for prompt, answer in rows]
+        lines = [[*prompt, *plain(answer)] for prompt, answer in rows]
         device = next(self._model.parameters()).device
         width = max(map(len, lines))
         ids = torch.tensor([line + [0] * (width - len(line)) for line in lines], device=device)

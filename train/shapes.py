@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from train.conversations import head, learnt
 from train.data import CompletionRow, Encoded, LabelRow, PairRow, SampleRow, with_others
 from train.logps import Forward, TokenLogps, forward_for
 from train.losses import (
@@ -133,8 +134,8 @@ class Pairs(_ByLogps):
             sums[1:count:2],
             _tensor([row.ref_chosen for row in rows], sums),
             _tensor([row.ref_rejected for row in rows], sums),
-            _tensor([len(row.chosen) for row in rows], sums),
-            _tensor([len(row.rejected) for row in rows], sums),
+            _tensor([learnt(row.chosen) for row in rows], sums),
+            _tensor([learnt(row.rejected) for row in rows], sums),
         )
         if "head" in self.needs:
             found = self._with_heads(found, rows, seen)
@@ -171,17 +172,17 @@ class Pairs(_ByLogps):
         return [*whole, *self._head_of_longer(row)]
 
     def _head_of_longer(self, row: PairRow) -> list[Encoded]:
-        short, long = sorted((row.chosen, row.rejected), key=len)
-        if "head" not in self.needs or len(short) == len(long):
+        short, long = sorted((row.chosen, row.rejected), key=learnt)
+        if "head" not in self.needs or learnt(short) == learnt(long):
             return []
-        return [Encoded(row.prompt, long[: len(short)])]
+        return [Encoded(row.prompt, head(long, learnt(short)))]
 
     def with_reference(self, row: PairRow, logps: Sequence[float]) -> PairRow:
         """Chosen first."""
-        chosen, rejected, *head = logps
+        chosen, rejected, *of_longer = logps
         heads = [chosen, rejected]
-        if head:
-            heads[len(row.rejected) > len(row.chosen)] = head[0]
+        if of_longer:
+            heads[learnt(row.rejected) > learnt(row.chosen)] = of_longer[0]
         return row._replace(
             ref_chosen=chosen, ref_rejected=rejected, ref_chosen_head=heads[0], ref_rejected_head=heads[1]
         )
@@ -224,7 +225,7 @@ class Labels(_ByLogps):
             sums,
             _tensor([row.ref for row in rows], sums),
             torch.tensor([row.desirable for row in rows], device=sums.device),
-            _tensor([len(row.completion) for row in rows], sums),
+            _tensor([learnt(row.completion) for row in rows], sums),
         )
 
     def scored(self, row: LabelRow) -> list[Encoded]:
@@ -272,7 +273,7 @@ class Completions(_ByLogps):
     def logps(self, rows: Sequence[CompletionRow], seen: TokenLogps) -> CompletionLogps:
         """CompletionLogps of (batch,)."""
         sums = seen.sums()
-        return CompletionLogps(sums, _tensor([len(row.completion) for row in rows], sums))
+        return CompletionLogps(sums, _tensor([learnt(row.completion) for row in rows], sums))
 
     def scored(self, row: CompletionRow) -> list[Encoded]:
         """Nothing: there is no reference."""
