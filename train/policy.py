@@ -156,11 +156,26 @@ def merge(base: str, adapter: str, folder: Path, *, dtype: Literal["auto", "floa
     The sum is formed in float32; `dtype` is what it is stored in, auto: as the base is. FactoryError: it does not load.
     """
     head: Head = "score" if _adapter_config(adapter).get("task_type") == "SEQ_CLS" else "language"
-    model: Any = _with_adapter(_load(base, torch.float32, head, seed=0), adapter, learns=False)
-    merged = model.merge_and_unload()
+    model = _load(base, torch.float32, head, seed=0)
+    tied = _untie(model)
+    merged: Any = _with_adapter(model, adapter, learns=False).merge_and_unload()
+    if tied and torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight):
+        merged.config.tie_word_embeddings = True
+        merged.tie_weights()
     stored = _stored_dtype(base) if dtype == "auto" else DTYPES[dtype]
     merged.to(stored).save_pretrained(folder)
     load_tokenizer(base).save_pretrained(folder)
+
+
+def _untie(model: Any) -> bool:
+    """Give the head weights of its own where it shares the embeddings': an adapter may change one of them alone. Was it
+    so?"""
+    output = model.get_output_embeddings()
+    if output is None or output.weight is not model.get_input_embeddings().weight:
+        return False
+    output.weight = nn.Parameter(output.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    return True
 
 
 def _adapter_config(adapter: str) -> dict[str, Any]:
