@@ -28,7 +28,7 @@ from factory import crash
 from factory.faults import ConfigError, FactoryError
 from factory.resources import EMBEDDED, ModelFiles, content_hash, model_files
 from factory.schema import Label, Logp, Messages, Preference, Prompt, digest, now, unique
-from train.config import TrainConfig
+from train.config import NOT_WHAT, TrainConfig
 from train.launching import Launch, launch
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from train.losses import Objective
     from train.policy import Policy
     from train.processes import Group
-    from train.trainer import Observer, Trained
+    from train.trainer import Trained
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ class _Job:
     @property
     def identity(self) -> dict[str, str]:
         """What the training is of; kept with the policy."""
-        config = self.config.model_dump(mode="json", exclude={"save_every", "threads"})
+        config = self.config.model_dump(mode="json", exclude=set(NOT_WHAT))
         return {
             "data": digest([list(row) for row in self.data.rows]),
             "config": digest(config),
@@ -406,7 +406,7 @@ def _several(processes: Launch | None, config: TrainConfig) -> Launch | None:
     return processes
 
 
-def _train_share(group: Group, work: _Work | None, observer: Observer | None) -> Trained:
+def _train_share(group: Group, work: _Work | None, progress: Progress | None) -> Trained:
     """One process of several: the loop on its share, then the policy's draft from the first one."""
     from train.batches import FixedRows
     from train.policy import kept_tensors, save_policy
@@ -423,7 +423,7 @@ def _train_share(group: Group, work: _Work | None, observer: Observer | None) ->
             base_name=told.base_name, head=told.head,
         )  # fmt: skip
         source = FixedRows(told.rows, config.batch_size, config.epochs, config.seed)
-        trained = Trainer(policy, source, config, told.out, told.model_hash, observer, group).run()
+        trained = Trainer(policy, source, config, told.out, told.model_hash, progress, group).run()
         tensors = gathered(group, kept_tensors(policy))
         if group.first:
             shutil.rmtree(told.draft, ignore_errors=True)

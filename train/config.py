@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from factory.faults import ConfigError
 
@@ -16,9 +16,10 @@ class Strict(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_bool(cls, value: Any) -> Any:
+    def _no_bool(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic takes true for 1, and YAML 1.1 reads a bare yes, no, on and off as true or false."""
-        if isinstance(value, bool):
+        wanted = cls.model_fields[info.field_name or ""].annotation is bool
+        if isinstance(value, bool) and not wanted:
             raise ValueError("yes/no (in YAML also on/off) is no value here")
         return value
 
@@ -67,6 +68,10 @@ class OnlineSpec(Strict):
     """bond: how far the anchor's weights move to the policy's after each batch."""
 
 
+NOT_WHAT = frozenset(("save_every", "threads", "observers"))
+"""Settings that do not change what a training is."""
+
+
 class TrainConfig(Strict):
     """One training: the objective, its parameters, and how the loop runs."""
 
@@ -113,6 +118,10 @@ class TrainConfig(Strict):
     """Of the order of the rows, of dropout and of a new adapter."""
     save_every: int = Field(default=20, ge=1)
     """Steps between checkpoints."""
+    checkpoint_activations: bool = False
+    """Keep a layer's inputs alone and compute the rest again on the way back: less memory, about a third more time."""
+    observers: tuple[str, ...] = ()
+    """Who else is told of every step: tensorboard, or module:attribute (see train/observers.py)."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; unset: as torch has it. A resumed training gives the same bits with the same number only."""
 

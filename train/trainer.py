@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,15 @@ from torch import Tensor, nn
 from factory import crash
 from factory.faults import FactoryError
 from factory.schema import digest
-from train import checkpoint, losses
+from train import checkpoint, losses, observers, shortages
+from train.activations import checkpoint_activations
 from train.batches import Batch, R, Source, micro_batches, shares, tokens_of
 from train.checkpoint import Stamp
-from train.config import TrainConfig
+from train.config import NOT_WHAT, TrainConfig
 from train.data import LabelRow
 from train.logps import causal_model, completion_logps
 from train.metrics import Line, Metrics
+from train.observers import Counter, Observers, Progress, Training
 from train.packing import Group
 from train.policy import Policy
 from train.processes import Group as Processes, whole
@@ -43,13 +45,6 @@ log = logging.getLogger(__name__)
 
 MICRO_TOKENS = {"cpu": 512}  # small enough for caches and memory; more is not faster there
 ACCELERATOR_MICRO_TOKENS = 8192
-
-
-class Observer(Protocol):
-    """Told of the training as it goes."""
-
-    def advance(self, n: int = 1, *, failed: int = 0, reused: int = 0, tokens: int = 0) -> None:
-        """`n` more steps are done."""
 
 
 class Trained(NamedTuple):
@@ -117,7 +112,7 @@ class Trainer:
     config: TrainConfig
     folder: Path
     model_hash: str = ""
-    observer: Observer | None = None
+    progress: Progress | None = None
     processes: Processes = field(default_factory=Processes)
     warnings: list[str] = field(default_factory=list)
 
@@ -125,6 +120,8 @@ class Trainer:
         self.objective = losses.get(self.config.method)
         self.objective.check(self.config.parameters)
         self.shape = of(self.objective, self.config.parameters)
+        if self.config.checkpoint_activations:
+            checkpoint_activations(self.policy.model)
         self.moving = Moving()
         self.forward: Any = None
         self.critic = self._critic()
@@ -138,26 +135,30 @@ class Trainer:
     @cached_property
     def stamp(self) -> Stamp:
         """What this training is of: a checkpoint of another one is refused. Reading it goes over all rows."""
-        config = self.config.model_dump(mode="json", exclude={"save_every", "threads"})
+        config = self.config.model_dump(mode="json", exclude=set(NOT_WHAT))
         return Stamp(self.source.hash, digest(config), self.model_hash)
 
     def run(self) -> Trained:
         """Train to the end, from the last whole checkpoint if there is one."""
+        if not self.source.steps:
+            raise FactoryError("there are no rows to train on", todo="give a training at least one row")
         home = self.folder / "checkpoints"
+        watchers = self._observers()
         with threads(self.config.threads):
             torch.manual_seed(self.config.seed + self.processes.rank)
             self.saved = begin = self._go_on(home)
             metrics = Metrics(self.folder / "metrics.jsonl", begin, written=self.processes.first)
             self.warnings = [text for line in metrics.lines for text in self.watches.see(line)]
-            self._tell(begin)
-            for step in range(begin, self.source.steps):
-                line = self.step(step)
-                metrics.add(line)
-                self._warn(self.watches.see(line))
-                self._tell(1)
-                if self._saves_after(step):
-                    self._save(home, step + 1)
-                crash.point("train.after_step")
+            with watchers.watching(Training(self.folder, self.config, self.source.steps, begin)):
+                for step in range(begin, self.source.steps):
+                    line = self.step(step)
+                    with shortages.room_for("metrics", self.folder):
+                        metrics.add(line)
+                    watchers.step(line, self._warned(line))
+                    if self._saves_after(step):
+                        with shortages.room_for("a checkpoint", home, ["writing-*"]):
+                            self._save(home, step + 1)
+                    crash.point("train.after_step")
         return Trained(metrics.lines, self.warnings)
 
     def _go_on(self, home: Path) -> int:
@@ -213,10 +214,7 @@ class Trainer:
         batch = self.source.batch(step)
         if not batch.rows:
             return self._nothing(step, batch, began)
-        self._settle(batch.rows)
-        self.policy.model.train()
-        parameters = {**self.config.parameters, **self._supplied(batch.rows)}
-        own = [self._part(rows, parameters, counts=counts) for rows, counts in self._shared_out(batch.rows)]
+        parameters, own = self._through_model(step, batch.rows)
         parts = [part for each in self.processes.gather(own) for part in each]
         logps, outcome = joined([p.logps for p in parts]), joined([p.outcome for p in parts])
         self.moving.add(self.shape.rewards(outcome))
@@ -235,6 +233,38 @@ class Trainer:
         seconds = time.monotonic() - began
         tokens = sum(tokens_of(row) for row in batch.rows)
         return line | {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
+
+    def _through_model(self, step: int, rows: Sequence[Any]) -> tuple[dict[str, Any], list[Part]]:
+        """The objective's parameters, and all rows forward and backward; in smaller parts where memory runs out, which
+        changes no more than the gradient's last digits."""
+        while True:
+            try:
+                self._settle(rows)
+                self.policy.model.train()
+                parameters = {**self.config.parameters, **self._supplied(rows)}
+                return parameters, [self._part(each, parameters, counts=n) for each, n in self._shared_out(rows)]
+            except (RuntimeError, MemoryError) as fault:
+                if not shortages.of_memory(fault):
+                    raise
+            self.optimiser.zero_grad(set_to_none=True)  # here the fault, and all that it held, is gone
+            shortages.free_memory()
+            self._take_less(step, rows)
+
+    def _take_less(self, step: int, rows: Sequence[Any]) -> None:
+        """Halve the tokens that go through at once. FactoryError where that cannot be."""
+        together = min(self.limit, sum(map(tokens_of, rows)))
+        longest = max(map(tokens_of, rows))
+        if self.processes.size > 1 or together <= longest:
+            raise FactoryError(
+                f"out of memory at step {step + 1}, with {together} tokens at once and a longest row of {longest}",
+                where=self.policy.device,
+                todo=f"set micro_batch_tokens: {max(1, together // 2)}, a smaller max_length, or "
+                "checkpoint_activations: true; the last checkpoint is kept",
+            )
+        self.limit = max(longest, together // 2)
+        log.warning(
+            "out of memory at step %d: going on with %d tokens at once (micro_batch_tokens)", step + 1, self.limit
+        )
 
     def _nothing(self, step: int, batch: Batch, began: float) -> Line:
         """The line of a step whose batch taught nothing (all answers of a prompt alike, or none judged)."""
@@ -318,14 +348,20 @@ class Trainer:
             todo="lower learning_rate, clip more, or train in float32; the last checkpoint is kept",
         )
 
-    def _warn(self, texts: Sequence[str]) -> None:
+    def _observers(self) -> Observers:
+        """Those that are told: of the first process, all."""
+        if not self.processes.first:
+            return Observers()
+        bar = [] if self.progress is None else [Counter(self.progress)]
+        return Observers([*bar, *map(observers.named, self.config.observers)])
+
+    def _warned(self, line: Line) -> list[str]:
+        """What a step warns of; it is logged and kept."""
+        texts = self.watches.see(line)
         for text in texts:
             self.warnings.append(text)
             log.warning(text)
-
-    def _tell(self, steps: int) -> None:
-        if self.observer is not None and steps:
-            self.observer.advance(steps)
+        return texts
 
 
 @contextmanager

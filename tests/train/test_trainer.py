@@ -336,7 +336,7 @@ def test_threads_are_set_for_the_training_only(policy: Loader, tmp_path: Path) -
             seen.append(torch.get_num_threads())
 
     loop = trainer(policy(), pair_rows(2), config(threads=before + 1), tmp_path)
-    loop.observer = Watch()
+    loop.progress = Watch()
     loop.run()
     assert seen == [before + 1]
     assert torch.get_num_threads() == before
