@@ -38,8 +38,9 @@ class Whole(nn.Module):
         self.model = model
 
     def forward(self, call: Callable[[], T]) -> T:
-        """What `call` returns."""
-        return call()
+        """What `call` returns; a tensor of its own, as FSDP hangs the backward pass on it."""
+        found = call()
+        return cast(T, found.clone()) if isinstance(found, Tensor) and found._is_view() else found
 
 
 @dataclass

@@ -106,19 +106,6 @@ def compared(group: Group, work: tuple[str, str], observer: Observer | None) -> 
         group.wait()
 
 
-def untied(folder: Path) -> Path:
-    """The tiny model with a head of its own."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = folder.parent / "tied"
-    model = AutoModelForCausalLM.from_pretrained(source)
-    model.config.tie_word_embeddings = False
-    made = type(model)(model.config)
-    made.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.slow
 def test_two_processes_have_the_gradient_of_one(tiny_model: Path, tmp_path: Path) -> None:
     """For every objective and option: 2 processes x 4 is 8, to 1e-5; and so are loss, norm and every other metric."""
@@ -161,12 +148,13 @@ class Training(NamedTuple):
     kill: tuple[int, str] | None = None
     lora: LoraSpec | None = LoraSpec(r=4, dropout=0.2)
     method: str = "dpo"
+    dtype: Any = "float32"
 
 
 def trained(group: Group, work: Training, observer: Observer | None) -> None:
     if work.kill is not None and work.kill[0] == group.rank:
         os.environ[crash.VARIABLE] = work.kill[1]
-    settings = config(work.method, epochs=2, batch_size=3, save_every=3, lora=work.lora, dtype="float32")
+    settings = config(work.method, epochs=2, batch_size=3, save_every=3, lora=work.lora, dtype=work.dtype)
     training = loop(group, work.model, settings, rows_for(work.method, 11), Path(work.folder))
     training.run()
     tensors = gathered(group, kept_tensors(training.policy))
@@ -182,7 +170,7 @@ def outcome(folder: Path) -> tuple[dict[str, torch.Tensor], list[Any]]:
 KILLS = {
     "first, mid-checkpoint": Training("", "", (0, "train.mid_checkpoint:2"), None, "bco"),
     "other, mid-checkpoint": Training("", "", (1, "train.mid_checkpoint:2")),
-    "other, mid-epoch": Training("", "", (1, "train.after_step:5")),
+    "other, mid-epoch": Training("", "", (1, "train.after_step:5"), dtype="bfloat16"),
 }
 
 
@@ -233,13 +221,15 @@ def launch_or_run(work: Training, processes: int) -> None:
         launch(trained, work, Launch(processes=processes))
 
 
-def torn(group: Group, work: tuple[str, str], observer: Observer | None) -> None:
-    """Write two checkpoints."""
+def torn(group: Group, work: tuple[str, str], observer: Observer | None) -> float:
+    """Write two checkpoints; the share of the model that this process holds."""
     model, folder = work
     training = loop(group, model, config(lora=SMALL), pair_rows(4), Path(folder))
     training.step(0)
     for step in (1, 2):
         save_shards(Path(folder), step, training.stamp, training.weights, training.optimiser, {}, group)
+    parameters: list[Any] = list(training.policy.model.parameters())
+    return float(sum(p.to_local().numel() for p in parameters) / sum(p.numel() for p in parameters))
 
 
 @pytest.mark.slow
@@ -247,7 +237,8 @@ def test_a_torn_shard_is_never_taken_for_a_whole_checkpoint(tiny_model: Path, tm
     """Every file in turn: cut, changed, gone."""
     from train import checkpoint
 
-    launch(torn, (str(tiny_model), str(tmp_path / "home")), TWO)
+    held = launch(torn, (str(tiny_model), str(tmp_path / "home")), TWO)
+    assert held == pytest.approx(0.5, abs=0.01)  # the frozen base too
     mark = checkpoint._whole(tmp_path / "home" / "step-000002")
     assert mark is not None
     assert mark.processes == 2
