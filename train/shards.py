@@ -8,13 +8,15 @@ number the rows fall to other processes and sums have another order, so that the
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as read_shards
@@ -38,7 +40,8 @@ def save(
     state = {_weight(name): p.detach() for name, p in weights.items()}
     for name, p in weights.items():
         state |= {_kept(name, key): value for key, value in optimiser.state[p].items()}
-    write_shards(state, storage_writer=FileSystemWriter(draft))
+    with _unwrapped():
+        write_shards(state, storage_writer=FileSystemWriter(draft))
     torch.save(_random_state(), draft / _random(group.rank))
     if group.first:
         torch.save({"moving": dict(moving)}, draft / STATE)
@@ -85,7 +88,17 @@ def _put_together(folder: Path, weights: Weights, optimiser: Any) -> None:
             if place.startswith(prefix) and isinstance(about, TensorStorageMetadata):
                 like = torch.zeros_like(p.detach()) if about.size == p.shape else torch.zeros(about.size)
                 optimiser.state[p][place.removeprefix(prefix)] = state[place] = like
-    read_shards(state, storage_reader=reader)
+    with _unwrapped():
+        read_shards(state, storage_reader=reader)
+
+
+@contextmanager
+def _unwrapped() -> Iterator[None]:
+    """What went wrong in a process, instead of the checkpointer's own exception, which is no Exception."""
+    try:
+        yield
+    except CheckpointException as fault:
+        raise next(iter(fault.failures.values()))[0] from fault
 
 
 def _share_out(folder: Path, kept: Mapping[str, Any], weights: Weights, optimiser: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -72,9 +73,10 @@ def case(method: str, name: str = "", plain: bool = False, **more: Any) -> Case:
     """Two steps at a rate that moves next to nothing, so that both gradients compare: of eight rows, and of one, which
     leaves a process without any."""
     given = {"add": {"sft": 0.3}, "clip": None, "learning_rate": 1e-7, "lora": SMALL, "dtype": "float32"} | more
-    return Case(f"{method} {name}", config(method, **given), plain)
+    return Case(f"{method} {name}".strip(), config(method, **given), plain)
 
 
+AGAIN: dict[str, LoraSpec | None] = {"activations": SMALL, "activations, whole model": None}
 CASES = [
     *(case(method) for method in METHODS),
     *(case(method, "options", parameters=parameters) for method, parameters in OPTIONS),
@@ -83,6 +85,7 @@ CASES = [
     *(case(method, "row by row", micro_batch_tokens=1) for method in ("dpo", "kto", "sft")),
     *(case(method, "plain", plain=True) for method in ("dpo", "kto")),
     case("dpo", "clipped", clip=0.01),
+    *(case("dpo", name, checkpoint_activations=True, lora=lora) for name, lora in AGAIN.items()),
 ]
 
 
@@ -260,6 +263,28 @@ def test_a_torn_shard_is_never_taken_for_a_whole_checkpoint(tiny_model: Path, tm
     found = checkpoint.newest(tmp_path / "home", mark.stamp)
     assert found is not None
     assert found.step == 2
+
+
+def without_room(group: Group, work: tuple[str, str], observer: Observer | None) -> None:
+    """From the third step on, one process may write small files only."""
+    model, folder = work
+    training = loop(group, model, config(lora=None, batch_size=2, save_every=1), pair_rows(8), Path(folder))
+    steps = training.step
+
+    def limited(step: int) -> Any:
+        if step == 2 and group.rank == 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        return steps(step)
+
+    training.step = limited  # type: ignore[method-assign]
+    training.run()
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_the_last_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FactoryError, match="the disk is full: a checkpoint could not be written"):
+        launch(without_room, (str(tiny_model), str(tmp_path)), TWO)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*")) == ["step-000001", "step-000002"]
 
 
 # ------------------------------------------------------------------------------------------------ from and to a store
