@@ -340,7 +340,8 @@ def _logp(key: str, model_hash: str, dtype: str, logprob: float, tokens: int) ->
 
 def encoded(tokenizer: Any, items: Sequence[Item]) -> list[Encoded]:
     """Answers as token ids. An empty answer is its end token alone; an answer that was cut has none."""
-    from train.data import Encoded, end_ids, prompt_ids
+    from train.conversations import end_ids, prompt_ids
+    from train.data import Encoded
 
     end = end_ids(tokenizer)
 

@@ -2,12 +2,15 @@
 
     rows of the store -> token ids -> reference log-probs (kept in `logps`) -> train.Trainer -> <out>/policy
 
+With several processes this one reads the store and scores the reference; then workers train and write the policy.
+
 `out` gets metrics.jsonl, checkpoints/ while it lasts, and policy/, which appears whole and last. The same call after a
 kill goes on from what was done, and after the end hands back what came out.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -18,27 +21,33 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from factory import crash
 from factory.faults import ConfigError, FactoryError
 from factory.registry import unknown_name
 from factory.resources import EMBEDDED, ModelFiles, content_hash, model_files
-from factory.schema import Label, Logp, Messages, Preference, digest, now, unique
-from train.config import TrainConfig
+from factory.schema import Label, Logp, Messages, Preference, Prompt, digest, now, unique
+from train.config import NOT_WHAT, TrainConfig
+from train.launching import Launch, launch
 
 if TYPE_CHECKING:
     from factory.console import Progress
+    from factory.judges import Judge
     from factory.store import Store
-    from train.data import Answer, Encoded
+    from train.conversations import Ids
+    from train.data import Encoded
+    from train.losses import Objective
     from train.policy import Policy
+    from train.processes import Group
     from train.trainer import Trained
 
 log = logging.getLogger(__name__)
 
 Judged = TypeVar("Judged", Preference, Label)
-TABLE_OF = {"pairs": "preferences", "labels": "labels"}
+TABLE_OF = {"pairs": "preferences", "labels": "labels", "completions": "labels", "scores": "preferences"}
 DONE = "training.json"  # in the policy's folder: what the training was, and what it gave
 
 
@@ -53,6 +62,7 @@ class TrainResult:
     rows: int
     steps: int
     truncated: int
+    truncated_tokens: int = 0  # of those rows, in all
     skipped: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
     first: Mapping[str, float] = field(default_factory=dict)
     last: Mapping[str, float] = field(default_factory=dict)
@@ -109,15 +119,21 @@ def train_policy(
     config: TrainConfig,
     strategy: str | Sequence[str] | None = None,
     where: Mapping[str, Any] | None = None,
+    prompts: Sequence[str] | None = None,
+    reward: Judge | None = None,
+    processes: Launch | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Train a policy on the preferences or labels of a run's rounds, held to `reference`, into `out`/policy.
 
     start, reference: names of policies; reference "start" is the start itself. strategy: how the rows were made (one
     pairing strategy, or way to label, or several on purpose); it has to be named where the rows are of several. where:
-    further conditions on the rows. Rows that cannot be trained on are skipped and counted. FactoryError: no rows, rows
-    of strategies that were not named, a model that does not load, a loss that is not finite, or an `out` that holds
-    another training.
+    further conditions on the rows. Rows that cannot be trained on are skipped and counted.
+    With config.online the policy's own answers to `prompts` (keys; all of the split train by default) are trained on,
+    judged by `reward` (a verifier by default). processes: several that share every batch and the model between them, on
+    this host and perhaps others, where `help_train` is called; `out` is then a folder that all of them see.
+    FactoryError: no rows, rows of strategies that were not named, a model that does not load, a loss that is not finite,
+    or an `out` that holds another training.
     """
     from train import losses
     from train.trainer import threads
@@ -125,28 +141,68 @@ def train_policy(
     began = time.monotonic()
     objective = losses.get(config.method)
     objective.check(config.parameters)
+    together = _several(processes, config)
     files = model_files(start)
     held_to = files if reference in ("start", start) else model_files(reference)
-    picked = _of_strategy(
-        store, TABLE_OF[objective.data], {"run": run, "round": list(rounds), **(where or {})}, strategy
-    )
-    data = _read(store, objective.data, picked, files.base, config)
+    _check_online(objective, config)
+    asked = _asked(store, prompts, files.base, config) if config.online else None
+    if asked is None:
+        among = {"run": run, "round": list(rounds), **(where or {})}
+        picked = _of_strategy(store, TABLE_OF[objective.data], among, strategy)
+        data = _read(store, objective, picked, files.base, config)
+    else:
+        data = _Data(list(asked))
     job = _Job(store, files, held_to, data, config, out, _dtype(config))
     if done := job.finished():
         return done
-    with threads(_threads(out, config)):
-        trained = job.train(job.with_reference(), progress)
+    with threads(count := _threads(out, config)):
+        if together is not None:
+            trained = job.train_together(job.with_reference(), together, max(1, count // together.processes), progress)
+        elif asked is None:
+            trained = job.train(job.with_reference(), progress)
+        else:
+            trained = job.train_online(asked, reward, progress)
     result = _result(job, trained, start, reference, time.monotonic() - began)
     job.publish(result)
     return result
 
 
+def help_train(processes: Launch) -> None:
+    """This host's part of a training that `train_policy` leads on node 0: everything but the number of processes comes
+    from there. Models are resolved by name here; the training's folder must be the same on all hosts."""
+    if processes.nodes < 2 or processes.node == 0:
+        raise FactoryError(
+            "only nodes from 1 on help a training that node 0 leads", todo="set nodes and node, or train as usual"
+        )
+    launch(_train_share, None, processes)
+
+
+def merge(name: str, out: Path, *, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> None:
+    """Write a policy that is an adapter on a base as one whole model into the new folder `out`, as `train.policy.merge`
+    does. FactoryError: it is no adapter, or `out` is there."""
+    from train import policy
+
+    files = model_files(name)
+    if files.adapter is None:
+        raise FactoryError("there is no adapter to merge: it is a whole model", where=name)
+    if out.exists():
+        raise FactoryError("the folder is there already", where=str(out), todo="name a new one")
+    draft = out.with_name(out.name + ".writing")
+    shutil.rmtree(draft, ignore_errors=True)
+    policy.merge(files.base, files.adapter, draft, dtype=dtype)
+    for path in (*sorted(draft.iterdir()), draft):
+        _sync(path)
+    draft.rename(out)
+    _sync(out.parent)
+
+
 class _Data(NamedTuple):
-    """Rows as tokens; how many were cut; why others were left out."""
+    """Rows as tokens; how many were cut, and by how many tokens in all; why others were left out."""
 
     rows: list[Any]
-    truncated: int
-    skipped: dict[str, int]
+    truncated: int = 0
+    truncated_tokens: int = 0
+    skipped: Mapping[str, int] = {}
 
 
 class _Job:
@@ -163,17 +219,27 @@ class _Job:
         self.objective = losses.get(config.method)
         self.model_hash = content_hash(start, dtype)
         self._policy: Policy | None = None
+        self._written = False  # is the policy in its draft already?
+        self._frozen: Policy | None = None
 
     @property
     def identity(self) -> dict[str, str]:
         """What the training is of; kept with the policy."""
-        config = self.config.model_dump(mode="json", exclude={"save_every", "threads"})
+        config = self.config.model_dump(mode="json", exclude=set(NOT_WHAT))
         return {
             "data": digest([list(row) for row in self.data.rows]),
             "config": digest(config),
             "model": self.model_hash,
             "reference": content_hash(self.reference, self.dtype),
         }
+
+    @property
+    def _draft(self) -> Path:
+        return self.out / "policy.writing"
+
+    @property
+    def _head(self) -> Literal["language", "score"]:
+        return "score" if self.objective.data == "scores" else "language"
 
     @property
     def policy(self) -> Policy:
@@ -189,6 +255,7 @@ class _Job:
                 trainable=True,
                 seed=self.config.seed,
                 base_name=_base_name(self.start),
+                head=self._head,
             )
         return self._policy
 
@@ -209,11 +276,11 @@ class _Job:
 
     def with_reference(self) -> list[Any]:
         """The rows with the reference's log-probs, where the objective needs one."""
-        from train.shapes import SHAPES
+        from train.shapes import of
 
         if not self.objective.reference:
             return self.data.rows
-        shape = SHAPES[self.objective.data]
+        shape = of(self.objective, self.config.parameters)
         scored = [encoded for row in self.data.rows for encoded in shape.scored(row)]
         model_hash = content_hash(self.reference, self.dtype)
         kept = iter(reference_logps(self.store, scored, model_hash, self.dtype, self._scorer))
@@ -244,13 +311,66 @@ class _Job:
         source = FixedRows(rows, self.config.batch_size, self.config.epochs, self.config.seed)
         return Trainer(self.policy, source, self.config, self.out, self.model_hash, progress).run()
 
+    def train_together(self, rows: Sequence[Any], how: Launch, threads: int, progress: Progress | None) -> Trained:
+        """The loop in several processes, which also write the policy's draft."""
+        self._let_go()
+        work = _Work(
+            rows, self.start.name, _base_name(self.start), self._head, self.config, self.out.absolute(),
+            self._draft.absolute(), self.model_hash, threads,
+        )  # fmt: skip
+        trained = launch(_train_share, work, how, progress)
+        self._written = True
+        return trained
+
+    def _let_go(self) -> None:
+        """Free the memory of the policy that scored the reference."""
+        import torch
+
+        self._policy = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def train_online(self, asked: Mapping[Ids, Prompt], judge: Judge | None, progress: Progress | None) -> Trained:
+        """The loop on answers of its own."""
+        from factory.judges.verifier import VerifierJudge
+        from factory.online import JudgeReward, LiveModels, LiveSampler
+        from train.online import OnlineRows
+        from train.trainer import Trainer
+
+        if self.config.online is None:
+            raise ValueError("not an online training")
+        policy = self.policy
+        models = LiveModels(policy, policy.trainable(), self._reference)
+        reward = JudgeReward(judge or VerifierJudge(), asked, policy.tokenizer, self.start.name)
+        source = OnlineRows(
+            list(asked), self.config.online, self.objective, LiveSampler(policy), reward, models, self.config.seed
+        )
+        trainer = Trainer(policy, source, self.config, self.out, self.model_hash, progress)
+        models.critic = trainer.critic
+        return trainer.run()
+
+    @contextmanager
+    def _reference(self) -> Iterator[Any]:
+        """The reference's model while samples are scored: without its adapter, or a frozen one that stays loaded."""
+        from train.policy import load_policy
+
+        if self.reference.adapter is None and self.reference.base == self.start.base and self.policy.has_adapter:
+            with self.policy.without_adapter():
+                yield self.policy.model
+            return
+        if self._frozen is None:
+            self._frozen = load_policy(self.reference.base, self.reference.adapter, dtype=self.dtype)  # type: ignore[arg-type]
+        yield self._frozen.model
+
     def publish(self, result: TrainResult) -> None:
         """Write the policy's folder whole, then let go of the checkpoints."""
         from train.policy import save_policy
 
-        draft = self.out / "policy.writing"
-        shutil.rmtree(draft, ignore_errors=True)
-        save_policy(self.policy, draft)
+        draft = self._draft
+        if not self._written:
+            shutil.rmtree(draft, ignore_errors=True)
+            save_policy(self.policy, draft)
         said = {"identity": self.identity, "config": self.config.model_dump(mode="json"), "result": result.to_json()}
         (draft / DONE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
         for path in (*sorted(draft.iterdir()), draft):
@@ -262,20 +382,82 @@ class _Job:
         shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
 
 
+# --------------------------------------------------------------------------------------------------- many processes
+
+
+class _Work(NamedTuple):
+    """What the processes of a training are told."""
+
+    rows: Sequence[Any]
+    start: str  # a name, which each host resolves
+    base_name: str
+    head: Literal["language", "score"]
+    config: TrainConfig
+    out: Path
+    draft: Path
+    model_hash: str
+    threads: int
+
+
+def _several(processes: Launch | None, config: TrainConfig) -> Launch | None:
+    """The processes, where there is more than one. FactoryError where they cannot be."""
+    if processes is None:
+        return None
+    processes.check()
+    if processes.size == 1:
+        return None
+    if processes.node:
+        raise FactoryError("node 0 leads the training; the others help", todo="call help_train on this host")
+    if config.online is not None:
+        raise FactoryError(
+            "several processes work with data of the store", todo="leave online out, or train in one process"
+        )
+    return processes
+
+
+def _train_share(group: Group, work: _Work | None, progress: Progress | None) -> Trained:
+    """One process of several: the loop on its share, then the policy's draft from the first one."""
+    from train.batches import FixedRows
+    from train.policy import kept_tensors, save_policy
+    from train.processes import gathered, load_sharded
+    from train.trainer import Trainer, threads
+
+    told = group.from_first(lambda: work)
+    if told is None:
+        raise ValueError("the first process has no work")
+    config, files = told.config, model_files(told.start)
+    with threads(config.threads or told.threads):
+        policy = load_sharded(
+            group, files.base, files.adapter, lora=config.lora, dtype=config.dtype, seed=config.seed,
+            base_name=told.base_name, head=told.head,
+        )  # fmt: skip
+        source = FixedRows(told.rows, config.batch_size, config.epochs, config.seed)
+        trained = Trainer(policy, source, config, told.out, told.model_hash, progress, group).run()
+        tensors = gathered(group, kept_tensors(policy))
+        if group.first:
+            shutil.rmtree(told.draft, ignore_errors=True)
+            save_policy(policy, told.draft, tensors)
+        group.wait()
+    return trained
+
+
 # ------------------------------------------------------------------------------------------------ rows of the store
 
 
-def _read(store: Store, shape: str, where: Mapping[str, Any], base: str, config: TrainConfig) -> _Data:
+def _read(store: Store, objective: Objective, where: Mapping[str, Any], base: str, config: TrainConfig) -> _Data:
     """The rows as tokens. FactoryError when none is left."""
-    from train.data import Limits, RowError
+    from train.conversations import RowError
+    from train.data import Limits
     from train.policy import load_tokenizer
-    from train.shapes import SHAPES
+    from train.shapes import of
 
     skipped: Counter[str] = Counter()
-    texts, encode = _pairs(store, where, skipped) if shape == "pairs" else _labels(store, where, skipped)
+    texts, encode = READERS[objective.data](store, where, skipped)
+    if config.train_on == "every_turn":
+        encode = partial(encode, every_turn=True)
     tokenizer, limits = load_tokenizer(base), Limits(config.max_length, config.max_completion_length)
     rows: list[Any] = []
-    truncated = 0
+    cuts: list[int] = []  # tokens
     for text in texts:
         try:
             row, cut = encode(tokenizer, text, limits)
@@ -283,12 +465,55 @@ def _read(store: Store, shape: str, where: Mapping[str, Any], base: str, config:
             skipped[str(fault)] += 1
         else:
             rows.append(row)
-            truncated += cut
+            cuts += [cut] if cut else []
+    table = TABLE_OF[objective.data]
     if not rows:
-        raise _nothing(TABLE_OF[shape], where, skipped)
+        raise _nothing(table, where, skipped)
     if skipped:
-        log.warning("%d %s are left out: %s", skipped.total(), TABLE_OF[shape], dict(skipped))
-    return _Data(list(SHAPES[shape].completed(rows, config.seed, config.max_length)), truncated, dict(skipped))
+        log.warning("%d %s are left out: %s", skipped.total(), table, dict(skipped))
+    if cuts:
+        log.warning(
+            "%d of %d rows are cut to the limits on length, by %d tokens in all", len(cuts), len(rows), sum(cuts)
+        )
+    shape = of(objective, config.parameters)
+    return _Data(list(shape.completed(rows, config.seed, config.max_length)), len(cuts), sum(cuts), dict(skipped))
+
+
+def _check_online(objective: Objective, config: TrainConfig) -> None:
+    """FactoryError where a method and where its answers come from do not go together."""
+    if objective.data == "groups" and config.online is None:
+        raise FactoryError(
+            f"{objective.name} trains on answers that the policy samples",
+            todo="set online (for example online: {steps: 50, n: 4})",
+        )
+    if config.online is not None and objective.data not in ("groups", "pairs"):
+        raise FactoryError(
+            f"{objective.name} trains on {TABLE_OF[objective.data]} of the store", todo="leave online out"
+        )
+
+
+def _asked(store: Store, keys: Sequence[str] | None, base: str, config: TrainConfig) -> dict[Ids, Prompt]:
+    """The prompts of an online training as tokens, those that leave no room for an answer left out."""
+    from train.conversations import RowError, prompt_ids
+    from train.policy import load_tokenizer
+
+    where: dict[str, Any] = {"split": "train"} | ({} if keys is None else {"key": list(keys)})
+    tokenizer = load_tokenizer(base)
+    found: dict[Ids, Prompt] = {}
+    refused: Counter[str] = Counter()
+    for prompt in store.rows(Prompt, where):
+        try:
+            found[prompt_ids(tokenizer, prompt.messages)] = prompt
+        except RowError as fault:
+            refused[str(fault)] += 1
+    if refused:
+        log.warning("%d prompts are left out: %s", refused.total(), dict(refused))
+    kept = {ids: p for ids, p in found.items() if ids and (config.max_length is None or len(ids) < config.max_length)}
+    if not kept:
+        raise FactoryError("there are no prompts to sample answers to", todo="factory prompts add FILE")
+    if len(kept) < len(found):
+        log.warning("%d prompts are left out: empty, or longer than max_length", len(found) - len(kept))
+    return kept
 
 
 def _of_strategy(
@@ -353,38 +578,50 @@ def _opposite(claim: tuple[str | bool, str | bool]) -> tuple[str | bool, str | b
 
 def _pairs(
     store: Store, where: Mapping[str, Any], skipped: Counter[str]
-) -> tuple[list[Any], Callable[..., tuple[Any, bool]]]:
+) -> tuple[list[Any], Callable[..., tuple[Any, int]]]:
     """The preferences as text, and how one becomes tokens."""
-    from train.data import Answer, Pair, pair_row
+    from train.conversations import Answer, answer_of
+    from train.data import Pair, pair_row
 
     found = _to_learn_from(store, store.rows(Preference, where), skipped)
     cut = _cut(store, [key for row in found for key in (row.chosen_key, row.rejected_key)])
 
     def answer(messages: Messages, key: str) -> Answer:
-        return Answer(_answer(messages), key not in cut)
+        return answer_of(messages, ended=key not in cut)
 
-    texts = [
-        Pair(r.prompt, answer(r.chosen, r.chosen_key), answer(r.rejected, r.rejected_key), r.weight) for r in found
+    pairs = [
+        Pair(r.prompt, answer(r.chosen, r.chosen_key), answer(r.rejected, r.rejected_key), r.weight, r.margin)
+        for r in found
     ]
-    return texts, pair_row
+    return pairs, pair_row
 
 
 def _labels(
     store: Store, where: Mapping[str, Any], skipped: Counter[str]
-) -> tuple[list[Any], Callable[..., tuple[Any, bool]]]:
+) -> tuple[list[Any], Callable[..., tuple[Any, int]]]:
     """The labels as text, and how one becomes tokens."""
-    from train.data import Answer, Labelled, label_row
+    from train.conversations import answer_of
+    from train.data import Labelled, label_row
 
     found = _to_learn_from(store, store.rows(Label, where), skipped)
     cut = _cut(store, [row.candidate_key for row in found])
     texts = [
-        Labelled(r.prompt, Answer(_answer(r.completion), r.candidate_key not in cut), r.label, r.weight) for r in found
+        Labelled(r.prompt, answer_of(r.completion, ended=r.candidate_key not in cut), r.label, r.weight) for r in found
     ]
     return texts, label_row
 
 
-def _answer(messages: Messages) -> str:
-    return messages[-1]["content"] if messages else ""
+def _completions(
+    store: Store, where: Mapping[str, Any], skipped: Counter[str]
+) -> tuple[list[Any], Callable[..., tuple[Any, int]]]:
+    """The desirable answers as text, and how one becomes tokens."""
+    from train.data import completion_row
+
+    texts, _ = _labels(store, {**where, "label": True}, skipped)
+    return texts, completion_row
+
+
+READERS = {"pairs": _pairs, "labels": _labels, "completions": _completions, "scores": _pairs}
 
 
 def _cut(store: Store, candidates: Iterable[str]) -> set[str]:
@@ -475,6 +712,7 @@ def _result(job: _Job, trained: Trained, start: str, reference: str, seconds: fl
         rows=len(job.data.rows),
         steps=len(lines),
         truncated=job.data.truncated,
+        truncated_tokens=job.data.truncated_tokens,
         skipped=job.data.skipped,
         first=first,
         last=last,

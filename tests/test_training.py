@@ -72,10 +72,10 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     whole = logps.PackedForward.token_logps
 
-    def counted(self: logps.PackedForward, groups: Any) -> Any:
+    def counted(self: logps.PackedForward, groups: Any, *, spread: bool = False) -> Any:
         if not torch.is_grad_enabled():
             counts.append(len(groups))
-        return whole(self, groups)
+        return whole(self, groups, spread=spread)
 
     monkeypatch.setattr(logps.PackedForward, "token_logps", counted)
     return counts

@@ -38,29 +38,50 @@ class Stamp(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A whole checkpoint: its folder and the steps that were done."""
+    """A whole checkpoint: its folder, the steps that were done, and the processes that wrote it."""
 
     folder: Path
     step: int
     stamp: Stamp
+    processes: int = 1
 
 
-def save(home: Path, step: int, stamp: Stamp, weights: Mapping[str, nn.Parameter], optimiser: Any) -> None:
-    """Write the checkpoint after `step` steps into `home`, then drop all but the newest."""
-    folder, draft = home / f"step-{step:06d}", home / f"writing-{step:06d}"
+def save(
+    home: Path,
+    step: int,
+    stamp: Stamp,
+    weights: Mapping[str, nn.Parameter],
+    optimiser: Any,
+    moving: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the checkpoint after `step` steps into `home`, then drop all but the newest. `moving`: what else goes
+    from step to step, numbers and tensors by name."""
+    draft = begin(home, step)
+    save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, draft / WEIGHTS)
+    state = {"optimiser": optimiser.state_dict(), "random": _random_states(), "moving": dict(moving or {})}
+    torch.save(state, draft / STATE)
+    crash.point("train.mid_checkpoint")
+    finish(draft, Found(draft, step, stamp), {name: sha256(draft / name) for name in (WEIGHTS, STATE)})
+
+
+def begin(home: Path, step: int) -> Path:
+    """An empty folder to write the checkpoint after `step` steps in."""
+    draft = home / f"writing-{step:06d}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    save_file({name: p.detach().cpu().contiguous() for name, p in weights.items()}, draft / WEIGHTS)
-    torch.save({"optimiser": optimiser.state_dict(), "random": _random_states()}, draft / STATE)
-    crash.point("train.mid_checkpoint")
-    sums = {name: _sha256(draft / name) for name in (WEIGHTS, STATE)}
-    mark = {"step": step, "stamp": stamp._asdict(), "sha256": sums}
+    return draft
+
+
+def finish(draft: Path, what: Found, sums: Mapping[str, str]) -> None:
+    """Mark a checkpoint whose files are all there, put it in its place, and drop all but the newest."""
+    mark = {"step": what.step, "stamp": what.stamp._asdict(), "processes": what.processes, "sha256": dict(sums)}
     (draft / MARK).write_text(json.dumps(mark, indent=2), encoding="utf-8")
     for path in (*sorted(draft.iterdir()), draft):
-        _sync(path)
+        sync(path)
+    home, folder = draft.parent, draft.with_name(f"step-{what.step:06d}")
     shutil.rmtree(folder, ignore_errors=True)
     draft.rename(folder)
-    _sync(home)
+    sync(home)
     for old in sorted(home.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
 
@@ -77,8 +98,8 @@ def newest(home: Path, stamp: Stamp) -> Found | None:
     return None
 
 
-def load(found: Found, weights: Mapping[str, nn.Parameter], optimiser: Any) -> None:
-    """Put weights, optimiser and random states back."""
+def load(found: Found, weights: Mapping[str, nn.Parameter], optimiser: Any) -> dict[str, Any]:
+    """Put weights, optimiser and random states back; what else was saved with them."""
     kept: dict[str, Tensor] = load_file(found.folder / WEIGHTS)
     with torch.no_grad():
         for name, parameter in weights.items():
@@ -88,6 +109,8 @@ def load(found: Found, weights: Mapping[str, nn.Parameter], optimiser: Any) -> N
     torch.set_rng_state(state["random"]["cpu"])
     if torch.cuda.is_available() and state["random"]["cuda"]:
         torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    moving: dict[str, Any] = state["moving"]
+    return moving
 
 
 def _random_states() -> dict[str, Any]:
@@ -98,9 +121,9 @@ def _random_states() -> dict[str, Any]:
 def _whole(folder: Path) -> Found | None:
     try:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        if any(_sha256(folder / name) != wanted for name, wanted in mark["sha256"].items()):
+        if any(sha256(folder / name) != wanted for name, wanted in mark["sha256"].items()):
             return None
-        return Found(folder, mark["step"], Stamp(**mark["stamp"]))
+        return Found(folder, mark["step"], Stamp(**mark["stamp"]), mark.get("processes", 1))
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -118,12 +141,14 @@ def _refuse_other(found: Found, stamp: Stamp) -> None:
         )
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Of a file, as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Until the file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from factory.faults import ConfigError
 
 
 class Strict(BaseModel):
@@ -14,9 +16,10 @@ class Strict(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_bool(cls, value: Any) -> Any:
+    def _no_bool(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic takes true for 1, and YAML 1.1 reads a bare yes, no, on and off as true or false."""
-        if isinstance(value, bool):
+        wanted = cls.model_fields[info.field_name or ""].annotation is bool
+        if isinstance(value, bool) and not wanted:
             raise ValueError("yes/no (in YAML also on/off) is no value here")
         return value
 
@@ -34,13 +37,51 @@ class LoraSpec(Strict):
     """Layers that get one: all-linear (all but the head), or names as peft takes them."""
 
 
+class OnlineSpec(Strict):
+    """Training on answers that the policy samples as it learns."""
+
+    steps: int = Field(default=50, ge=1)
+    """Batches of samples."""
+    prompts: int = Field(default=8, ge=1)
+    """Prompts a batch."""
+    n: int = Field(default=4, ge=1)
+    """Answers a prompt. bond: the first is the policy's, the others are the anchor's."""
+    temperature: float = Field(default=1.0, gt=0, le=5)
+    """Of sampling. Log-probs are those of temperature 1."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Of sampling; 1 keeps the whole distribution, which is what the gradients assume."""
+    max_tokens: int = Field(default=128, ge=1)
+    """Longest answer."""
+    updates: int = Field(default=1, ge=1)
+    """Optimiser steps on each batch of samples."""
+    scale: Literal["deviation", "none"] = "deviation"
+    """grpo: are a group's rewards divided by their deviation?"""
+    kl_weight: float = Field(default=0.05, ge=0)
+    """rloo and ppo: of the KL to the reference in the reward."""
+    gamma: float = Field(default=1.0, gt=0, le=1)
+    """ppo: discount of later rewards."""
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """ppo: lambda of the advantages, from one step (0) to the whole answer (1)."""
+    eta: float = Field(default=0.5, ge=0, le=1)
+    """bond: share of the backward KL."""
+    anchor_rate: float = Field(default=0.02, ge=0, le=1)
+    """bond: how far the anchor's weights move to the policy's after each batch."""
+
+
+NOT_WHAT = frozenset(("save_every", "threads", "observers"))
+"""Settings that do not change what a training is."""
+
+
 class TrainConfig(Strict):
     """One training: the objective, its parameters, and how the loop runs."""
 
     method: str = "dpo"
     """Name of the objective: dpo, cdpo, ipo, kto ..."""
-    parameters: dict[str, bool | float] = Field(default_factory=dict)
-    """Of the objective: beta, label_smoothing ..."""
+    parameters: dict[str, bool | float | str] = Field(default_factory=dict)
+    """Of the objective: beta, label_smoothing, f_divergence ..."""
+    weighting: Literal["none", "wpo", "wpo_plain"] = "none"
+    """wpo: rows weigh by how usual the policy finds their answers (arXiv 2406.11827, eq. 2 and 3), as a weighted mean;
+    wpo_plain: the loss is multiplied by that weight, as in the paper and in TRL, so that its scale falls with it."""
     add: dict[str, float] = Field(default_factory=dict)
     """Further terms and their weights. sft: negative log-likelihood of the chosen answer, mean per token."""
     learning_rate: float = Field(default=2e-4, gt=0)
@@ -61,16 +102,26 @@ class TrainConfig(Strict):
     """Largest norm of the gradient; null: none."""
     lora: LoraSpec | None = LoraSpec()
     """The adapter; null trains the whole model."""
+    online: OnlineSpec | None = None
+    """Answers sampled by the policy in training; null: rows of the store. grpo, rloo, ppo and bond need it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward pass. auto: bfloat16 where the device is faster with it, else float32. What learns is float32."""
+    kl_budget: float | None = Field(default=None, gt=0)
+    """Nats an answer from the reference past which a training warns (where it measures KL: kto and online methods)."""
     max_length: int | None = Field(default=1024, ge=2)
     """Most tokens of prompt and completion together: more is cut from the prompt's start."""
     max_completion_length: int | None = Field(default=None, ge=1)
     """Most tokens of a completion: more is cut from its end."""
+    train_on: Literal["answer", "every_turn"] = "answer"
+    """every_turn: the assistant's turns before the answer are learnt too (methods on completions, such as sft)."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Of the order of the rows, of dropout and of a new adapter."""
     save_every: int = Field(default=20, ge=1)
     """Steps between checkpoints."""
+    checkpoint_activations: bool = False
+    """Keep a layer's inputs alone and compute the rest again on the way back: less memory, about a third more time."""
+    observers: tuple[str, ...] = ()
+    """Who else is told of every step: tensorboard, or module:attribute (see train/observers.py)."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; unset: as torch has it. A resumed training gives the same bits with the same number only."""
 
@@ -105,7 +156,13 @@ class TrainConfig(Strict):
         """ConfigError when the method is unknown or its parameters are not right. Loads torch."""
         from train import losses
 
-        losses.get(self.method).check(self.parameters)
+        objective = losses.get(self.method)
+        objective.check(self.parameters)
+        if self.train_on == "every_turn" and objective.data != "completions":
+            raise ConfigError(
+                [f"train_on: every_turn is for methods on completions (sft); {self.method} is on {objective.data}"],
+                where="settings of the training",
+            )
 
 
 def _number(value: Any) -> Any:

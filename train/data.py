@@ -1,35 +1,22 @@
-"""Conversations to token ids, and the rows that a training reads.
-
-A prompt is rendered by the tokenizer's own chat template and tokenised with no further special tokens (the template has
-them: adding them again is the double BOS of TRL #3853). A completion is tokenised by itself, as the model will
-write it after the prompt's tokens, and ends with the token that ends a turn, which is part of what is learnt.
-"""
+"""The rows that a training reads: prompts and completions as token ids, within the limits on their lengths."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from factory.schema import Messages
-
-Ids = tuple[int, ...]
-
-
-class RowError(ValueError):
-    """A row that cannot be trained on; the text says why, in a few words that can be counted."""
-
-
-class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
-
-    chat_template: Any
-    eos_token_id: int | None
-    bos_token_id: int | None
-
-    def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
-
-    def __call__(self, text: str, **options: Any) -> Any: ...
+from train.conversations import (
+    Answer,
+    Ids as Ids,
+    RowError,
+    Tokenizer,
+    Turn,
+    answer_ids,
+    completion_ids,
+    learnt,
+    prompt_ids,
+)
 
 
 class Encoded(NamedTuple):
@@ -40,7 +27,9 @@ class Encoded(NamedTuple):
 
 
 class PairRow(NamedTuple):
-    """One preference. `ref_*`: summed log-probs under the reference, nats; 0 where the objective needs none."""
+    """One preference. `ref_*`: summed log-probs under the reference, nats; 0 where the objective needs none. `*_head`:
+    over the first tokens alone, as many as the shorter answer has. `margin`: by how much chosen is the better, 0 to 1.
+    """
 
     prompt: Ids
     chosen: Ids
@@ -48,6 +37,9 @@ class PairRow(NamedTuple):
     ref_chosen: float = 0.0
     ref_rejected: float = 0.0
     weight: float = 1.0
+    ref_chosen_head: float = 0.0
+    ref_rejected_head: float = 0.0
+    margin: float = 0.0
 
 
 class LabelRow(NamedTuple):
@@ -62,57 +54,28 @@ class LabelRow(NamedTuple):
     weight: float = 1.0
 
 
-# ------------------------------------------------------------------------------------------------ text to tokens
+class CompletionRow(NamedTuple):
+    """One answer to be learnt as it is."""
 
-_MARK = "\u241fanswer\u241f"  # stands for the answer while the template's end of turn is found
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: Messages) -> Ids:
-    """The prompt as the model reads it before it answers; one BOS where the template or the tokenizer has one."""
-    if tokenizer.chat_template:
-        text = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-    ids = list(tokenizer("\n\n".join(m["content"] for m in prompt))["input_ids"])
-    if ids and ids[-1] == tokenizer.eos_token_id:
-        ids.pop()  # some tokenizers close every text
-    return tuple(ids)
+    prompt: Ids
+    completion: Ids
+    weight: float = 1.0
 
 
-def end_ids(tokenizer: Tokenizer) -> Ids:
-    """The tokens that close an answer: what the template writes after one, up to the first end token."""
-    eos = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-    if not tokenizer.chat_template:
-        return eos
-    turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _MARK}]
-    text = tokenizer.apply_chat_template(turn, tokenize=False)
-    after = tokenizer(text.partition(_MARK)[2].strip(), add_special_tokens=False)["input_ids"]
-    return tuple(after[:1]) or eos  # `<|im_end|>`, `<|eot_id|>`, `</s>`: the token at which generation stops
+class SampleRow(NamedTuple):
+    """One answer that the policy in training sampled. `advantage`: one for the answer, or one for each token. `old`,
+    `ref`: log-probs of its tokens under the weights that sampled it and under the reference, nats. `value`, `returns`:
+    what a critic said of its tokens then, and what came; empty without one."""
 
-
-class Answer(NamedTuple):
-    """The text of an answer. `ended`: its writer ended it; else it was cut, and no end token is added."""
-
-    text: str
-    ended: bool = True
-
-
-def completion_ids(tokenizer: Tokenizer, answer: Answer) -> Ids:
-    """The answer's tokens, and the end of the turn if it ended. Text that spells a special token stays text.
-
-    RowError: it is empty.
-    """
-    if not answer.text.strip():
-        raise RowError("empty completion")
-    text = tokenizer(answer.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return (*text, *end_ids(tokenizer)) if answer.ended else tuple(text)
-
-
-def encode(tokenizer: Tokenizer, prompt: Messages, completion: str, *, ended: bool = True) -> Encoded:
-    """A prompt and its answer as token ids. RowError: nothing to condition on, or an empty completion."""
-    before = prompt_ids(tokenizer, prompt)
-    if not before:
-        raise RowError("empty prompt")
-    return Encoded(before, completion_ids(tokenizer, Answer(completion, ended)))
+    prompt: Ids
+    completion: Ids
+    reward: float
+    advantage: tuple[float, ...]
+    old: tuple[float, ...]
+    ref: tuple[float, ...]
+    value: tuple[float, ...] = ()
+    returns: tuple[float, ...] = ()
+    weight: float = 1.0
 
 
 # ------------------------------------------------------------------------------------------------------ lengths
@@ -129,63 +92,106 @@ NO_LIMITS = Limits()
 
 
 class Fitted(NamedTuple):
-    """Completions that share a prompt, within the limits. `cut`: something was."""
+    """Completions that share a prompt, within the limits. `cut`: tokens that were left out, those of the prompt
+    once."""
 
     prompt: Ids
     completions: tuple[Ids, ...]
-    cut: bool
+    cut: int
 
 
 def fit(prompt: Ids, completions: Sequence[Ids], limits: Limits) -> Fitted:
     """Cut what is too long: completions at their end (the end token goes too), then the prompt at its start.
+    RowError: nothing is left of a completion that is learnt.
 
     The longest completion decides how much prompt stays, so that all keep the same one; a first BOS-like token is
     kept. At least one token of the prompt and one of each completion stay.
     """
     most = min((n for n in (limits.completion, limits.total and limits.total - 1) if n), default=None)
     short = tuple(c if most is None else c[:most] for c in completions)
+    if not all(map(learnt, short)):
+        raise RowError("nothing that is learnt is left up to max_length")
     room = None if limits.total is None else max(1, limits.total - max(len(c) for c in short))
     kept = prompt
     if room is not None and len(prompt) > room:
         kept = (*prompt[:1], *prompt[len(prompt) - room + 1 :]) if room > 1 else prompt[-1:]
-    return Fitted(kept, short, kept != prompt or short != tuple(completions))
+    cut = len(prompt) - len(kept) + sum(map(len, completions)) - sum(map(len, short))
+    return Fitted(kept, short, cut)
 
 
 class Pair(NamedTuple):
-    """A preference as text."""
+    """A preference as text. `tools`: JSON schemas of the functions that the assistant may call."""
 
-    prompt: Messages
+    prompt: Sequence[Turn]
     chosen: Answer
     rejected: Answer
     weight: float = 1.0
+    margin: float = 0.0
+    tools: tuple[Any, ...] = ()
 
 
 class Labelled(NamedTuple):
-    """A labelled answer as text."""
+    """A labelled answer as text. `tools`: as in Pair."""
 
-    prompt: Messages
+    prompt: Sequence[Turn]
     completion: Answer
     desirable: bool
     weight: float = 1.0
+    tools: tuple[Any, ...] = ()
 
 
-def pair_row(tokenizer: Tokenizer, pair: Pair, limits: Limits = NO_LIMITS) -> tuple[PairRow, bool]:
-    """A preference as tokens, and whether it was cut. RowError when chosen and rejected are, or become, the same."""
-    before, good = encode(tokenizer, pair.prompt, pair.chosen.text, ended=pair.chosen.ended)
-    bad = completion_ids(tokenizer, pair.rejected)
-    if pair.chosen.text == pair.rejected.text:
+def encode(tokenizer: Tokenizer, prompt: Sequence[Turn], completion: str, *, ended: bool = True) -> Encoded:
+    """A prompt and its answer as token ids. RowError: nothing to condition on, or an empty completion."""
+    return Encoded(_conditions(tokenizer, prompt), completion_ids(tokenizer, Answer(completion, ended)))
+
+
+def _conditions(tokenizer: Tokenizer, prompt: Sequence[Turn], tools: Sequence[Any] = ()) -> Ids:
+    before = prompt_ids(tokenizer, prompt, tools)
+    if not before:
+        raise RowError("empty prompt")
+    return before
+
+
+def pair_row(tokenizer: Tokenizer, pair: Pair, limits: Limits = NO_LIMITS) -> tuple[PairRow, int]:
+    """A preference as tokens, and how many were cut. RowError when chosen and rejected are, or become, the same."""
+    before = _conditions(tokenizer, pair.prompt, pair.tools)
+    if pair.chosen._replace(ended=True) == pair.rejected._replace(ended=True):
         raise RowError("chosen and rejected are the same")
+    good, bad = (answer_ids(tokenizer, pair.prompt, each, pair.tools) for each in (pair.chosen, pair.rejected))
     prompt, (chosen, rejected), cut = fit(before, (good, bad), limits)
     if chosen == rejected:
         raise RowError("chosen and rejected are the same up to max_length")
-    return PairRow(prompt, chosen, rejected, weight=pair.weight), cut
+    return PairRow(prompt, chosen, rejected, weight=pair.weight, margin=pair.margin), cut
 
 
-def label_row(tokenizer: Tokenizer, row: Labelled, limits: Limits = NO_LIMITS) -> tuple[LabelRow, bool]:
-    """A labelled answer as tokens, and whether it was cut."""
-    before, answer = encode(tokenizer, row.prompt, row.completion.text, ended=row.completion.ended)
+def label_row(tokenizer: Tokenizer, row: Labelled, limits: Limits = NO_LIMITS) -> tuple[LabelRow, int]:
+    """A labelled answer as tokens, and how many were cut."""
+    before = _conditions(tokenizer, row.prompt, row.tools)
+    answer = answer_ids(tokenizer, row.prompt, row.completion, row.tools)
     prompt, (completion,), cut = fit(before, (answer,), limits)
     return LabelRow(prompt, completion, row.desirable, weight=row.weight), cut
+
+
+def completion_row(
+    tokenizer: Tokenizer, row: Labelled, limits: Limits = NO_LIMITS, *, every_turn: bool = False
+) -> tuple[CompletionRow, int]:
+    """An answer to be learnt, as tokens, and how many were cut; `every_turn`: with the assistant's turns before it.
+    RowError: it is labelled undesirable."""
+    if not row.desirable:
+        raise RowError("undesirable")
+    labelled, cut = label_row(tokenizer, _from_first_turn(row) if every_turn else row, limits)
+    return CompletionRow(labelled.prompt, labelled.completion, row.weight), cut
+
+
+def _from_first_turn(row: Labelled) -> Labelled:
+    """The same conversation, with what comes before the assistant's first turn as its prompt."""
+    roles = [turn["role"] for turn in row.prompt]
+    if "assistant" not in roles[1:]:
+        return row
+    start, answer = roles.index("assistant", 1), row.completion
+    last = answer.turns or ({"role": "assistant", "content": answer.text},)
+    turns = (*row.prompt[start:], *last)
+    return row._replace(prompt=row.prompt[:start], completion=Answer("", answer.ended, turns))
 
 
 def with_others(rows: Sequence[LabelRow], seed: int, total: int | None = None) -> list[LabelRow]:
@@ -200,7 +206,13 @@ def with_others(rows: Sequence[LabelRow], seed: int, total: int | None = None) -
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)  # noqa: S311 - not a secret
     found = ((row, _other(rows, order, place)) for place, row in _in_place(rows, order))
-    return [row._replace(other=other if total is None else other[: total - len(row.prompt)]) for row, other in found]
+    return [row._replace(other=_within(other, len(row.prompt), total)) for row, other in found]
+
+
+def _within(other: Ids, prompt: int, total: int | None) -> Ids:
+    """As much of an answer as goes after a prompt of so many tokens; nothing where none of it is learnt."""
+    short = other if total is None else other[: total - prompt]
+    return short if learnt(short) else ()
 
 
 def _in_place(rows: Sequence[LabelRow], order: Sequence[int]) -> list[tuple[int, LabelRow]]:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.conversations import learnt, plain
 from train.data import Encoded
 from train.packing import Group, Layout, UnpackableError, pack, packed_attention_on
 
@@ -28,10 +29,52 @@ ACCELERATOR_BATCH_TOKENS = 32768
 
 
 class LogpSum(NamedTuple):
-    """`logp`: sum over the completion's tokens, end token included, nats. `tokens`: how many they are."""
+    """`logp`: sum over the completion's learnt tokens, end token included, nats. `tokens`: how many they are."""
 
     logp: float
     tokens: int
+
+
+class TokenLogps(NamedTuple):
+    """Log-probs of all completions' learnt tokens end to end, `values` (tokens,) float32, nats; how many each has,
+    `lengths` (completions,); `spread` (tokens,): log of the sum of squared probabilities over the vocabulary, where it
+    was asked for; `worth` (tokens,): what a critic's head says where each token is about to be chosen, where one was
+    given."""
+
+    values: Tensor
+    lengths: Tensor
+    spread: Tensor | None = None
+    worth: Tensor | None = None
+
+    def sums(self) -> Tensor:
+        """Of each completion: (completions,)."""
+        return self._summed(self.values)
+
+    def reordered(self, order: Sequence[int]) -> TokenLogps:
+        """With the completions in another order: the i-th is then the one that was at order[i]."""
+        ends = self.lengths.cumsum(0).tolist()
+        starts = [end - size for end, size in zip(ends, self.lengths.tolist(), strict=True)]
+        index = torch.cat([torch.arange(starts[i], ends[i]) for i in order]).to(self.values.device)
+        lengths = self.lengths[torch.tensor(order, device=self.lengths.device)]
+        moved = [None if field is None else field[index] for field in (self.spread, self.worth)]
+        return TokenLogps(self.values[index], lengths, *moved)
+
+    def heads(self, counts: Tensor) -> Tensor:
+        """Over the first `counts` (completions,) tokens of each completion."""
+        starts = self.lengths.cumsum(0) - self.lengths
+        place = torch.arange(len(self.values), device=self.values.device) - starts.repeat_interleave(self.lengths)
+        return self._summed(torch.where(place < counts.repeat_interleave(self.lengths), self.values, 0.0))
+
+    def alignment(self) -> Tensor:
+        """Mean over each completion of log p(token) - log sum p^2, no gradient: how usual the policy finds it (WPO,
+        arXiv 2406.11827, eq. 2)."""
+        if self.spread is None:
+            raise ValueError("the spread was not asked for")
+        return self._summed((self.values - self.spread).detach()) / self.lengths
+
+    def _summed(self, tokens: Tensor) -> Tensor:
+        owner = torch.repeat_interleave(torch.arange(len(self.lengths), device=tokens.device), self.lengths)
+        return torch.zeros(len(self.lengths), device=tokens.device).index_add(0, owner, tokens)
 
 
 # ------------------------------------------------------------------------------------------------ the head, in chunks
@@ -114,6 +157,15 @@ def chunked_logps(hidden: Tensor, head: nn.Linear, targets: Tensor, rows: int | 
     return out
 
 
+@torch.no_grad()
+def chunked_spread(hidden: Tensor, head: nn.Linear) -> Tensor:
+    """log sum p^2 over the vocabulary at each place: hidden (tokens, width) -> (tokens,) float32, no gradient."""
+    rows = max(16, CHUNK_BYTES // (4 * head.weight.shape[0]))
+    with torch.autocast(hidden.device.type, enabled=False):
+        chunks = _chunks(hidden.detach(), head.weight, head.bias, rows, _compute_dtype(hidden))
+        return torch.cat([(2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1) for _, logits, _ in chunks])
+
+
 # ----------------------------------------------------------------------------------------- two ways through the model
 
 
@@ -122,8 +174,10 @@ class Forward(Protocol):
 
     name: str
 
-    def token_logps(self, groups: Sequence[Group]) -> Tensor:
-        """(completion tokens of all groups,) float32, nats, in order."""
+    def token_logps(
+        self, groups: Sequence[Group], *, spread: bool = False, critic: nn.Module | None = None
+    ) -> TokenLogps:
+        """Of the completions of all groups, in order."""
 
 
 def causal_model(model: nn.Module) -> Any:
@@ -147,8 +201,10 @@ class PackedForward:
             raise UnpackableError("attention in chunks")
         self._head = head
 
-    def token_logps(self, groups: Sequence[Group]) -> Tensor:
-        """(completion tokens of all groups,)."""
+    def token_logps(
+        self, groups: Sequence[Group], *, spread: bool = False, critic: nn.Module | None = None
+    ) -> TokenLogps:
+        """Of the completions of all groups, in order."""
         row = pack(groups, self._head.weight.device)
         with packed_attention_on(self._causal):
             out = self._causal.base_model(
@@ -157,7 +213,10 @@ class PackedForward:
                 packed_layout=Layout(row.stretches),
                 use_cache=False,
             )
-        return chunked_logps(out.last_hidden_state[0, row.predicts], self._head, row.targets)
+        hidden = out.last_hidden_state[0, row.predicts]
+        values = chunked_logps(hidden, self._head, row.targets)
+        wide = chunked_spread(hidden, self._head) if spread else None
+        return TokenLogps(values, lengths_of(groups, values), wide, _worth(critic, hidden))
 
 
 class PlainForward:
@@ -168,25 +227,45 @@ class PlainForward:
     def __init__(self, model: nn.Module) -> None:
         self._causal = causal_model(model)
 
-    def token_logps(self, groups: Sequence[Group]) -> Tensor:
-        """(completion tokens of all groups,)."""
+    def token_logps(
+        self, groups: Sequence[Group], *, spread: bool = False, critic: nn.Module | None = None
+    ) -> TokenLogps:
+        """Of the completions of all groups, in order."""
         rows = [(group.prompt, completion) for group in groups for completion in group.completions]
         width = max(len(p) + len(c) for p, c in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         seen = torch.zeros_like(ids)
         for i, (prompt, completion) in enumerate(rows):
             size = len(prompt) + len(completion)
-            ids[i, :size] = torch.tensor([*prompt, *completion])
+            ids[i, :size] = torch.tensor([*prompt, *plain(completion)])
             seen[i, :size] = 1
         device = next(self._causal.parameters()).device
         ids, seen = ids.to(device), seen.to(device)
-        logits = self._causal(input_ids=ids, attention_mask=seen, use_cache=False).logits
-        parts = []
+        out = self._causal(input_ids=ids, attention_mask=seen, use_cache=False, output_hidden_states=critic is not None)
+        logits = out.logits
+        parts, spreads, hidden = [], [], []
         for i, (prompt, completion) in enumerate(rows):
-            at = slice(len(prompt) - 1, len(prompt) + len(completion) - 1)
+            at = torch.tensor([len(prompt) - 1 + k for k, token in enumerate(completion) if token >= 0], device=device)
             logp = logits[i, at].float().log_softmax(-1)
-            parts.append(logp.gather(-1, ids[i, at.start + 1 : at.stop + 1, None])[:, 0])
-        return torch.cat(parts)
+            parts.append(logp.gather(-1, ids[i, at + 1, None])[:, 0])
+            if spread:
+                spreads.append((2 * logp.detach()).logsumexp(-1))
+            if critic is not None:
+                hidden.append(out.hidden_states[-1][i, at])
+        values = torch.cat(parts)
+        wide = torch.cat(spreads) if spread else None
+        worth = _worth(critic, torch.cat(hidden)) if critic is not None else None
+        return TokenLogps(values, lengths_of(groups, values), wide, worth)
+
+
+def _worth(critic: nn.Module | None, hidden: Tensor) -> Tensor | None:
+    """What the critic says at each place: hidden (tokens, width) -> (tokens,) float32."""
+    return None if critic is None else critic(hidden.float())[:, 0]
+
+
+def lengths_of(groups: Sequence[Group], like: Tensor) -> Tensor:
+    """Learnt tokens of every completion of every group, in order: (completions,)."""
+    return torch.tensor([learnt(c) for group in groups for c in group.completions], device=like.device)
 
 
 _packs: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # a Forward would hold its model, and so its own key
@@ -213,8 +292,8 @@ def _difference(model: nn.Module, sample: Sequence[Group]) -> str:
     model.eval()
     try:
         with torch.no_grad():
-            plain = torch.cat([PlainForward(model).token_logps([group]) for group in sample])
-            packed = PackedForward(model).token_logps(sample)
+            plain = torch.cat([PlainForward(model).token_logps([group]).values for group in sample])
+            packed = PackedForward(model).token_logps(sample).values
     except (UnpackableError, TypeError) as fault:
         return str(fault)
     finally:
@@ -227,10 +306,7 @@ def _difference(model: nn.Module, sample: Sequence[Group]) -> str:
 
 def completion_logps(forward: Forward, groups: Sequence[Group]) -> Tensor:
     """Summed log-probability of every completion of every group, in order: (completions,) float32, nats."""
-    values = forward.token_logps(groups)
-    lengths = torch.tensor([len(c) for group in groups for c in group.completions], device=values.device)
-    owner = torch.repeat_interleave(torch.arange(len(lengths), device=values.device), lengths)
-    return torch.zeros(len(lengths), device=values.device).index_add(0, owner, values)
+    return forward.token_logps(groups).sums()
 
 
 # --------------------------------------------------------------------------------------------------- scoring, no grad
@@ -269,7 +345,7 @@ def score(
             with torch.inference_mode():
                 sums = completion_logps(forward, groups).tolist()
             order = [i for _, members in batch for i in members]
-            yield Scored(order, [LogpSum(s, len(rows[i].completion_ids)) for i, s in zip(order, sums, strict=True)])
+            yield Scored(order, [LogpSum(s, learnt(rows[i].completion_ids)) for i, s in zip(order, sums, strict=True)])
     finally:
         model.train(was_training)
 

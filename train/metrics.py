@@ -18,10 +18,14 @@ Line = dict[str, Any]
 
 
 class Metrics:
-    """The file of a training's metrics. Opened at a step, it forgets the lines that are of that step or later."""
+    """The file of a training's metrics. Opened at a step, it forgets the lines that are of that step or later. Only one
+    of several processes has it `written`; the others keep the lines in memory."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
+    def __init__(self, path: Path, step: int, *, written: bool = True) -> None:
+        self.path, self.written = path, written
+        self.lines: list[Line] = []
+        if not written:
+            return
         self.lines = [line for line in read(path) if line["step"] <= step]
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(path.name + ".new")
@@ -31,6 +35,8 @@ class Metrics:
     def add(self, line: Line) -> None:
         """One more step; on the disk when this returns."""
         self.lines.append(line)
+        if not self.written:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.conversations import plain
+
 ATTENTION = "packed_prompts"  # the name under which transformers knows it
 
 
@@ -28,7 +30,8 @@ class UnpackableError(Exception):
 
 
 class Group(NamedTuple):
-    """A prompt with the completions that are scored after it, as token ids. None may be empty."""
+    """A prompt with the completions that are scored after it, as token ids, ~id where a token is read and not learnt.
+    None may be empty."""
 
     prompt: Sequence[int]
     completions: Sequence[Sequence[int]]
@@ -42,7 +45,7 @@ class Group(NamedTuple):
 class Packed(NamedTuple):
     """A packed row. `predicts[i]` is the place in the row whose output predicts `targets[i]`.
 
-    ids, positions: (1, tokens). predicts, targets: (completion tokens,), in the order of the completions.
+    ids, positions: (1, tokens). predicts, targets: (learnt tokens,), in the order of the completions.
     stretches: for each group the lengths of its prompt and of its completions in the row.
     """
 
@@ -65,10 +68,10 @@ def pack(groups: Sequence[Group], device: torch.device) -> Packed:
         positions.extend(range(len(group.prompt)))
         for completion in group.completions:
             start = len(ids)
-            predicts.append(last)
-            predicts.extend(range(start, start + len(completion) - 1))
-            targets.extend(completion)
-            ids.extend(completion[:-1])
+            places = (last, *range(start, start + len(completion) - 1))
+            predicts.extend(place for place, target in zip(places, completion, strict=True) if target >= 0)
+            targets.extend(target for target in completion if target >= 0)
+            ids.extend(plain(completion[:-1]))
             positions.extend(range(len(group.prompt), len(group.prompt) + len(completion) - 1))
 
     def tensor(values: list[int]) -> Tensor:

@@ -7,19 +7,20 @@ that learns is held in float32 and multiplied in bfloat16 by autocast, which nee
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from factory.faults import FactoryError
 from train.config import LoraSpec
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
+Head = Literal["language", "score"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -85,24 +86,26 @@ def load_policy(
     trainable: bool = False,
     seed: int = 0,
     base_name: str | None = None,
+    head: Head = "language",
 ) -> Policy:
     """Load a policy: folder or hub name `base`, and the peft folder `adapter` on it if there is one.
 
     To be trained (`trainable`): with `lora` the given adapter learns on, or a new one whose first values `seed`
-    decides; without `lora` the whole model learns, a given adapter merged into it first. FactoryError: it does not
-    load.
+    decides; without `lora` the whole model learns, a given adapter merged into it first. `head`: "score" puts one
+    number's head in the place of the language model's (a reward model); its first values come from `seed` too.
+    FactoryError: it does not load.
     """
     whole = trainable and lora is None
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where, whole=whole)
     tokenizer = load_tokenizer(base)
-    model: Any = _load(base, torch.float32 if whole else DTYPES[kind])
+    model: Any = _load(base, torch.float32 if whole else DTYPES[kind], head, seed)
     if adapter is not None:
         model = _with_adapter(model, adapter, learns=trainable and not whole)
         if whole:
             model = model.merge_and_unload()
     elif trainable and lora is not None:
-        model = _new_adapter(model, lora, seed)
+        model = _new_adapter(model, lora, seed, head)
     has_adapter = (adapter is not None and not whole) or (trainable and lora is not None)
     if not has_adapter:
         model.requires_grad_(whole)
@@ -118,17 +121,26 @@ def load_tokenizer(base: str) -> Any:
         return AutoTokenizer.from_pretrained(base)
 
 
-def save_policy(policy: Policy, folder: Path) -> None:
+def kept_tensors(policy: Policy) -> dict[str, Tensor]:
+    """What of the model is saved, under its names: the adapter, or all of it."""
+    tensors: dict[str, Tensor] = policy.model.state_dict(keep_vars=True)
+    return {name: t for name, t in tensors.items() if t.requires_grad} if policy.has_adapter else tensors
+
+
+def save_policy(policy: Policy, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
     """Write what is needed to load it again, in safetensors: the adapter, or the whole model with its tokenizer.
 
-    An adapter names its base as the user does, so that an embedded or hub name stays one.
+    An adapter names its base as the user does, so that an embedded or hub name stays one. `tensors`: what
+    `kept_tensors` named, where the model itself holds a shard of it alone.
     """
     model: Any = policy.model
+    held = None if tensors is None else dict(tensors)
     if not policy.has_adapter:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=held)
         policy.tokenizer.save_pretrained(folder)
         return
-    model.save_pretrained(folder, save_embedding_layers=False)  # else peft looks the base up on the hub
+    # with the embeddings, peft would look the base up on the hub
+    model.save_pretrained(folder, state_dict=held, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -138,13 +150,66 @@ def save_policy(policy: Policy, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _load(base: str, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
+def merge(base: str, adapter: str, folder: Path, *, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> None:
+    """Write the model that an adapter makes of its base as a whole one: safetensors and tokenizer, in `folder`.
+
+    The sum is formed in float32; `dtype` is what it is stored in, auto: as the base is. FactoryError: it does not load.
+    """
+    head: Head = "score" if _adapter_config(adapter).get("task_type") == "SEQ_CLS" else "language"
+    model = _load(base, torch.float32, head, seed=0)
+    tied = _untie(model)
+    merged: Any = _with_adapter(model, adapter, learns=False).merge_and_unload()
+    if tied and torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight):
+        merged.config.tie_word_embeddings = True
+        merged.tie_weights()
+    stored = _stored_dtype(base) if dtype == "auto" else DTYPES[dtype]
+    merged.to(stored).save_pretrained(folder)
+    load_tokenizer(base).save_pretrained(folder)
+
+
+def _untie(model: Any) -> bool:
+    """Give the head weights of its own where it shares the embeddings': an adapter may change one of them alone. Was it
+    so?"""
+    output = model.get_output_embeddings()
+    if output is None or output.weight is not model.get_input_embeddings().weight:
+        return False
+    output.weight = nn.Parameter(output.weight.detach().clone())
+    model.config.tie_word_embeddings = False
+    return True
+
+
+def _adapter_config(adapter: str) -> dict[str, Any]:
+    path = Path(adapter) / "adapter_config.json"
+    with _mapped(adapter):
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
+
+
+def _stored_dtype(base: str) -> torch.dtype:
+    """What the base's configuration says that its weights are; float32 where it does not say."""
+    from transformers import AutoConfig
+
+    with _mapped(base):
+        found = AutoConfig.from_pretrained(base).dtype
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def _load(base: str, dtype: torch.dtype, head: Head, seed: int) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     with _mapped(base):
-        return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        if head == "language":
+            return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()  # that the score's head is new is no news
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return AutoModelForSequenceClassification.from_pretrained(base, dtype=dtype, num_labels=1)
+        finally:
+            logging.set_verbosity(level)
 
 
 def _with_adapter(model: Any, adapter: str, *, learns: bool) -> Any:
@@ -154,12 +219,16 @@ def _with_adapter(model: Any, adapter: str, *, learns: bool) -> Any:
         return PeftModel.from_pretrained(model, adapter, is_trainable=learns)
 
 
-def _new_adapter(model: Any, lora: LoraSpec, seed: int) -> Any:
+def _new_adapter(model: Any, lora: LoraSpec, seed: int, head: Head) -> Any:
     from peft import LoraConfig, get_peft_model
 
     target = lora.target if isinstance(lora.target, str) else list(lora.target)
     config = LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=target, task_type="CAUSAL_LM"
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=target,
+        task_type="CAUSAL_LM" if head == "language" else "SEQ_CLS",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

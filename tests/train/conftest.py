@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from train.config import LoraSpec
-from train.data import LabelRow, PairRow, with_others
+from train.data import CompletionRow, LabelRow, PairRow, with_others
 from train.policy import Policy, load_policy
 
 SMALL = LoraSpec(r=4)
@@ -27,8 +27,15 @@ def pair_rows(count: int, seed: int = 0) -> list[PairRow]:
     for _ in range(count):
         good, bad = ids(draw, 1, 12), ids(draw, 1, 12)
         refs = (-6 * len(good) + draw.uniform(-2, 2), -6 * len(bad) + draw.uniform(-2, 2))
-        rows.append(PairRow(ids(draw, 2, 20), good, bad, *refs, weight=draw.choice([0.5, 1.0, 2.0])))
+        heads = (-6 * min(len(good), len(bad)) + draw.uniform(-2, 2) for _ in range(2))
+        prompt, weight = ids(draw, 2, 20), draw.choice([0.5, 1.0, 2.0])
+        rows.append(PairRow(prompt, good, bad, *refs, weight, *heads, margin=draw.random()))
     return rows
+
+
+def completion_rows(count: int, seed: int = 0) -> list[CompletionRow]:
+    """Random answers to be learnt."""
+    return [CompletionRow(row.prompt, row.chosen, row.weight) for row in pair_rows(count, seed)]
 
 
 def label_rows(count: int, seed: int = 0) -> list[LabelRow]:

@@ -9,22 +9,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from factory.schema import Messages
-from train.data import (
-    Answer,
-    Labelled,
-    LabelRow,
-    Limits,
-    Pair,
-    RowError,
-    completion_ids,
-    encode,
-    end_ids,
-    fit,
-    label_row,
-    pair_row,
-    prompt_ids,
-    with_others,
-)
+from train.conversations import Answer, RowError, completion_ids, end_ids, prompt_ids
+from train.data import Labelled, LabelRow, Limits, Pair, encode, fit, label_row, pair_row, with_others
 from train.policy import load_tokenizer
 
 PROMPT: Messages = [
@@ -140,7 +126,8 @@ def test_what_is_fitted_is_within_the_limits(
     assert fitted.prompt
     assert all(kept == given[: len(kept)] for kept, given in zip(fitted.completions, completions, strict=True))
     assert fitted.prompt in ((*prompt[:1], *prompt[1 + len(prompt) - len(fitted.prompt) :]), prompt[-1:])
-    assert fitted.cut == (fitted.prompt != prompt or list(fitted.completions) != completions)
+    left_out = zip((prompt, *completions), (fitted.prompt, *fitted.completions), strict=True)
+    assert fitted.cut == sum(len(given) - len(kept) for given, kept in left_out)
     if total is None and most is None:
         assert not fitted.cut
 

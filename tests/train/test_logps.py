@@ -121,8 +121,9 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
 def test_shared_prompts_equal_rows_of_their_own(kind: str, more: dict[str, Any]) -> None:
     model = small(kind, **more).eval()
     batch = groups()
-    packed = PackedForward(model).token_logps(batch)
-    alone = torch.cat([PlainForward(model).token_logps([Group(g.prompt, [c])]) for g in batch for c in g.completions])
+    packed = PackedForward(model).token_logps(batch).values
+    rows = [Group(g.prompt, [c]) for g in batch for c in g.completions]
+    alone = torch.cat([PlainForward(model).token_logps([row]).values for row in rows])
     torch.testing.assert_close(packed, alone, rtol=1e-4, atol=1e-5)
 
 

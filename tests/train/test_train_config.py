@@ -56,8 +56,8 @@ def test_every_setting_has_a_meaning() -> None:
 
 
 def test_a_wrong_method_or_parameter_is_found_by_check() -> None:
-    with pytest.raises(FactoryError, match="did you mean 'cdpo'"):
-        TrainConfig(method="cdop").check()
+    with pytest.raises(FactoryError, match="did you mean 'simpo'"):
+        TrainConfig(method="simppo").check()
     with pytest.raises(FactoryError, match="label_smoothing is in"):
         TrainConfig(method="cdpo", parameters={"label_smoothing": 0.7}).check()
     TrainConfig(method="ipo", parameters={"length_normalised": True}).check()

@@ -15,23 +15,30 @@ import torch
 
 from factory import crash
 from factory.faults import FactoryError
-from tests.train.conftest import label_rows, pair_rows
+from tests.train.conftest import completion_rows, label_rows, pair_rows
 from train import losses
 from train.batches import FixedRows, Row
 from train.config import LoraSpec, TrainConfig
+from train.data import PairRow
 from train.logps import PlainForward, completion_logps
 from train.metrics import read, timeless
 from train.packing import Group
 from train.policy import Policy, load_policy
-from train.shapes import SHAPES
+from train.shapes import of
 from train.trainer import Trainer, learning_rate
 
 Loader = Callable[..., Policy]
-METHODS = losses.objectives.names()
+METHODS = [name for name in losses.objectives.names() if losses.get(name).data != "groups"]
+ROWS = {"pairs": pair_rows, "scores": pair_rows, "labels": label_rows, "completions": completion_rows}
 
 
 def rows_for(method: str, count: int, seed: int = 0) -> Sequence[Row]:
-    return pair_rows(count, seed) if losses.get(method).data == "pairs" else label_rows(count, seed)
+    return ROWS[losses.get(method).data](count, seed)
+
+
+def loaded_for(policy: Loader, method: str) -> Policy:
+    """The tiny model with the head that the method trains."""
+    return policy(head="score") if losses.get(method).data == "scores" else policy()
 
 
 def config(method: str = "dpo", **more: Any) -> TrainConfig:
@@ -66,8 +73,12 @@ def test_a_batch_is_the_same_whole_or_row_by_row(policy: Loader, method: str, tm
     """Eight rows at once, and 1 x 8 accumulated, with row weights, a further term and KTO's baseline."""
     rows = rows_for(method, 8)
     settings = config(method, add={"sft": 0.3}, clip=None)
-    whole = gradients(policy(), rows, settings.model_copy(update={"micro_batch_tokens": 10**6}), tmp_path / "whole")
-    parts = gradients(policy(), rows, settings.model_copy(update={"micro_batch_tokens": 1}), tmp_path / "parts")
+    whole, parts = (
+        gradients(
+            loaded_for(policy, method), rows, settings.model_copy(update={"micro_batch_tokens": size}), tmp_path / name
+        )
+        for size, name in ((10**6, "whole"), (1, "parts"))
+    )
     assert len(whole) == len(parts) > 0
     for one, other in zip(whole, parts, strict=True):
         assert float((one - other).norm()) <= 1e-5 * float(one.norm()) + 1e-9
@@ -75,28 +86,139 @@ def test_a_batch_is_the_same_whole_or_row_by_row(policy: Loader, method: str, tm
     assert lines[0] == pytest.approx(lines[1], rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_the_gradient_is_the_objectives(policy: Loader, method: str, tmp_path: Path) -> None:
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("orpo", {"nll_of_prompt": True}),
+    ("hinge", {"ld_alpha": 0.3}),
+    ("dpo", {"f_divergence": "js"}),
+    ("robust_dpo", {"length_normalised": True, "ld_alpha": 0.7}),
+    ("reward_model", {"margin": True, "centring": 0.01}),
+    ("sft", {"mean_over": "answers"}),
+]
+
+
+@pytest.mark.parametrize(("method", "parameters"), [*((method, {}) for method in METHODS), *OPTIONS])
+def test_the_gradient_is_the_objectives(
+    policy: Loader, method: str, parameters: dict[str, Any], tmp_path: Path
+) -> None:
     """Against the model's own forward, row by row, and sum(loss * weight) / sum(weight) written out."""
     rows = rows_for(method, 5)
-    got = gradients(policy(), rows, config(method, clip=None, batch_size=5), tmp_path)
+    settings = config(method, clip=None, batch_size=5, parameters=parameters)
+    got = gradients(loaded_for(policy, method), rows, settings, tmp_path)
 
-    loaded = policy()
-    objective, shape, plain = losses.get(method), SHAPES[losses.get(method).data], PlainForward(loaded.model)
-    supplied: dict[str, Any] = {}
-    if objective.supplied:
+    loaded = loaded_for(policy, method)
+    objective, shape, plain = losses.get(method), of(losses.get(method), parameters), PlainForward(loaded.model)
+    supplied: dict[str, Any] = {"shift": 0.0} if "shift" in objective.supplied else {}
+    if "kl" in objective.supplied:
         others = [Group(r.prompt, [r.other]) for r in rows if r.other]
         refs = torch.tensor([r.ref_other for r in rows if r.other])
         with torch.no_grad():
             supplied["kl"] = (completion_logps(plain, others) - refs).mean().clamp(min=0)
-    logps = shape.logps(rows, completion_logps(plain, shape.groups(rows)))
-    own = torch.tensor([r.weight for r in rows])
-    loss = (objective(logps, **supplied).loss * own).sum() / own.sum()
+    way = shape.way(loaded.model, rows) if objective.data == "scores" else plain
+    outcome = objective(shape.logps(rows, shape.seen(way, rows)), **parameters, **supplied)
+    weight = outcome.weight * torch.tensor([r.weight for r in rows])
+    loss = (outcome.loss * weight).sum() / weight.sum()
     wanted = torch.autograd.grad(loss, list(loaded.trainable().values()))
 
     assert read(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
     for ours, theirs in zip(got, wanted, strict=True):
         assert float((ours - theirs).norm()) <= 1e-4 * float(theirs.norm()) + 1e-8
+
+
+def first_tokens(model: Any, prompt: tuple[int, ...], answer: tuple[int, ...], count: int) -> float:
+    return float(completion_logps(PlainForward(model), [Group(prompt, [answer[:count]])]))
+
+
+def test_heads_are_sums_over_the_first_tokens(policy: Loader) -> None:
+    """As many as the shorter answer has, and the same as scoring the cut answer by itself."""
+    rows, loaded = pair_rows(4, seed=3), policy()
+    shape = of(losses.get("ld_dpo"), {})
+    found = shape.logps(rows, shape.seen(PlainForward(loaded.model), rows))
+    for i, row in enumerate(rows):
+        least = min(len(row.chosen), len(row.rejected))
+        assert float(found.chosen_head[i]) == pytest.approx(
+            first_tokens(loaded.model, row.prompt, row.chosen, least), rel=1e-5
+        )
+        assert float(found.rejected_head[i]) == pytest.approx(
+            first_tokens(loaded.model, row.prompt, row.rejected, least), rel=1e-5
+        )
+
+
+def test_the_reference_scores_heads_where_they_are_needed() -> None:
+    row = PairRow((5, 6), (7, 8, 9), (10,))
+    plain, heads = of(losses.get("dpo"), {}), of(losses.get("ld_dpo"), {})
+    assert [e.completion_ids for e in plain.scored(row)] == [(7, 8, 9), (10,)]
+    assert [e.completion_ids for e in heads.scored(row)] == [(7, 8, 9), (10,), (7,)]
+    kept = heads.with_reference(row, [-9.0, -4.0, -3.0])
+    assert (kept.ref_chosen, kept.ref_chosen_head, kept.ref_rejected_head) == (-9.0, -3.0, -4.0)
+    turned = row._replace(chosen=(10,), rejected=(7, 8, 9))
+    kept = heads.with_reference(turned, [-4.0, -9.0, -3.0])
+    assert (kept.ref_rejected, kept.ref_chosen_head, kept.ref_rejected_head) == (-9.0, -4.0, -3.0)
+
+
+def test_the_prompts_own_tokens(policy: Loader) -> None:
+    """A prompt of one token predicts none of its own."""
+    rows, loaded = [PairRow((5, 6, 7), (8,), (9, 10)), PairRow((5,), (8,), (9,))], policy()
+    shape = of(losses.get("orpo"), {"nll_of_prompt": True})
+    found = shape.logps(rows, shape.seen(PlainForward(loaded.model), rows))
+    wanted = completion_logps(PlainForward(loaded.model), [Group((5,), [(6, 7)])])
+    assert found.prompt.tolist() == pytest.approx([float(wanted), 0.0], rel=1e-5)
+    assert found.prompt_len.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("weighting", ["wpo", "wpo_plain"])
+def test_wpo_weighs_by_how_usual_the_answers_are(policy: Loader, weighting: str, tmp_path: Path) -> None:
+    """exp(mean(log p - log sum p^2)) of both answers, from the model's own logits."""
+    rows = [row._replace(weight=1.0) for row in pair_rows(4)]
+    lines = trainer(policy(), rows, config(batch_size=4, weighting=weighting), tmp_path).run().lines
+    model = policy().model
+
+    def usual(prompt: tuple[int, ...], answer: tuple[int, ...]) -> float:
+        ids = torch.tensor([[*prompt, *answer]])
+        with torch.no_grad():
+            logps = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        own = logps.gather(-1, torch.tensor(answer)[:, None])[:, 0]
+        return float((own - (2 * logps).logsumexp(-1)).mean().exp())
+
+    weights = torch.tensor([usual(r.prompt, r.chosen) * usual(r.prompt, r.rejected) for r in rows])
+    plain = PlainForward(model)
+    shape = of(losses.get("dpo"), {})
+    loss = losses.get("dpo")(shape.logps(rows, shape.seen(plain, rows))).loss.detach()
+    wanted = (loss * weights).sum() / (weights.sum() if weighting == "wpo" else 4)
+    assert lines[0]["loss"] == pytest.approx(float(wanted), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["bco", "bco_pair"])
+def test_the_shift_is_the_mean_reward_of_the_steps_before(policy: Loader, method: str, tmp_path: Path) -> None:
+    settings = config(method, batch_size=4, epochs=2, schedule="constant", warmup=0.0)
+    rows = rows_for(method, 8)
+    seen: list[torch.Tensor] = []
+    loop = trainer(policy(), rows, settings, tmp_path)
+    rewards = loop.shape.rewards
+    loop.shape.rewards = lambda outcome: (seen.append(rewards(outcome)), seen[-1])[1]  # type: ignore[method-assign]
+    lines = loop.run().lines
+    assert lines[0]["shift"] == 0.0
+    for step in range(1, 4):
+        assert lines[step]["shift"] == pytest.approx(float(torch.cat(seen[:step]).mean()), rel=1e-5)
+
+
+def test_the_shift_is_kept_over_a_kill(policy: Loader, tmp_path: Path) -> None:
+    settings = config("bco", batch_size=4, epochs=3, save_every=2)
+    rows = label_rows(8)
+    whole = [timeless(line) for line in trainer(policy(), rows, settings, tmp_path / "whole").run().lines]
+    loop = trainer(policy(), rows, settings, tmp_path / "cut")
+    steps = loop.step
+
+    def until_three(step: int) -> Any:
+        if step == 3:
+            raise KeyboardInterrupt
+        return steps(step)
+
+    loop.step = until_three  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    again = [timeless(line) for line in trainer(policy(), rows, settings, tmp_path / "cut").run().lines]
+    assert again == whole
+    assert whole[-1]["shift"] != 0.0
 
 
 def test_the_further_term_is_the_mean_nll_per_token(policy: Loader, tmp_path: Path) -> None:
@@ -132,8 +254,9 @@ def test_one_prompt_alone_has_no_baseline(policy: Loader, tmp_path: Path) -> Non
 def test_training_raises_the_margin_on_its_data(policy: Loader, method: str, tmp_path: Path) -> None:
     rows = rows_for(method, 12)
     settings = config(method, epochs=6, batch_size=4, learning_rate=5e-3, schedule="constant")
-    lines = trainer(policy(), rows, settings, tmp_path).run().lines
-    margin = [sum(line["rewards/margins"] for line in part) for part in (lines[:3], lines[-3:])]
+    lines = trainer(loaded_for(policy, method), rows, settings, tmp_path).run().lines
+    measure = "rewards/margins" if "rewards/margins" in lines[0] else "mean_token_logp"
+    margin = [sum(line[measure] for line in part) for part in (lines[:3], lines[-3:])]
     assert margin[1] > margin[0] + 0.1
     assert len(lines) == 18
 
@@ -162,6 +285,25 @@ def test_both_falling_is_warned_of_once(policy: Loader, tmp_path: Path, caplog: 
     assert len(done.warnings) == 1
     assert "add: {sft: 0.2}" in done.warnings[0]
     assert caplog.text.count("both became less likely") == 1
+
+
+def test_a_training_that_goes_on_tells_its_warnings_again_but_logs_none_twice(
+    policy: Loader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row._replace(ref_chosen=0.0, ref_rejected=0.0, rejected=row.rejected * 9) for row in pair_rows(8)]
+    settings = config(epochs=10, learning_rate=1e-6, save_every=4)
+    done = trainer(policy(), rows, settings, tmp_path).run()
+    assert len(done.warnings) == 3
+    assert caplog.text.count("length alone tells them apart") == 1
+    caplog.clear()
+    assert trainer(policy(), rows, settings, tmp_path).run().warnings == done.warnings
+    assert "tells them apart" not in caplog.text
+
+
+def test_lengths_of_chosen_and_rejected_are_measured_in_tokens(policy: Loader, tmp_path: Path) -> None:
+    rows = [PairRow((5, 6), (7, 8, 9), (10,)), PairRow((5, 6), (7,), (10, 11, 12, 13, 14))]
+    [line] = trainer(policy(), rows, config(), tmp_path).run().lines
+    assert (line["lengths/chosen"], line["lengths/rejected"]) == (2.0, 3.0)
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
@@ -194,7 +336,7 @@ def test_threads_are_set_for_the_training_only(policy: Loader, tmp_path: Path) -
             seen.append(torch.get_num_threads())
 
     loop = trainer(policy(), pair_rows(2), config(threads=before + 1), tmp_path)
-    loop.observer = Watch()
+    loop.progress = Watch()
     loop.run()
     assert seen == [before + 1]
     assert torch.get_num_threads() == before

@@ -1,0 +1,155 @@
+"""Trainings on answers of the policy's own: every method learns what is rewarded, and a cut one goes on to the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from factory.online import LiveModels, LiveSampler
+from train import losses
+from train.batches import FixedRows
+from train.config import LoraSpec, OnlineSpec, TrainConfig
+from train.data import Ids, PairRow, SampleRow
+from train.metrics import timeless
+from train.online import OnlineRows
+from train.policy import Policy, load_policy
+from train.trainer import Trainer
+
+SMALL = LoraSpec(r=8)
+PROMPTS: list[Ids] = [(5, 6, 7), (8, 9), (10, 11, 12, 13), (14, 15)]
+
+
+def reward(answers: Sequence[tuple[Ids, Ids]]) -> list[float | None]:
+    """The share of an answer's tokens below 100."""
+    return [sum(token < 100 for token in answer) / len(answer) for _, answer in answers]
+
+
+def load(folder: Path, lora: LoraSpec | None = SMALL) -> Policy:
+    return load_policy(str(folder), lora=lora, dtype="float32", device="cpu", trainable=True, seed=0)
+
+
+def config(method: str, spec: OnlineSpec, **more: Any) -> TrainConfig:
+    rate = {"ppo": 1e-2, "bond": 4e-3}.get(method, 8e-3)
+    return TrainConfig(
+        method=method, online=spec, learning_rate=rate, warmup=0.0, schedule="constant", threads=1, **more
+    )
+
+
+def trainer(policy: Policy, settings: TrainConfig, folder: Path, judge: Any = reward) -> Trainer:
+    frozen = None if policy.has_adapter else copy.deepcopy(policy.model)
+
+    @contextmanager
+    def reference() -> Any:
+        with policy.without_adapter():
+            yield policy.model if frozen is None else frozen
+
+    assert settings.online is not None
+    models = LiveModels(policy, policy.trainable(), reference)
+    source = OnlineRows(
+        PROMPTS, settings.online, losses.get(settings.method), LiveSampler(policy), judge, models, settings.seed
+    )
+    loop = Trainer(policy, source, settings, folder)
+    models.critic = loop.critic
+    return loop
+
+
+SPECS = {
+    "grpo": OnlineSpec(steps=30, prompts=4, n=6, max_tokens=12),
+    "rloo": OnlineSpec(steps=30, prompts=4, n=6, max_tokens=12, kl_weight=0.0),
+    "ppo": OnlineSpec(steps=30, prompts=4, n=6, max_tokens=12, updates=2, kl_weight=0.0),
+    "bond": OnlineSpec(steps=40, prompts=4, n=4, max_tokens=12, anchor_rate=0.1),
+    "dpo": OnlineSpec(steps=30, prompts=4, n=6, max_tokens=12),
+}
+
+
+@pytest.mark.parametrize("method", SPECS)
+def test_what_is_rewarded_becomes_more_frequent(method: str, tiny_model: Path, tmp_path: Path) -> None:
+    """All weights learn: under a frozen head with random weights an adapter has little to say."""
+    lines = trainer(load(tiny_model, lora=None), config(method, SPECS[method]), tmp_path).run().lines
+    first, last = (sum(line["reward"] for line in part) / len(part) for part in (lines[:6], lines[-6:]))
+    assert last > first + 0.1, (first, last)
+
+
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
+def test_the_first_update_on_samples_has_ratio_one(method: str, tiny_model: Path, tmp_path: Path) -> None:
+    spec = OnlineSpec(steps=1, prompts=2, n=3, max_tokens=8)
+    loop = trainer(load(tiny_model), config(method, spec), tmp_path)
+    rows = loop.source.batch(0).rows
+    assert all(isinstance(row, SampleRow) for row in rows)
+    loop._settle(rows)
+    seen = loop.shape.logps(rows, loop.shape.seen(loop.forward, rows))
+    torch.testing.assert_close(seen.policy, seen.old, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(seen.old, seen.ref, rtol=1e-5, atol=1e-5)  # a new adapter changes nothing
+    if method == "ppo":
+        assert seen.value is not None
+        assert not seen.value.any()
+
+
+def test_answers_without_a_verdict_are_left_out(tiny_model: Path, tmp_path: Path) -> None:
+    def some(answers: Sequence[tuple[Ids, Ids]]) -> list[float | None]:
+        return [None if i % 3 == 0 else float(i % 3) for i in range(len(answers))]
+
+    loop = trainer(load(tiny_model), config("grpo", OnlineSpec(steps=1, prompts=2, n=3, max_tokens=6)), tmp_path, some)
+    batch = loop.source.batch(0)
+    assert len(batch.rows) == 4
+    assert batch.said["unjudged"] == 2
+    assert {row.reward for row in batch.rows if isinstance(row, SampleRow)} == {1.0, 2.0}
+
+
+def test_a_batch_that_teaches_nothing_is_said_and_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    def none(answers: Sequence[tuple[Ids, Ids]]) -> list[float | None]:
+        return [None] * len(answers)
+
+    policy = load(tiny_model)
+    before = {name: p.detach().clone() for name, p in policy.trainable().items()}
+    lines = (
+        trainer(policy, config("grpo", OnlineSpec(steps=2, prompts=2, n=2, max_tokens=4)), tmp_path, none).run().lines
+    )
+    assert [line["rows"] for line in lines] == [0, 0]
+    assert all(torch.equal(p, before[name]) for name, p in policy.trainable().items())
+
+
+def test_pairs_made_on_the_spot_are_best_over_worst(tiny_model: Path, tmp_path: Path) -> None:
+    loop = trainer(load(tiny_model), config("dpo", OnlineSpec(steps=1, prompts=4, n=4, max_tokens=8)), tmp_path)
+    rows = loop.source.batch(0).rows
+    assert rows
+    for row in rows:
+        assert isinstance(row, PairRow)
+        better, worse = reward([(row.prompt, row.chosen), (row.prompt, row.rejected)])
+        assert better is not None
+        assert worse is not None
+        assert better > worse
+        assert row.ref_chosen < 0 > row.ref_rejected
+
+
+@pytest.mark.parametrize("method", ["grpo", "ppo", "bond"])
+def test_a_cut_training_goes_on_to_the_same(method: str, tiny_model: Path, tmp_path: Path) -> None:
+    """Cut in the middle of two updates on one batch: the batch is drawn again from the weights that drew it."""
+    spec = SPECS[method].model_copy(update={"steps": 4, "updates": 2})
+    settings = config(method, spec, save_every=1)
+    whole = [timeless(line) for line in trainer(load(tiny_model), settings, tmp_path / "whole").run().lines]
+    loop = trainer(load(tiny_model), settings, tmp_path / "cut")
+    steps = loop.step
+
+    def until_five(step: int) -> Any:
+        if step == 5:
+            raise KeyboardInterrupt
+        return steps(step)
+
+    loop.step = until_five  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        loop.run()
+    again = [timeless(line) for line in trainer(load(tiny_model), settings, tmp_path / "cut").run().lines]
+    assert again == whole
+
+
+def test_fixed_rows_have_no_state() -> None:
+    source = FixedRows([PairRow((1,), (2,), (3,))], 1, 1, 0)
+    assert source.state() == {}
+    assert source.whole(0)

@@ -1,0 +1,134 @@
+"""From rewards to advantages: what the answers to one prompt are worth against each other, or against a critic.
+
+An objective on groups names its way in its facts (`advantage`). A new way is one function with one registration. All
+take what is known of the sampled answers and give an advantage for each answer's tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from factory.faults import FactoryError
+from factory.registry import Registry
+from train.config import OnlineSpec
+from train.data import Ids
+
+
+class Sampled(NamedTuple):
+    """One answer to a prompt with its reward. `old`, `ref`, `value`: of each of its tokens, (tokens,)."""
+
+    completion: Ids
+    reward: float
+    old: Tensor
+    ref: Tensor
+    value: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Credit:
+    """What one answer teaches: an advantage for each token, and a critic's returns where there is one."""
+
+    advantage: tuple[float, ...]
+    returns: tuple[float, ...] = ()
+
+
+Way = Callable[[Sequence[Sampled], OnlineSpec], list[Credit]]
+ways: Registry[Way] = Registry("way to advantages")
+
+
+def group_advantages(rewards: Tensor, *, scale: bool = True) -> Tensor:
+    """(groups, n) rewards -> advantages of the same shape: reward minus the group's mean, over its deviation if
+    `scale` (GRPO, arXiv 2402.03300, section 4.1.2; Dr. GRPO leaves the division out). A group whose rewards are all
+    equal teaches nothing: 0."""
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    if not scale:
+        return centred
+    spread = rewards.std(dim=1, keepdim=True) if rewards.shape[1] > 1 else torch.zeros_like(centred)
+    return torch.where(spread > 1e-8, centred / spread.clamp(min=1e-8), torch.zeros_like(centred))
+
+
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """(groups, n) rewards -> each minus the mean of the other n - 1 of its group (RLOO, arXiv 2402.14740, eq. 7)."""
+    n = rewards.shape[1]
+    if n < 2:
+        raise FactoryError("leaving one out needs at least 2 answers a prompt", todo="sample more (n: 2 or above)")
+    return (rewards - rewards.mean(dim=1, keepdim=True)) * n / (n - 1)
+
+
+def estimates(rewards: Tensor, values: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimation (arXiv 1506.02438, eq. 16) of one answer: rewards and values (tokens,) ->
+    (advantages, returns), both (tokens,). After the last token the value is 0: the answer has ended."""
+    advantages = torch.empty_like(rewards)
+    ahead = rewards.new_zeros(())
+    following = rewards.new_zeros(())
+    for t in range(len(rewards) - 1, -1, -1):
+        delta = rewards[t] + gamma * following - values[t]
+        ahead = delta + gamma * lam * ahead
+        advantages[t], following = ahead, values[t]
+    return advantages, advantages + values
+
+
+def _rewards(answers: Sequence[Sampled]) -> Tensor:
+    return torch.tensor([[a.reward for a in answers]], dtype=torch.float64)
+
+
+def _whole(answers: Sequence[Sampled], advantages: Tensor) -> list[Credit]:
+    """The same advantage at every token of an answer."""
+    return [Credit((v,) * len(a.completion)) for a, v in zip(answers, advantages[0].tolist(), strict=True)]
+
+
+@ways.register("group")
+def group(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit]:
+    """GRPO's."""
+    return _whole(answers, group_advantages(_rewards(answers), scale=spec.scale == "deviation"))
+
+
+@ways.register("leave_one_out")
+def left_out(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit]:
+    """RLOO's, with the KL to the reference in the reward: r - kl_weight sum(log pi_old - log ref) (eq. 4)."""
+    held = [a._replace(reward=a.reward - spec.kl_weight * float((a.old - a.ref).sum())) for a in answers]
+    return _whole(answers, leave_one_out(_rewards(held)))
+
+
+@ways.register("gae")
+def by_critic(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit]:
+    """PPO's: at each token -kl_weight (log pi_old - log ref), and the judge's reward at the last one."""
+    found = []
+    for answer in answers:
+        if answer.value is None:
+            raise FactoryError("generalised advantages need a critic's values")
+        rewards = -spec.kl_weight * (answer.old - answer.ref).double()
+        rewards[-1] += answer.reward
+        advantages, returns = estimates(rewards, answer.value.double(), spec.gamma, spec.lam)
+        found.append(Credit(tuple(advantages.tolist()), tuple(returns.tolist())))
+    return found
+
+
+LOWEST = -math.log(16)
+
+
+@ways.register("bond")
+def bond(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit]:
+    """J-BOND's (arXiv 2407.14622, section 5.2): the first answer is the policy's, the others are the anchor's.
+
+    The anchor's best gets 1 - eta (the forward KL: it is to be imitated), its others 0. The policy's answer gets
+    eta (r + log anchor - log pi) with r = -log 16 where its reward is below all of the anchor's, else 0 (eq. 17). The
+    baseline is taken off over the batch by whoever puts the groups together.
+    """
+    own, *anchors = answers
+    if len(anchors) < 2:
+        raise FactoryError("bond compares with at least 2 answers of the anchor", todo="set online.n to 3")
+    eta = spec.eta
+    best = max(range(len(anchors)), key=lambda i: anchors[i].reward)
+    reward = LOWEST if own.reward <= min(a.reward for a in anchors) else 0.0
+    worth = eta * (reward + float((own.ref - own.old).sum()))
+    credits = [Credit((worth,) * len(own.completion))]
+    for i, anchor in enumerate(anchors):
+        credits.append(Credit(((1 - eta) if i == best else 0.0,) * len(anchor.completion)))
+    return credits
