@@ -152,6 +152,10 @@ class TrainPart(Part):
     """Where training begins: the run's start model, or the policy that sampled this round."""
     all_rounds: bool = False
     """Train on the preferences of all rounds so far, not of this one alone."""
+    reward: PanelPart | None = None
+    """The judge that rewards the policy's own answers where config.online is set; by default the verifier."""
+    processes: Positive = 1
+    """Processes that train together on this host; on GPUs one each."""
     config: TrainConfig = Field(default_factory=TrainConfig)
 
 

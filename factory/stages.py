@@ -16,7 +16,9 @@ from factory.schema import PolicyReport, Prompt, digest, now
 
 if TYPE_CHECKING:
     from factory.engines import Engine
+    from factory.judges import Judge
     from factory.labelling import PanelMember
+    from factory.recipe import PanelPart
 
 
 NO_FINAL = "there are no prompts in the split 'final'"
@@ -125,15 +127,18 @@ def pair(run: Run, number: int) -> Detail:
 def train(run: Run, number: int) -> Detail:
     """Train the next policy; skipped, with the reason, when there is too little to train on."""
     from factory.training import needs, train_policy
+    from train.launching import Launch
 
     part = run.recipe.train
-    wanted, least = needs(part.config.method), run.recipe.stop.min_preferences
-    made = (run.done(number, "pair") or {})["pairs"][wanted]
-    if made < least:
-        return {"training": None, "skipped": f"{made} {wanted} are fewer than {least}"}
+    wanted, least = needs(part.config), run.recipe.stop.min_preferences
+    if wanted != "prompts":
+        made = (run.done(number, "pair") or {})["pairs"][wanted]
+        if made < least:
+            return {"training": None, "skipped": f"{made} {wanted} are fewer than {least}"}
     begin = run.policy(number - 1) if part.begin_from == "round" else run.recipe.model
     threads = part.config.threads or run.threads
-    with console.progress("training steps") as counter:
+    with ExitStack() as stack:
+        counter = stack.enter_context(console.progress("training steps"))
         result = train_policy(
             run.store,
             run=run.name,
@@ -142,10 +147,22 @@ def train(run: Run, number: int) -> Detail:
             reference=run.recipe.model if part.reference == "start" else begin,
             out=run.folder(number),
             config=part.config.model_copy(update={"seed": run.recipe.seed + number, "threads": threads}),
-            strategy=run.recipe.pair.trained_on(wanted),
+            strategy=None if wanted == "prompts" else run.recipe.pair.trained_on(wanted),
+            prompts=drawn(run, number) if wanted == "prompts" else None,
+            reward=_reward(run, number, stack) if wanted == "prompts" else None,
+            processes=Launch(processes=part.processes) if part.processes > 1 else None,
             progress=counter,
         )
     return {"training": result.to_json()}
+
+
+def _reward(run: Run, number: int, stack: ExitStack) -> Judge | None:
+    """The judge that rewards the policy's own answers; None: the verifier as it is."""
+    part = run.recipe.train.reward
+    if part is None:
+        return None
+    judge: Judge = _member(run, number, part, {}, stack).judge  # type: ignore[assignment]
+    return judge
 
 
 def evaluate(run: Run, number: int) -> Detail:
@@ -203,38 +220,35 @@ def drawn(run: Run, number: int) -> list[str]:
 
 def _panel(run: Run, number: int, stack: ExitStack) -> list[PanelMember]:
     """The panel with its engines; members that ask the same model share one."""
+    shared: dict[str, Engine] = {}
+    return [_member(run, number, part, shared, stack) for part in run.recipe.panel]
+
+
+def _member(run: Run, number: int, part: PanelPart, shared: dict[str, Engine], stack: ExitStack) -> PanelMember:
+    """One judge with its engine (of `shared`, if one of the same kind is there), closed with the stack."""
     from factory.judges import judges
     from factory.labelling import PanelMember
 
     before = run.policy(max(number - 2, 0))
     names = {"policy": run.policy(number - 1), "previous": before, "start": run.recipe.model}
-    shared: dict[str, Engine] = {}
-    members = []
-    for part in run.recipe.panel:
-        facts, options = judges.facts(part.judge), dict(part.options)
-        whose = part.model or facts.get("whose", "start")
-        model, engine = names.get(whose, whose), None
-        if facts["asks"]:
-            spec = part.engine or run.recipe.engine
-            key = digest(model, spec.model_dump())
-            engine = shared.get(key) or stack.enter_context(closing(run.engine(model, spec)))
-            shared[key] = engine
-        if facts.get("model"):
-            options.setdefault("model", model)
-        if facts.get("reference"):
-            options["reference"] = names.get(options.get("reference", "start"), options.get("reference"))
-        member = PanelMember.of(
-            part.judge,
-            name=part.name,
-            engine=engine,
-            matchups=part.matchups,
-            prompts=part.prompts,
-            options=options,
-        )
-        if hasattr(member.judge, "close"):
-            stack.callback(member.judge.close)
-        members.append(member)
-    return members
+    facts, options = judges.facts(part.judge), dict(part.options)
+    whose = part.model or facts.get("whose", "start")
+    model, engine = names.get(whose, whose), None
+    if facts["asks"]:
+        spec = part.engine or run.recipe.engine
+        key = digest(model, spec.model_dump())
+        engine = shared.get(key) or stack.enter_context(closing(run.engine(model, spec)))
+        shared[key] = engine
+    if facts.get("model"):
+        options.setdefault("model", model)
+    if facts.get("reference"):
+        options["reference"] = names.get(options.get("reference", "start"), options.get("reference"))
+    member = PanelMember.of(
+        part.judge, name=part.name, engine=engine, matchups=part.matchups, prompts=part.prompts, options=options
+    )
+    if hasattr(member.judge, "close"):
+        stack.callback(member.judge.close)
+    return member
 
 
 def _measure(run: Run, number: int, split: str, baseline: int | None, *, scored: bool = True) -> PolicyReport:

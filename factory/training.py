@@ -98,11 +98,11 @@ def config_of(*, method: str, settings: Mapping[str, Any], parameters: Mapping[s
     return config
 
 
-def needs(method: str) -> str:
-    """The table that a method trains on: preferences or labels."""
+def needs(config: TrainConfig) -> str:
+    """The table that a training reads: preferences or labels; prompts where the policy answers them itself."""
     from train import losses
 
-    return TABLE_OF[losses.get(method).data]
+    return "prompts" if config.online else TABLE_OF[losses.get(config.method).data]
 
 
 # ------------------------------------------------------------------------------------------------------- the stage
@@ -132,8 +132,8 @@ def train_policy(
     With config.online the policy's own answers to `prompts` (keys; all of the split train by default) are trained on,
     judged by `reward` (a verifier by default). processes: several that share every batch and the model between them, on
     this host and perhaps others, where `help_train` is called; `out` is then a folder that all of them see.
-    FactoryError: no rows, rows of strategies that were not named, a model that does not load, a loss that is not finite,
-    or an `out` that holds another training.
+    FactoryError: no rows, rows of strategies that were not named, a model that does not load, a loss that is not
+    finite, or an `out` that holds another training.
     """
     from train import losses
     from train.trainer import threads

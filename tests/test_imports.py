@@ -36,7 +36,7 @@ LAYERS = (
     {"sources", "expected", "shapes", "splits", "near_duplicates", "prompts", "generation", "critiques", "revision",
      "labelling", "meta_judging", "consistency", "evidence", "habits", "ranking", "agreement", "gold", "calibration",
      "alternative_annotator", "prediction_powered", "abstention", "escalation",
-     "pairing", "training", "measures", "evaluation", "export", "charts", "page", "report",
+     "pairing", "online", "training", "measures", "evaluation", "export", "charts", "page", "report",
      "doctor"},
     {"preflight", "runbook"},
     {"stages"},

@@ -22,7 +22,7 @@ from factory.schema import Candidate, Label, Message, Preference, Prompt, digest
 from factory.store import Store
 from factory.training import config_of, needs, train_policy
 from train import logps
-from train.config import LoraSpec, TrainConfig
+from train.config import LoraSpec, OnlineSpec, TrainConfig
 from train.metrics import read, timeless
 
 FORKS = multiprocessing.get_context("forkserver")
@@ -378,7 +378,9 @@ def test_settings_become_a_configuration() -> None:
 
 
 def test_a_method_knows_its_table() -> None:
-    assert [needs(name) for name in ("dpo", "ipo", "kto")] == ["preferences", "preferences", "labels"]
+    tables = {name: needs(TrainConfig(method=name)) for name in ("dpo", "kto", "sft", "reward_model")}
+    assert tables == {"dpo": "preferences", "kto": "labels", "sft": "labels", "reward_model": "preferences"}
+    assert needs(TrainConfig(method="grpo", online=OnlineSpec())) == "prompts"
 
 
 def test_threads_are_measured_once_and_kept(store: Store, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

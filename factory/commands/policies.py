@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,12 +17,26 @@ LOCAL = {"transformers", "vllm"}
 
 
 def train(
-    method: Annotated[str, typer.Option(help="Objective: dpo | cdpo | ipo | kto ...")] = "dpo",
+    method: Annotated[
+        str,
+        typer.Option(help="Objective: dpo, kto, orpo, simpo, sft, reward_model, grpo ...; `factory methods` lists."),
+    ] = "dpo",
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Setting of the trainer, e.g. learning_rate=2e-4; repeatable.")
     ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("--param", "-p", help="Parameter of the objective, e.g. beta=0.1; repeatable.")
+    ] = None,
+    add: Annotated[
+        list[str] | None, typer.Option("--add", help="A further term and its weight, e.g. sft=0.2; repeatable.")
+    ] = None,
+    online: Annotated[
+        list[str] | None,
+        typer.Option("--online", help="Train on answers that the policy samples: steps=50, n=4 ...; repeatable."),
+    ] = None,
+    reward: Annotated[str, typer.Option(help="Judge that rewards sampled answers.")] = "verifier",
+    reward_option: Annotated[
+        list[str] | None, typer.Option("--reward-option", help="Option of that judge: model=...; repeatable.")
     ] = None,
     model: options.Model = options.EMBEDDED,
     reference: Annotated[
@@ -31,23 +45,37 @@ def train(
     strategy: Annotated[
         list[str] | None, typer.Option("--strategy", help="Train on the rows of these pairings by name; repeatable.")
     ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes on this host; on GPUs one each.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Hosts that train together.")] = 1,
+    node: Annotated[int, typer.Option(min=0, help="Which of the hosts this is, from 0.")] = 0,
+    rendezvous: Annotated[str, typer.Option(help="host:port of node 0, where several hosts meet.")] = "",
     out: Annotated[Path | None, typer.Option(help="Folder of the policy; by default the run's round folder.")] = None,
     run: options.Run = None,
     round_number: options.RoundOf = None,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
-    """Train a policy on a run's preferences or labels. The same command again goes on from the last checkpoint."""
-    from factory.training import config_of, needs, train_policy
+    """Train a policy on a run's preferences or labels, or on answers of its own (--online). The same command again goes
+    on from the last checkpoint."""
+    from factory.judges import judges
+    from factory.training import config_of, help_train, needs, train_policy
+    from train.launching import Launch
 
-    config = config_of(
-        method=method,
-        settings=options.settings(setting, "--set"),
-        parameters=options.settings(parameter, "--param"),
-    )
+    together = Launch(processes=processes, nodes=nodes, node=node, rendezvous=rendezvous)
+    if node:
+        help_train(together)
+        return
+    settings = options.settings(setting, "--set")
+    if online:
+        settings["online"] = {**(settings.get("online") or {}), **options.settings(online, "--online")}
+    if add:
+        settings["add"] = {**(settings.get("add") or {}), **options.settings(add, "--add")}
+    config = config_of(method=method, settings=settings, parameters=options.settings(parameter, "--param"))
     with options.opened(store) as opened:
-        name = options.newest(opened, needs(method), run)
-        number = options.newest_round(opened, needs(method), name, round_number)
+        table = needs(config)
+        name = options.dated("train", run) if config.online else options.newest(opened, table, run)
+        number = round_number or 0 if config.online else options.newest_round(opened, table, name, round_number)
+        judge = judges.get(reward)(**options.settings(reward_option, "--reward-option")) if config.online else None
         with opened.run_lock(name), console.progress("training steps") as counter:
             result = train_policy(
                 opened,
@@ -58,9 +86,26 @@ def train(
                 out=out or opened.run_folder(name) / f"round-{number}",
                 config=config,
                 strategy=strategy,
+                reward=judge,
+                processes=together if together.size > 1 else None,
                 progress=counter,
             )
     console.emit(result.to_json(), as_json=as_json, text=console.facts(result.to_json()))
+
+
+def merge(
+    policy: Annotated[str, typer.Argument(help="Folder of an adapter.")],
+    out: Annotated[Path, typer.Option(help="New folder for the whole model.")],
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], typer.Option(help="How it is stored; auto: as its base is.")
+    ] = "auto",
+    as_json: options.AsJson = False,
+) -> None:
+    """Write an adapter and its base as one whole model."""
+    from factory.training import merge as write
+
+    write(policy, out, dtype=dtype)
+    console.emit({"policy": str(out)}, as_json=as_json, text=f"policy: {out}")
 
 
 def evaluate(

@@ -20,7 +20,8 @@ from factory.faults import FactoryError
 from factory.judges import votes
 from factory.resources import ModelFiles, content_hash, model_files
 from factory.schema import Candidate, Judgment, Matchup, Prompt, Reading
-from train.data import Encoded, RowError, encode
+from train.conversations import RowError
+from train.data import Encoded, encode
 from train.logps import LogpSum, sequence_logps
 from train.policy import DTypeName, Policy, load_policy, resolve_device, resolve_dtype
 
