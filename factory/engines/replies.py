@@ -255,8 +255,8 @@ def _refusal(status: int, code: str, message: str, detail: str) -> Failure:
 
 
 def error_of(body: bytes) -> tuple[str, str]:
-    """Code and message of an error body, in OpenAI's form or any other: FastAPI's `detail`; llama.cpp repeats the status
-    as the code and has the name in `type`."""
+    """Code and message of an error body, in OpenAI's form or any other: FastAPI has `detail`; llama.cpp repeats the
+    status as the code and has the name in `type`."""
     try:
         data = _loaded(body)
     except NoAnswerError:
