@@ -15,14 +15,16 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
-from factory.engines import engines
+from factory.engines import build, engines
 from factory.faults import ConfigError, FactoryError
 from factory.schema import Call, Completion, Failure, Request, Sampling
 
 if TYPE_CHECKING:
-    from factory.engines import Engine
+    from factory.engines import Engine, EngineSpec
     from factory.store import Store
 
 ROUNDING = 1e-9  # dollars that sums of many small amounts may be off
@@ -58,6 +60,14 @@ def worst_case(engine: Engine, request: Request) -> Spend:
     return Spend(read + TEMPLATE_TOKENS + request.sampling.max_tokens, 0.0)
 
 
+def priced(spec: EngineSpec) -> bool:
+    """Is it known what the engine's answers cost? Those of an engine that is not paid cost nothing."""
+    if not engines.facts(spec.kind).get("paid"):
+        return True
+    with closing(build(replace(spec, model=spec.model or "model", count=1))) as engine:
+        return worst_case(engine, Request([])).cost is not None
+
+
 def used(engine: Engine, completion: Completion) -> Spend:
     """What a completion counts for in a budget."""
     tokens = completion.prompt_tokens + completion.completion_tokens
@@ -65,10 +75,11 @@ def used(engine: Engine, completion: Completion) -> Spend:
         return Spend(tokens, 0.0)
     if completion.failure is not None and completion.failure.kind != "timeout":
         return Spend(tokens, completion.cost or 0.0)
-    if completion.cost is not None and tokens:
+    billed = completion.prompt_tokens > 0  # else no usage came: an answer's own tokens may be counted all the same
+    if completion.cost is not None and billed:
         return Spend(tokens, completion.cost)
     worst = engine.worst_case(completion.request)
-    return Spend(tokens or worst.tokens, worst.cost if completion.cost is None else completion.cost)
+    return Spend(tokens if billed else worst.tokens, worst.cost if completion.cost is None else completion.cost)
 
 
 class Budget:

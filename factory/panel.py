@@ -48,7 +48,10 @@ class PanelMember:
         prompts: int | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> PanelMember:
-        """A registered judge by name, with its options. FactoryError names an unknown judge or option."""
+        """A registered judge by name, with its options. FactoryError names an unknown judge or option; ConfigError the
+        options whose values are of another type than the judge's."""
+        from factory.judges import options as needed
+
         build = judges.get(judge)
         called = name or judge
         try:
@@ -56,6 +59,7 @@ class PanelMember:
         except TypeError as fault:
             known = ", ".join(p for p in inspect.signature(build).parameters if p != "name")
             raise FactoryError(f"judge {judge!r}: {fault}", todo=f"its options are {known}") from fault
+        needed.check(called, needed.typed(build, options or {}))
         return cls(called, build(name=called, **(options or {})), engine, matchups, prompts)
 
 

@@ -7,6 +7,7 @@ matchups, pairing strategies, objectives with their parameters. No model is load
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ def faults(recipe: Recipe) -> Iterator[str]:
     if recipe.pair.combine in ("one_coin", "dawid_skene", "dependent") and len(recipe.panel) < 3:
         yield f"pair.combine: {recipe.pair.combine} learns from 3 judges or more; the panel has {len(recipe.panel)}"
     yield from _told("train.config", recipe.train.config.check)
+    yield from _told("budget.max_cost", partial(_prices, recipe))
 
 
 def labels_of(part: PairPart) -> LabelRule:
@@ -65,10 +67,34 @@ def _told(key: str, attempt: Callable[[], object]) -> Iterator[str]:
 
 
 def _engine(part: EnginePart) -> None:
-    if part.kind not in engines.engines.names():
-        engines.engines.facts(part.kind)  # raises, naming the nearest
+    facts = engines.engines.facts(part.kind)  # raises, naming the nearest
+    if part.count > 1 and "devices" not in facts:
+        raise FactoryError(f"count: the {part.kind} engine answers many requests at once in one process")
     if part.options:  # to know an engine's options is to import it
         engines.check(engines.EngineSpec(part.kind, part.model or "", part.options))
+
+
+def _prices(recipe: Recipe) -> None:
+    """A cap on dollars needs the prices of every model that is paid for."""
+    from factory.budget import priced
+    from factory.judges import judges
+
+    if recipe.budget.max_cost is None:
+        return
+    wanted = [(recipe.engine, recipe.model)]
+    for part in recipe.panel:
+        with suppress(FactoryError):  # a judge that is unknown is told of already
+            if judges.facts(part.judge)["asks"]:
+                own = recipe.model if part.model in {None, "policy", "previous", "start"} else part.model
+                wanted.append((part.engine or recipe.engine, str(own)))
+    unknown = set()
+    for engine, own in wanted:
+        model = engine.model or own
+        with suppress(FactoryError):  # as above
+            if not priced(engines.EngineSpec(engine.kind, model, engine.options)):
+                unknown.add(model)
+    if unknown:
+        raise FactoryError(f"cannot be kept: no prices of {', '.join(sorted(unknown))} are given")
 
 
 def _member(part: PanelPart, scored: bool) -> None:

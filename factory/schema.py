@@ -209,7 +209,9 @@ class Call:
     seed: int = column("seed of the request", 0)
     text: str = column("the raw answer", "")
     finish_reason: str = column("stop | length | empty when failed", "")
-    prompt_tokens: int = column("tokens of the rendered prompt; of a call for several samples, its share", 0)
+    prompt_tokens: int = column(
+        "tokens of the rendered prompt and of tries without an answer; of a call for several, its share", 0
+    )
     completion_tokens: int = column("tokens of the answer, end token included", 0)
     logprob: float | None = column("sum of the answer's token log-probs, nats, untempered", None)
     answer_logprobs: Json = column("JSON {answer: log-prob of it as the first token} for wanted answers", None)

@@ -246,6 +246,25 @@ def test_answers_without_a_bill_count_with_the_most_they_can_cost(store: Store) 
         assert len(again) == len(got) == len(server.seen)
 
 
+def test_tokens_that_come_with_log_probs_alone_are_no_bill(store: Store) -> None:
+    """Without usage the answer's one token is counted, but not the prompt's."""
+    logprobs = {"content": [{"token": "A", "logprob": -0.1, "top_logprobs": []}]}
+    with FaultServer(always(data=answered(choice("A", logprobs=logprobs), usage=None))) as server:
+        engine = engine_for(server)
+        (completion,) = engine.generate([ask(0)])
+        assert completion.completion_tokens == 1
+        assert used(engine, completion) == engine.worst_case(ask(0))
+
+
+def test_tokens_of_tries_without_an_answer_count(store: Store) -> None:
+    """14 tokens for each of two tries that were no answer, and for the answer."""
+    bad = always(data=answered(choice(None)))
+    with FaultServer(in_turn(bad, bad, good)) as server:
+        engine, budget = engine_for(server, invalid_retries=2), Budget(max_tokens=10_000)
+        list(answer(store, engine, [ask(0)], run="r", round=0, purpose="test", budget=budget))
+    assert budget.tokens == 3 * 14
+
+
 def test_calls_that_hung_may_have_been_billed(store: Store) -> None:
     with FaultServer(in_turn(hang, good)) as server:
         engine = engine_for(server, timeout=0.2, concurrency=1)

@@ -160,6 +160,7 @@ def test_train_and_evaluate_by_hand(store: str, tiny_model: Path) -> None:
         (["run", "quickstrat", "--dry-run"], 2, "did you mean 'quickstart'"),
         (["status", "--run", "nothing"], 2, "no run named"),
         (["generate", "--split", "nothing"], 2, "no prompts"),
+        (["generate", "--engine", "openai", "--model", "m", "-E", "base_url="], 2, "base_url: no value"),
         (["label", "--judge", "verifier", "-J", "least=3"], 2, "does not name its judge"),
         (["label", "--judge", "verifier", "-J", "verifer.least=3"], 2, "did you mean 'verifier'"),
         (["query", "SELECT 1", "--out", "/nowhere/at/all.csv"], 2, "/nowhere/at/all.csv"),
@@ -253,6 +254,16 @@ def test_a_dry_run_asks_nothing_and_leaves_nothing(tmp_path: Path) -> None:
     assert plan["calls_at_most"] > 0
     assert plan["prompts"]["heldout"] >= 90
     assert not (tmp_path / "store").exists()
+
+
+def test_a_plan_says_whether_the_models_prices_are_known(store: str, tmp_path: Path) -> None:
+    asked = ["generate", "--dry-run", "--engine", "openai", "--model", "m", "--store", store]
+    for model, known in (("m", True), ("another", False)):
+        table = tmp_path / f"{model}.yaml"
+        table.write_text(f"{model}: {{prompt: 1, completion: 2}}")
+        cost = good(*asked, "-E", f"prices={table}")["cost"]
+        assert cost.startswith("by the tokens") == known
+        assert ("no prices of 'm'" in cost) == (not known)
 
 
 def test_doctor_works_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

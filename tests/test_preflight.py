@@ -44,6 +44,28 @@ def test_a_wrong_name_is_told_with_its_key(override: str, key: str, said: str) -
     assert said in fault
 
 
+ENDPOINT = "{kind: openai, model: big, options: {base_url: http://h/v1%s}}"
+
+
+def test_a_cap_on_dollars_needs_the_prices_of_every_model_that_is_paid_for() -> None:
+    """Else a run would generate for hours before its judge is refused."""
+    panel = "name: x\npanel: [{judge: verifier}, {judge: pairwise, engine: %s}]\n"
+    other = ", prices: {other: {prompt: 1, completion: 1}}"
+    for form in ("", other):
+        [fault] = told(panel % (ENDPOINT % form), "budget.max_cost=1")
+        assert fault == "budget.max_cost: cannot be kept: no prices of big are given"
+        assert told(panel % (ENDPOINT % form), "budget.max_tokens=1000") == []
+    assert told(panel % (ENDPOINT % other.replace("other", "big")), "budget.max_cost=1") == []
+    [fault] = told(LEAST, "budget.max_cost=1", "engine.kind=openai")
+    assert "no prices of smollm2-135m-instruct" in fault
+
+
+def test_an_engine_of_one_process_has_no_count() -> None:
+    [fault] = told(LEAST, "engine.kind=openai", "engine.count=2")
+    assert fault.startswith("engine: count: the openai engine")
+    assert told(LEAST, "engine.count=2") == []
+
+
 def test_a_choice_by_scores_needs_a_pointwise_judge_before_it() -> None:
     alone = "name: x\npanel: [{judge: pairwise, matchups: verifier_ties}]\n"
     [fault] = told(alone)

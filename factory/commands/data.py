@@ -93,12 +93,13 @@ def generate(
             todo = f"the store has {', '.join(f'{n} in {name}' for name, n in held.items())}" if held else ""
             todo = todo or "factory prompts add FILE"
             raise FactoryError(f"no prompts in split {split!r}", where=str(store), todo=todo)
+        spec = options.spec(engine, model, engine_option, engines=engines, concurrency=concurrency)
         if dry_run:
             plan = {"calls_at_most": len(keys) * n, "tokens_at_most": len(keys) * n * max_tokens, "prompts": len(keys)}
-            cost = options.priced(engine, engine_option)
+            cost = options.priced(spec)
             console.emit(plan | cost, as_json=as_json, text=console.facts(plan | cost))
             return
-        built = build(options.spec(engine, model, engine_option, engines=engines, concurrency=concurrency))
+        built = build(spec)
         try:
             with console.progress("candidates", len(keys) * n) as counter:
                 report = sample(

@@ -69,7 +69,7 @@ def label(
         wanted |= {"canary_share": canary_share, "retry_failed": retry_failed}
         if dry_run:
             planned = [row.to_json() for row in plan(opened, panel, **wanted)]
-            said = {"run": found, "judges": planned} | options.priced(engine, engine_option)
+            said = {"run": found, "judges": planned} | options.priced(spec)
             console.emit(said, as_json=as_json, text=f"{console.table(planned)}\n\ncost: {said['cost']}")
             return
         stack.enter_context(opened.run_lock(found))

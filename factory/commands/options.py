@@ -142,14 +142,15 @@ def budget(max_cost: float | None, max_tokens: int | None) -> Budget | None:
     return None if max_cost is None and max_tokens is None else Budget(max_cost, max_tokens)
 
 
-def priced(kind: str, given: Sequence[str] | None) -> dict[str, str]:
+def priced(chosen: EngineSpec) -> dict[str, str]:
     """What a plan says of the cost of such an engine."""
+    from factory.budget import priced as is_priced
     from factory.engines import engines
 
-    if not engines.facts(kind).get("paid"):
+    if not engines.facts(chosen.kind).get("paid"):
         return {"cost": "nothing is paid for"}
-    known = any(option.startswith("prices=") for option in given or ())
-    return {"cost": "by the tokens that the endpoint counts" if known else "unknown: no prices are given"}
+    known = "by the tokens that the endpoint counts"
+    return {"cost": known if is_priced(chosen) else f"unknown: no prices of {chosen.model!r} are given"}
 
 
 def settings(pairs: list[str] | None, flag: str) -> dict[str, Any]:
@@ -159,6 +160,10 @@ def settings(pairs: list[str] | None, flag: str) -> dict[str, Any]:
         key, sign, raw = pair.partition("=")
         if not sign or not key:
             raise FactoryError(f"{flag} {pair!r} is not of the form key=value")
+        if not raw.strip():
+            raise FactoryError(
+                f"{flag} {key}: no value", todo=f"write {key}=\"''\" for an empty text, {key}=null for none"
+            )
         try:
             found[key] = yaml.safe_load(raw)
         except yaml.YAMLError as error:

@@ -55,13 +55,13 @@ def revise(
         number = options.newest_round(opened, "candidates", name, round_number, split=split)
         wanted: dict[str, Any] = {"run": name, "round": number, "split": split, "limit": limit, "rounds": rounds}
         wanted |= {"constitution": constitution, "principles": principle or (), "sampling": sampling}
+        spec = options.spec(engine, model, engine_option, engines=engines, concurrency=concurrency)
         if dry_run:
-            cost = options.priced(engine, engine_option)
+            cost = options.priced(spec)
             planned = {"run": name} | plan(opened, **wanted) | cost
             console.emit(planned, as_json=as_json, text=console.facts(planned))
             return
         stack.enter_context(opened.run_lock(name))
-        spec = options.spec(engine, model, engine_option, engines=engines, concurrency=concurrency)
         built = stack.enter_context(closing(build(spec)))
         counter = stack.enter_context(console.progress("critiques and revisions"))
         report = criticise_and_revise(

@@ -2,7 +2,7 @@
 
 A reply may hold all answers that were asked for, some of them, or none. What has no answer yet is asked for again as
 far as its budgets go: `invalid_retries` for a 2xx that is no answer, BUSY_TRIES for an endpoint that has too much. What
-such tries cost is added to the cost of what they end with.
+such tries cost, in dollars and tokens, is added to what they end with.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class Ways:
 class Attempts:
     """The tries of one job. `left`: the samples that have no answer yet."""
 
-    __slots__ = ("busy", "engine", "invalid", "job", "land", "left", "renamed", "wasted", "ways")
+    __slots__ = ("busy", "engine", "invalid", "job", "land", "left", "renamed", "unread", "wasted", "ways")
 
     def __init__(self, engine: OpenAIEngine, ways: Ways, job: Job, land: Land) -> None:
         self.engine, self.ways, self.job, self.land = engine, ways, job, land
         self.left = job.samples
         self.invalid = self.busy = 0
         self.renamed = False
-        self.wasted = 0.0  # US dollars for replies that held no answer
+        self.wasted, self.unread = 0.0, Usage()  # US dollars and tokens of replies that held no answer
 
     async def make(self) -> None:
         """Try until every sample has landed. EndpointError: no later call can do better."""
@@ -131,12 +131,13 @@ class Attempts:
         cost = None
         if engine.prices is not None and share.known:
             cost, self.wasted = self.wasted + engine.prices.cost(*share), 0.0
+        prompt, self.unread = share.prompt + self.unread.prompt + self.unread.completion, Usage()
         self.left = tuple(other for other in self.left if other != sample) if len(self.left) > 1 else ()
         self.invalid = 0
         failure = None if choice.filtered is None else Failure("filtered", engine.without_key(choice.filtered))
         self.land(
             Completion(
-                self.job.request, sample, choice.text, choice.finish_reason, share.prompt, share.completion,
+                self.job.request, sample, choice.text, choice.finish_reason, prompt, share.completion,
                 choice.logprob, choice.answer_logprobs, cost, latency, failure,
             )
         )  # fmt: skip
@@ -157,17 +158,24 @@ class Attempts:
         prices = self.engine.prices
         if prices is not None and paid.known:
             self.wasted += prices.cost(*paid)
+        prompt, completion, _ = self.unread
+        self.unread = Usage(prompt + paid.prompt, completion + paid.completion)
         self.invalid += 1
         if self.invalid > self.engine.invalid_retries:
             self._failed(samples, failure, latency)
 
     def _failed(self, samples: Sequence[int], failure: Failure, latency: float) -> None:
-        cost = self.wasted or None
-        self.wasted, self.invalid, self.busy = 0.0, 0, 0
+        cost, unread = self.wasted or None, self.unread
+        self.wasted, self.unread, self.invalid, self.busy = 0.0, Usage(), 0, 0
         self.left = tuple(sample for sample in self.left if sample not in samples)
         for sample in samples:
-            self.land(Completion(self.job.request, sample, cost=cost, latency=latency, failure=failure))
-            cost = None
+            self.land(
+                Completion(
+                    self.job.request, sample, prompt_tokens=unread.prompt, completion_tokens=unread.completion,
+                    cost=cost, latency=latency, failure=failure,
+                )
+            )  # fmt: skip
+            cost, unread = None, Usage()
 
     def _refused(self, endpoint: Endpoint, reply: Reply, asked: Sequence[int], sent: float, latency: float) -> None:
         """A reply that is no 2xx, or none at all."""

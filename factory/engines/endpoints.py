@@ -44,7 +44,11 @@ class Address:
     """Where an endpoint is: `shown` may stand in messages (a query may hold secrets), `url` is what is asked."""
 
     def __init__(self, text: str) -> None:
-        self.parts: SplitResult = urlsplit(text.strip())
+        self.text = text.strip()
+        try:
+            self.parts: SplitResult = urlsplit(self.text)
+        except ValueError:
+            self.parts = SplitResult("", "", self.text, "", "")  # `faults` says that it is none
         path = self.parts.path.rstrip("/")
         self.shown = urlunsplit((self.parts.scheme, self.parts.netloc, path, "", ""))
         self.url = urlunsplit(self.parts._replace(path=f"{path}/chat/completions", fragment=""))
@@ -55,11 +59,14 @@ class Address:
     def faults(self) -> list[str]:
         """What is wrong with it."""
         try:
-            good = self.parts.scheme in {"http", "https"} and bool(self.parts.hostname) and self.parts.port != 0
+            host = (self.parts.hostname or "").encode("idna")  # ValueError: a label is empty or too long
+            good = self.parts.scheme in {"http", "https"} and bool(host) and self.parts.port != 0
         except ValueError:
             good = False
         if not good:
             return ["base_url: not an http(s) address"]
+        if any(not 32 < ord(letter) < 127 for letter in self.text):
+            return ["base_url: must be plain ASCII without spaces; write a host as xn--..., a path percent-encoded"]
         if self.parts.username is not None or self.parts.password is not None:
             return ["base_url: holds a user name or password; put the key into the environment"]
         return []

@@ -255,7 +255,8 @@ def _refusal(status: int, code: str, message: str, detail: str) -> Failure:
 
 
 def error_of(body: bytes) -> tuple[str, str]:
-    """Code and message of an error body, in OpenAI's form or any other."""
+    """Code and message of an error body, in OpenAI's form or any other: FastAPI has `detail`; llama.cpp repeats the
+    status as the code and has the name in `type`."""
     try:
         data = _loaded(body)
     except NoAnswerError:
@@ -263,7 +264,9 @@ def error_of(body: bytes) -> tuple[str, str]:
     error = data.get("error", data)
     if not isinstance(error, dict):
         return "", str(error)
-    return str(error.get("code") or error.get("type") or ""), str(error.get("message", ""))
+    code = error.get("code")
+    name = code if isinstance(code, str) and code else error.get("type") or code
+    return str(name or ""), str(error.get("message") or error.get("detail") or "")
 
 
 def unsupported(status: int, body: bytes) -> str:

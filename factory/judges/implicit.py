@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from factory.faults import FactoryError
-from factory.judges import votes
+from factory.judges import options, votes
 from factory.resources import ModelFiles, content_hash, model_files
 from factory.schema import Candidate, Judgment, Matchup, Prompt, Reading
 from train.conversations import RowError
@@ -56,8 +56,11 @@ class ImplicitJudge:
         dtype: DTypeName = "auto",
         batch_tokens: int | None = None,
     ) -> None:
-        if not (math.isfinite(beta) and beta > 0):
-            raise FactoryError(f"beta must be above 0, not {beta}", where=f"judge {name}")
+        options.check(
+            name,
+            {f"beta: must be above 0, not {beta}": math.isfinite(beta) and beta > 0}
+            | options.count("batch_tokens", batch_tokens, optional=True),
+        )
         self.name = name
         self.model = model
         self.reference = reference

@@ -19,7 +19,7 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from factory.faults import FactoryError
-from factory.judges import fence, votes
+from factory.judges import fence, options, votes
 from factory.resources import ModelFiles, content_hash, model_files
 from factory.schema import Candidate, Judgment, Matchup, Messages, Prompt, Reading
 from train.policy import DTYPES, DTypeName, resolve_device, resolve_dtype
@@ -60,6 +60,11 @@ class RewardModelJudge:
         dtype: DTypeName = "auto",
         batch_tokens: int | None = None,
     ) -> None:
+        options.check(
+            name,
+            options.count("max_length", max_length, optional=True)
+            | options.count("batch_tokens", batch_tokens, optional=True),
+        )
         self.name = name
         self.model = model
         self.label = label

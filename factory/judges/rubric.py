@@ -165,7 +165,7 @@ def load(name: str) -> Constitution:
     path = _find(name)
     try:
         text = path.read_text(encoding="utf-8")
-        repeated = list(_repeated(yaml.compose(text, yaml.SafeLoader)))
+        repeated = list(_repeated(yaml.compose(text, yaml.SafeLoader), set()))
         data: Any = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as fault:
         raise FactoryError(f"cannot read constitution: {fault}", where=str(path), todo=_FORM) from fault
@@ -192,18 +192,22 @@ def _told(place: Sequence[str | int], message: str, data: Any) -> str:
     return f"{key} ({held['name']}): {message}" if named and held else f"{key}: {message}"
 
 
-def _repeated(node: yaml.Node | None) -> Iterator[str]:
-    """A fault for each key that a mapping of the file gives twice: YAML would silently take the last."""
+def _repeated(node: yaml.Node | None, looked_at: set[int]) -> Iterator[str]:
+    """A fault for each key that a mapping of the file gives twice: YAML would silently take the last. What an alias
+    repeats is looked at once."""
+    if node is None or id(node) in looked_at:
+        return
+    looked_at.add(id(node))
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
             if str(key.value) in seen:
                 yield f"{key.value}: given twice (line {key.start_mark.line + 1})"
             seen.add(str(key.value))
-            yield from _repeated(value)
+            yield from _repeated(value, looked_at)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _repeated(item)
+            yield from _repeated(item, looked_at)
 
 
 def _find(name: str) -> Path:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from factory import constraints
 from factory.execution import Runner, imported
 from factory.faults import ConfigError, FactoryError
-from factory.judges import votes
+from factory.judges import options, votes
 from factory.schema import Candidate, Judgment, Matchup, Prompt, Reading, digest
 
 READER = "2"
@@ -29,8 +29,8 @@ class VerifierJudge:
     """Pointwise and deterministic; instant where no code is run.
 
     least: content words that the floor on substance asks for. code: a file of Python whose `check(prompt, answer)` is
-    one more constraint on every answer. unsafe_exec: code may run without isolation, where there is none. workers:
-    pieces of code that run at a time.
+    one more constraint on every answer, run for `seconds` at most. unsafe_exec: code may run without isolation, where
+    there is none. workers: pieces of code that run at a time.
     """
 
     kind: Literal["pointwise", "pairwise"] = "pointwise"
@@ -45,6 +45,14 @@ class VerifierJudge:
         unsafe_exec: bool = False,
         workers: int | None = None,
     ) -> None:
+        options.check(
+            name,
+            {
+                f"least: must be 0 or more, not {least}": least >= 0,
+                f"seconds: must be above 0, not {seconds}": seconds > 0,
+            }
+            | options.count("workers", workers, optional=True),
+        )
         self.name = name
         self.least = least
         self.unsafe_exec = unsafe_exec

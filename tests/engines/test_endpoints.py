@@ -66,6 +66,14 @@ def test_several_addresses_come_as_a_list_or_with_commas() -> None:
         ("http://host:port", False),
         ("http://host:0", False),
         ("http://user@host", False),
+        ("http://[::1", False),
+        ("http://a..b/v1", False),
+        (f"http://{'x' * 64}.org/v1", False),
+        ("http://ho st/v1", False),
+        ("http://host/a b/v1", False),
+        ("http://h\u00f6st/v1", False),
+        ("http://host/\u043c/v1", False),
+        ("http://xn--hst-sna/%D0%BC/v1", True),
     ],
 )
 def test_an_address_is_checked(text: str, good: bool) -> None:

@@ -489,11 +489,14 @@ def test_costs_come_from_given_prices(serve: Serve) -> None:
 
 
 def test_tries_that_held_no_answer_are_paid_for_too(serve: Serve) -> None:
-    """Two answers without a text were billed: their cost is that of the answer that came, or of the failure."""
+    """Two answers without a text were billed: their cost is that of the answer that came, or of the failure, and so are
+    their tokens, as read by it: those that it wrote are its own."""
     bad, prices = always(data=answered(choice(None))), {"prompt": 1.0, "completion": 1.0}
     (fine,) = engine_for(serve(in_turn(bad, bad, good)), prices=prices).generate([ask()])
     (failed,) = engine_for(serve(bad), prices=prices).generate([ask()])
     assert fine.cost == failed.cost == pytest.approx(3 * 14 / 1e6)
+    assert (fine.prompt_tokens, fine.completion_tokens) == (11 + 2 * 14, 3)
+    assert (failed.prompt_tokens, failed.completion_tokens) == (3 * 11, 3 * 3)
     assert failure_of(failed) == ("invalid_response", False)
 
 

@@ -61,6 +61,22 @@ def test_a_key_is_blotted_out_also_where_a_cut_would_go_through_it() -> None:
     assert "sk-" not in outcome_of(400, body, answered=True, secret="sk-secret").failure.detail
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "kind", "said"),
+    [
+        (422, {"detail": [{"loc": ["body", "stop"], "msg": "Input should be a list"}]}, "refused", "should be a list"),
+        (400, {"error": {"code": 400, "message": "no", "type": "exceed_context_size_error"}}, "too_long", "no"),
+        (400, {"error": {"code": "content_filter", "message": "no", "type": "BadRequest"}}, "filtered", "no"),
+        (400, {"object": "error", "code": 400, "message": "no", "type": "BadRequestError"}, "refused", "no"),
+    ],
+)
+def test_errors_are_read_in_every_servers_form(status: int, body: dict[str, Any], kind: str, said: str) -> None:
+    """FastAPI's own, llama.cpp's, Azure's, and vLLM's of old."""
+    failure = outcome_of(status, json.dumps(body).encode(), answered=True).failure
+    assert failure.kind == kind
+    assert said in failure.detail
+
+
 def test_a_token_may_begin_one_answer_only() -> None:
     shown = [("Yes", -1.0, [("Yes", -1.0), (" N", -2.0), ("", -3.0), ("\n", -3.5), ("Yesterday", -4.0)])]
     assert answer_logprobs(shown, ("Yes", "No")) == pytest.approx({"Yes": -1.0, "No": -2.0})

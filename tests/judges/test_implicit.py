@@ -127,7 +127,7 @@ def test_models_of_different_tokens_are_refused(tiny_model: Path, other_model: P
 
 
 def test_beta_must_be_above_zero(tiny_model: Path, other_model: Path) -> None:
-    with pytest.raises(FactoryError, match="beta must be above 0"):
+    with pytest.raises(FactoryError, match="beta: must be above 0"):
         judge_of(other_model, tiny_model, beta=0)
 
 
@@ -143,4 +143,4 @@ def test_the_models_stay_between_votes_until_closed(tiny_model: Path, other_mode
 
 
 def test_the_registry_says_what_it_needs() -> None:
-    assert judges.facts("implicit") == {"asks": False, "model": True, "reference": True}
+    assert judges.facts("implicit") == {"asks": False, "model": True, "reference": True, "whose": "policy"}

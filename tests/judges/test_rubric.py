@@ -122,6 +122,15 @@ def test_a_file_that_is_no_constitution_is_refused(tmp_path: Path, text: str) ->
         load(str(file))
 
 
+def test_aliases_upon_aliases_are_read_once(tmp_path: Path) -> None:
+    """A file of 30 lines whose every line repeats the one before it ten times: 10^30 nodes to go through, or 300."""
+    lines = ["a0: &a0 [x]", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 30))]
+    file = tmp_path / "bomb.yaml"
+    file.write_text("\n".join([*lines, "name: n", "source: s", "principles: *a29"]))
+    with pytest.raises(ConfigError, match=r"principles\.0"):
+        load(str(file))
+
+
 def test_principles_are_chosen_by_name_and_question() -> None:
     rated = Principle(name="r", source="s", rating="How?", scale={1: "bad", 2: "good"})
     asked = Principle(name="c", source="s", critique="Say.", revision="Write.")
