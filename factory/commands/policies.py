@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ LOCAL = {"transformers", "vllm"}
 def train(
     method: Annotated[
         str,
-        typer.Option(help="Objective: dpo, kto, orpo, simpo, sft, reward_model, grpo ...; `factory methods` lists."),
+        typer.Option(help="Objective: dpo, kto, orpo, simpo, sft, reward_model, grpo ... (`factory methods`)."),
     ] = "dpo",
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Setting of the trainer, e.g. learning_rate=2e-4; repeatable.")
@@ -75,7 +75,7 @@ def train(
         table = needs(config)
         name = options.dated("train", run) if config.online else options.newest(opened, table, run)
         number = round_number or 0 if config.online else options.newest_round(opened, table, name, round_number)
-        judge = judges.get(reward)(**options.settings(reward_option, "--reward-option")) if config.online else None
+        judge: Any = judges.get(reward)(**options.settings(reward_option, "--reward-option")) if config.online else None
         with opened.run_lock(name), console.progress("training steps") as counter:
             result = train_policy(
                 opened,
