@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from factory import crash
+from factory.budget import BudgetError
 from factory.calls import answer
-from factory.faults import FactoryError
+from factory.faults import EndpointError, FactoryError
 from factory.schema import Call, Candidate, Prompt, Request, Sampling, digest, now, unique
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def generate(
 ) -> GenerateReport:
     """Sample `n` answers to each chosen prompt and keep them as candidates of this run and round.
 
-    An answer that failed becomes a candidate with `failure` set. What the store holds is not asked for again.
+    An answer that failed becomes a candidate with `failure` set. What the store holds is not asked for again. Where a
+    budget, an endpoint or the user ends it early, the answers that came are candidates all the same.
     """
     prompts = {prompt.key: prompt for prompt in chosen_prompts(store, split=split, keys=keys, limit=limit)}
     requests = [Request(prompt.messages, sampling, n=n, seed=seed, tag=key) for key, prompt in prompts.items()]
@@ -88,7 +90,7 @@ def generate(
     count = reused = tokens = 0
     reasons: Counter[str] = Counter()
     waiting: list[Candidate] = []
-    for request, call in answer(
+    asked = answer(
         store,
         engine,
         requests,
@@ -98,17 +100,22 @@ def generate(
         retry_failed=retry_failed,
         budget=budget,
         progress=progress,
-    ):
-        count += 1
-        if call.failure is not None:
-            reasons[call.failure] += 1
-        if call.at < began:
-            reused += 1
-        else:
-            tokens += call.completion_tokens
-        waiting.append(candidate_of(call, prompts[request.tag], run=run, round=round, kind=kind))
-        if len(waiting) >= COMMIT:
-            _keep(store, waiting)
+    )
+    try:
+        for request, call in asked:
+            count += 1
+            if call.failure is not None:
+                reasons[call.failure] += 1
+            if call.at < began:
+                reused += 1
+            else:
+                tokens += call.completion_tokens
+            waiting.append(candidate_of(call, prompts[request.tag], run=run, round=round, kind=kind))
+            if len(waiting) >= COMMIT:
+                _keep(store, waiting)
+    except (BudgetError, EndpointError, KeyboardInterrupt):
+        _keep(store, waiting)
+        raise
     _keep(store, waiting)
     seconds = time.monotonic() - clock
     return GenerateReport(len(prompts), count, reasons.total(), reused, tokens, seconds, dict(sorted(reasons.items())))

@@ -56,8 +56,9 @@ class LabelReport:
         return asdict(self)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One line for each judge, for a table; its failures are one number."""
-        return [asdict(report) | {"failures": sum(report.failures.values())} for report in self.judges]
+        """One line for each judge, for a table: its failures are one number, its fault has a place of its own."""
+        rows = [asdict(report) | {"failures": sum(report.failures.values())} for report in self.judges]
+        return [{name: value for name, value in row.items() if name != "fault"} for row in rows]
 
 
 def label(

@@ -54,6 +54,8 @@ class PanelMember:
 
         build = judges.get(judge)
         called = name or judge
+        if "name" in (options or {}):
+            raise FactoryError(f"judge {judge!r}: name is no option", todo="say name=judge where the panel is given")
         try:
             inspect.signature(build).bind(name=called, **(options or {}))
         except TypeError as fault:

@@ -317,3 +317,16 @@ def test_every_command_has_help_and_json() -> None:
                     "export", "report", "doctor", "prompts add", "recipe list", "recipe show",
                     "recipe check"):  # fmt: skip
         assert "--json" in factory(*command.split(), "--help").stdout
+
+
+def test_a_meta_judge_is_not_given_plain_answers(store: str) -> None:
+    said = factory("label", "--judge", "meta_judge", "--engine", "scripted", "--store", store)
+    assert said.exit_code == 2
+    assert "judges candidates of kind judgment" in said.output
+
+
+@pytest.mark.parametrize("name", ["=verifier", "strict="])
+def test_a_judge_is_named_whole(store: str, name: str) -> None:
+    said = factory("label", "--judge", name, "--store", store)
+    assert said.exit_code == 2
+    assert "names no judge" in said.output

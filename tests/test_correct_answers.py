@@ -59,6 +59,14 @@ def test_ranges_and_differences_have_no_negative_numbers() -> None:
         assert all(v >= 0 for n in numbers(plain(text)) for v in n.values)
 
 
+@pytest.mark.parametrize("text", ["either 41 or 42", "It is 41, or $42 perhaps.", "**41** or **42**", "41 or 42"])
+def test_one_number_or_another_is_not_stated(text: str) -> None:
+    found = check("numeric", text, answer=42)
+    assert (found.met, found.failure) == (False, AMBIGUOUS), found.why
+    for settled in ("42 or 42.0", "3 or 4 at first, but then 42", "41 for or against, 42"):
+        assert check("numeric", settled, answer=42).met
+
+
 NUMERIC = [
     ("The answer is 42.", 42, True), ("**Answer:** 42", 42, True), ("Answer: **42**", 42, True),
     ("answer = 42", 42, True), ("So we get \\boxed{42}.", 42, True), ("\\boxed{42\\text{ km}}", 42, True),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from store_rows import prompt
 
+from factory.budget import Budget, BudgetError
 from factory.engines.scripted import Rule, ScriptedEngine
 from factory.engines.transformers import TransformersEngine
 from factory.faults import FactoryError
@@ -99,6 +100,15 @@ def test_a_failed_answer_is_a_candidate_and_its_retry_another(store: Store) -> N
     report = sample(store, broken)
     assert (report.failures, report.reused) == (0, 10)
     assert store.counts()["candidates"] == 14
+
+
+def test_what_came_before_the_budget_ended_it_can_be_judged(store: Store) -> None:
+    with pytest.raises(BudgetError):
+        sample(store, ScriptedEngine(), budget=Budget(max_tokens=200))
+    held = store.counts()
+    assert 0 < held["candidates"] == held["calls"] < 12
+    assert sample(store, ScriptedEngine()).reused == held["calls"]
+    assert store.counts()["candidates"] == 12
 
 
 def test_the_report_is_json(store: Store) -> None:

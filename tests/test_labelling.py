@@ -78,6 +78,14 @@ class Textual(PairwiseJudge):
         return super().read(ask, replace(completion, answer_logprobs=None, finish_reason="stop"))
 
 
+class Anew(Textual):
+    """The same judge when its reading has changed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.reader = "new"
+
+
 @dataclass
 class Program:
     """A program that scores by length and breaks on some texts."""
@@ -144,7 +152,7 @@ def test_a_new_reader_reads_the_held_calls_again(store: Store) -> None:
     fill(store)
     engine = first_wins()
     panel_of(store, PanelMember("llm", PairwiseJudge(), engine))
-    report, rows = panel_of(store, PanelMember("llm", Textual(reader="new"), engine))
+    report, rows = panel_of(store, PanelMember("llm", Anew(), engine))
     assert engine.asked == 18
     assert (report.calls, report.reused, report.judgments) == (0, 18, 18)
     assert Counter(row.reader for row in rows) == {PairwiseJudge.reader: 18, "new": 18}

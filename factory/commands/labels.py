@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,8 +13,10 @@ from factory.commands import options
 from factory.faults import FactoryError
 
 if TYPE_CHECKING:
-    from factory.engines import Engine, EngineSpec
-    from factory.labelling import PanelMember
+    from collections.abc import Sequence
+
+    from factory.engines import EngineSpec
+    from factory.labelling import LabelReport, PanelMember
 
 JUDGES = (
     "verifier | pairwise | rating | rubric | constitutional | self_reward | meta_judge | reward_model | implicit | "
@@ -64,7 +67,7 @@ def label(
         opened = stack.enter_context(options.opened(store))
         found = options.newest(opened, "candidates", run, split=split, kind=kind)
         number = options.newest_round(opened, "candidates", found, round_number, split=split, kind=kind)
-        panel = _panel(named, chosen, spec, matchups, stack)
+        panel = _panel(named, chosen, spec, (matchups, kind), stack)
         wanted: dict[str, Any] = {"run": found, "round": number, "split": split, "kind": kind, "seed": seed}
         wanted |= {"canary_share": canary_share, "retry_failed": retry_failed}
         if dry_run:
@@ -76,9 +79,20 @@ def label(
         budget = options.budget(max_cost, max_tokens_total)
         counter = stack.enter_context(console.progress("judgments"))
         report = label_candidates(opened, panel, **wanted, budget=budget, progress=counter)
+    _tell(panel, report)
     console.emit({"run": found} | report.to_json(), as_json=as_json, text=console.table(report.rows()))
     if report.failures:
         raise typer.Exit(1)
+
+
+def _tell(panel: Sequence[PanelMember], report: LabelReport) -> None:
+    """What ended a judge early, and people's verdicts that were on nothing shown."""
+    for row in report.judges:
+        if row.fault:
+            console.note(f"error: {row.judge}: {row.fault}")
+    for member in panel:
+        if unheard := getattr(member.judge, "unheard", 0):
+            console.note(f"note: {member.name}: {unheard} verdicts of the file are on answers that were not shown")
 
 
 def _named(given: list[str]) -> dict[str, str]:
@@ -86,6 +100,8 @@ def _named(given: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in given:
         name, sign, which = text.partition("=")
+        if not name or (sign and not which):
+            raise FactoryError(f"--judge {text!r} names no judge", todo="write JUDGE, or NAME=JUDGE")
         if name in found:
             raise FactoryError(f"two judges are called {name!r}", todo=f"give each its own name: --judge other={name}")
         found[name] = which if sign else name
@@ -96,20 +112,23 @@ def _panel(
     named: dict[str, str],
     chosen: dict[str, dict[str, Any]],
     spec: EngineSpec,
-    matchups: str,
+    shown: tuple[str, str],
     stack: ExitStack,
 ) -> list[PanelMember]:
-    """The members with their engines; those that ask the same model share one."""
+    """The members with their engines; those that ask the same model share one. `shown`: matchups, kind of answers."""
     from dataclasses import replace
 
-    from factory.engines import build
+    from factory.engines import Engine, build
     from factory.judges import judges
     from factory.labelling import PanelMember
 
-    built: dict[str, Engine] = {}
+    (matchups, kind), built = shown, dict[str, Engine]()
     panel = []
     for name, which in named.items():
         asked = None
+        needed = judges.facts(which).get("kind", kind)
+        if needed != kind:
+            raise FactoryError(f"{which} judges candidates of kind {needed}, not {kind}", todo=f"add --kind {needed}")
         if judges.facts(which)["asks"]:
             model = str(chosen[name].pop("model", spec.model))
             if model not in built:
@@ -121,3 +140,26 @@ def _panel(
             stack.callback(close)
         panel.append(member)
     return panel
+
+
+def collect(
+    judge: Annotated[str, typer.Option(help="The judge whose judgments are collected.")] = "self_reward",
+    longest: Annotated[int | None, typer.Option(min=1, help="Leave out judgments of more characters.")] = None,
+    questions: Annotated[int | None, typer.Option(min=1, help="At most so many questions, the widest apart.")] = None,
+    run: options.Run = None,
+    round_number: options.RoundOf = None,
+    store: options.StoreFolder = options.STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Make candidates of a judge's written judgments: `label --judge meta_judge --kind judgment --split judging`."""
+    from factory.meta_judging import collect as collect_judgments
+
+    with options.opened(store) as opened:
+        found = options.newest(opened, "judgments", run, split="train")
+        number = options.newest_round(opened, "judgments", found, round_number)
+        with opened.run_lock(found):
+            report = collect_judgments(
+                opened, run=found, round=number, judge=judge, longest=longest, questions=questions
+            )
+    result = {"run": found} | asdict(report)
+    console.emit(result, as_json=as_json, text=console.facts(result))

@@ -93,7 +93,7 @@ def newest(store: Store, table: str, run: str | None, *, split: str | None = Non
         chosen["run"] = sorted({row["run"] for row in sampled})
     rows = store.read(table, columns=["run", "at"], where=chosen)
     if not rows:
-        of = f" of prompts in the split {split!r}" if split else ""
+        of = f" of kind {kind!r} to prompts in the split {split!r}" if split else ""
         raise FactoryError(f"the store has no {table}{of} yet", where=str(store.folder), todo=NEEDS[table])
     name = str(max(rows, key=lambda row: row["at"])["run"])
     note(f"run: {name} (the newest with {table}; --run names another)")

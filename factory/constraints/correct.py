@@ -62,8 +62,7 @@ def _stated_number(text: str, decimal: str, last: bool) -> Number | None:
     """The number that a text states: None where there is none, without values where it is ambiguous."""
     for statement in statements(text):
         if statement.by == "whole":
-            found = numbers(plain(text), decimal) if last or one_number(text, decimal) else []
-            return found[-1] if found else None
+            return _last_number(plain(text), decimal) if last or one_number(text, decimal) else None
         read = [n for part in statement.texts if (n := _of_line(part, decimal)) is not None]
         if read:
             same = all(set(n.values) & set(read[0].values) for n in read)
@@ -71,6 +70,19 @@ def _stated_number(text: str, decimal: str, last: bool) -> Number | None:
         if statement.by == "boxed":
             return None
     return None
+
+
+_EITHER: Final = re.compile(r"[$)*_`\s]*,?\s*or\s[(*_`\s]*[$€£¥]?")
+
+
+def _last_number(text: str, decimal: str) -> Number | None:
+    """The last number of a text; ambiguous where it is the second of "41 or 42"."""
+    found = numbers(text, decimal)
+    if len(found) > 1 and not set(found[-2].values) & set(found[-1].values):
+        first, second = found[-2:]
+        if _EITHER.fullmatch(text[first.end : second.start]):
+            return Number(text[first.start : second.end], first.start, second.end, ())
+    return found[-1] if found else None
 
 
 _MORE: Final = re.compile(

@@ -20,6 +20,8 @@ from multidict import CIMultiDict
 
 LONGEST_HEAD = 65_536
 """Bytes of status line and headers."""
+NEXT_ADDRESS = 0.25
+"""Seconds after which the host's next address is tried too (RFC 8305)."""
 
 
 class BrokenReplyError(ConnectionError):
@@ -87,7 +89,7 @@ class Connections:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self.opening):
             _, connection = await loop.create_connection(
-                lambda: Connection(self.open), self.host, self.port, ssl=self.context
+                lambda: Connection(self.open), self.host, self.port, ssl=self.context, happy_eyeballs_delay=NEXT_ADDRESS
             )
         return connection
 

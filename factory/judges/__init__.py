@@ -65,6 +65,6 @@ judges.add("constitutional", "factory.judges.constitutional:ConstitutionalJudge"
 judges.add("reward_model", "factory.judges.reward_model:RewardModelJudge", asks=False, model=True)
 judges.add("implicit", "factory.judges.implicit:ImplicitJudge", asks=False, model=True, reference=True, whose="policy")
 judges.add("self_reward", "factory.judges.self_reward:SelfRewardJudge", asks=True, whose="policy")
-judges.add("meta_judge", "factory.judges.meta_judge:meta_judge", asks=True)
+judges.add("meta_judge", "factory.judges.meta_judge:meta_judge", asks=True, kind="judgment")
 judges.add("rubric", "factory.judges.criteria:RubricJudge", asks=True)
 judges.add("human", "factory.judges.human:HumanJudge", asks=False, file=True)

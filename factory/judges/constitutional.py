@@ -47,7 +47,7 @@ class ConstitutionalJudge:
     reasoning_tokens: int = 256
     examples: str | Sequence[Mapping[str, Any]] = ()
     reference: bool = False
-    reader: str = f"{PairwiseJudge.reader}.1"
+    reader: str = field(default=f"{PairwiseJudge.reader}.1", init=False)
     kind: Literal["pointwise", "pairwise"] = field(default="pairwise", init=False)
 
     def __post_init__(self) -> None:

@@ -209,6 +209,7 @@ class HumanJudge:
         self.kind = _kind(given, kind, file)
         self.low, self.high = low, high
         self._said = _by_question(row for row in given if (row.candidate_b is None) == (self.kind == "pointwise"))
+        self._heard: set[tuple[str, str | None]] = set()
         if self.kind == "pointwise":
             _check_scale(self._said, low, high, file)
         # Other verdicts are another reading: what is held of them is not taken for these.
@@ -217,9 +218,16 @@ class HumanJudge:
     def vote(self, matchups: Iterable[Matchup]) -> Iterator[Judgment]:
         """One judgment for each matchup that somebody judged; none for a canary, which nobody was shown."""
         for matchup in matchups:
-            said = self._said.get((matchup.a.key, matchup.b.key if matchup.b else None))
+            question = (matchup.a.key, matchup.b.key if matchup.b else None)
+            said = self._said.get(question)
             if said and matchup.canary is None:
+                self._heard.add(question)
                 yield votes.judgment(self, matchup.a, self.read(said), b=matchup.b)
+
+    @property
+    def unheard(self) -> int:
+        """Questions of the file that no matchup asked so far: answers of another run, or pairs that were not chosen."""
+        return len(self._said.keys() - self._heard)
 
     def read(self, said: Sequence[Given]) -> Reading:
         """The votes on one question as a reading: the mean of scores, or of verdicts as 1, 1/2 and 0."""

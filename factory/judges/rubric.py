@@ -130,14 +130,14 @@ class Constitution(BaseModel):
         or revision."""
         names = [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else names
         known = {p.name: p for p in self.principles if getattr(p, question)}
-        for name in names:
-            if name not in known:
-                raise unknown_name(f"principle with a {question} question", name, known)
         if not known:
             raise FactoryError(
                 f"constitution {self.name!r} has no principle with a {question} question",
                 todo=f"write one ({question}: ...), or name another constitution",
             )
+        for name in names:
+            if name not in known:
+                raise unknown_name(f"principle with a {question} question", name, known)
         return tuple(known[name] for name in dict.fromkeys(names)) if names else tuple(known.values())
 
 

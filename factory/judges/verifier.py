@@ -20,7 +20,7 @@ from factory.faults import ConfigError, FactoryError
 from factory.judges import options, votes
 from factory.schema import Candidate, Judgment, Matchup, Prompt, Reading, digest
 
-READER = "2"
+READER = "3"
 """Version of what the constraints and the floor on substance mean."""
 BATCH = 64  # answers whose code is run together
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
+import socket
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -250,3 +252,26 @@ def test_many_at_once_against_a_real_server() -> None:
         return found
 
     assert asyncio.run(run()) == list(range(200))
+
+
+def test_an_address_of_the_host_that_leads_nowhere_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on networks where IPv6 is announced and goes nowhere: the first address never takes a connection."""
+    with socket.socket() as deaf, contextlib.ExitStack() as waiting:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(4):  # its queue is full from here on: the next one waits for ever
+            filler = waiting.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(deaf.getsockname())
+
+        async def client(connections: Connections) -> Received:
+            async def found(*_: object, **__: object) -> list[Any]:
+                places = [deaf.getsockname(), ("127.0.0.1", connections.port)]
+                return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", place) for place in places]
+
+            connections.host = "host.example"
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found)
+            return await connections.post(b"{}", 1000)
+
+        (received, _, _) = against([OK + b"Content-Length: 2\r\n\r\n{}"], client, opening=2.0)
+    assert received.body == b"{}"

@@ -239,3 +239,10 @@ def test_an_answer_is_no_formula(tmp_path: Path) -> None:
     with (tmp_path / "s.csv").open(newline="") as file:
         [row] = csv.DictReader(file)
     assert {row["answer_a"], row["answer_b"]} == {"'=HYPERLINK(1)", "'@SUM(1)"}
+
+
+def test_verdicts_on_what_was_not_shown_are_counted(tmp_path: Path) -> None:
+    judge = HumanJudge(file=str(jsonl(tmp_path, [on("k1", "k2", "a"), on("k1", "k9", "b")])))
+    assert judge.unheard == 2
+    assert len(list(judge.vote([pair("k1", "k2")]))) == 1
+    assert judge.unheard == 1
