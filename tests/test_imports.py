@@ -30,7 +30,7 @@ LAYERS = (
      "verdicts", "aggregation", "recipe"},
     {"calls"},
     {"sources", "shapes", "splits", "near_duplicates", "prompts", "generation", "matchups", "labelling", "agreement",
-     "pairing", "training", "measures", "evaluation", "export", "charts", "page", "report", "doctor"},
+     "pairing", "online", "training", "measures", "evaluation", "export", "charts", "page", "report", "doctor"},
     {"preflight", "runbook"},
     {"stages"},
     {"isolation"},

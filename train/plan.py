@@ -98,6 +98,20 @@ class Plan:
             f"To make it fit, {remedy}."
         ]
 
+    def facts(self) -> dict[str, str]:
+        """What to tell of it, by name, as a person reads it."""
+        work = self.operations + self.reference_operations
+        held = {name: size for name, size in self.memory._asdict().items() if size}
+        several = f" in each of {self.processes} processes" if self.processes > 1 else ""
+        return {
+            "model": f"{self.parameters / 1e6:.1f}M parameters, {self.learning / 1e6:.1f}M learn, {self.dtype}",
+            "data": f"{self.rows} rows, {self.steps} steps, {self.tokens} tokens, at most {self.micro_batch} at once",
+            "memory": f"{_size(self.memory.total)} of {_size(self.room)} on {self.device}{several}",
+            "of which": ", ".join(f"{name} {_size(size)}" for name, size in held.items()),
+            "work": f"{work / 1e12:.3g} TFLOP, multiplied at {self.rate / 1e12:.3g} a second",
+            "time": f"about {_span(self.seconds)}",
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self) | {
@@ -155,7 +169,7 @@ def plan(
         micro_batch=sum(map(tokens_of, largest)),
         memory=Memory(
             weights, 4 * learning // processes, 8 * learning // processes, round(needed),
-            reference=sizes["parameters"] * DTYPES[dtype].itemsize if other_reference else 0,
+            reference=_base_parameters(sizes, config) * DTYPES[dtype].itemsize if other_reference else 0,
         ),
         operations=a_token * tokens,
         reference_operations=scoring,
@@ -241,6 +255,11 @@ def _sizes(model: nn.Module) -> dict[str, int]:
         "bytes": sum(p.numel() * p.element_size() for p in each),
         "layer": max((sum(p.numel() * p.element_size() for p in m.parameters()) for m in stacked), default=0),
     }
+
+
+def _base_parameters(sizes: Mapping[str, int], config: TrainConfig) -> int:
+    """Without the adapter that learns."""
+    return sizes["parameters"] - (0 if config.lora is None else sizes["learning"])
 
 
 # ----------------------------------------------------------------------------------------------------- work and memory
@@ -392,3 +411,9 @@ def free_bytes(device: str) -> int:
 
 def _size(count: float) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
