@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from train.conversations import Ids
     from train.data import Encoded
     from train.losses import Objective
+    from train.plan import Plan
     from train.policy import Policy
     from train.processes import Group
     from train.trainer import Trained
@@ -167,6 +168,49 @@ def train_policy(
     return result
 
 
+def plan_training(
+    store: Store,
+    *,
+    run: str,
+    rounds: Iterable[int],
+    start: str,
+    reference: str = "start",
+    config: TrainConfig,
+    strategy: str | Sequence[str] | None = None,
+    where: Mapping[str, Any] | None = None,
+    processes: Launch | None = None,
+) -> Plan:
+    """What `train_policy` with the same arguments would take: memory, work, time. Loads no weights. FactoryError: there
+    are no rows, the model's configuration does not load, or the training samples its own data."""
+    from factory.engines.transformers import default_threads
+    from train import losses
+    from train.plan import Rows, plan
+    from train.policy import resolve_device
+    from train.trainer import micro_batch_tokens, threads
+
+    if config.online is not None:
+        raise FactoryError("a plan is of a training on data of the store", todo="leave online out of the plan")
+    objective = losses.get(config.method)
+    objective.check(config.parameters)
+    together = _several(processes, config)
+    files = model_files(start)
+    held_to = files if reference in ("start", start) else model_files(reference)
+    among = {"run": run, "round": list(rounds), **(where or {})}
+    picked = _of_strategy(store, TABLE_OF[objective.data], among, strategy)
+    data = _read(store, objective, picked, files.base, config)
+    job = _Job(store, files, held_to, data, config, Path(), _dtype(config))
+    with threads(config.threads or default_threads()):
+        return plan(
+            files.base,
+            files.adapter,
+            Rows(data.rows, job.unscored() if objective.reference else ()),
+            config,
+            limit=micro_batch_tokens(config, resolve_device("auto")),
+            processes=1 if together is None else together.size,
+            other_reference=objective.reference and job.reference_is_other,
+        )
+
+
 def help_train(processes: Launch) -> None:
     """This host's part of a training that `train_policy` leads on node 0: everything but the number of processes comes
     from there. Models are resolved by name here; the training's folder must be the same on all hosts."""
@@ -281,10 +325,33 @@ class _Job:
         if not self.objective.reference:
             return self.data.rows
         shape = of(self.objective, self.config.parameters)
-        scored = [encoded for row in self.data.rows for encoded in shape.scored(row)]
-        model_hash = content_hash(self.reference, self.dtype)
-        kept = iter(reference_logps(self.store, scored, model_hash, self.dtype, self._scorer))
+        kept = iter(reference_logps(self.store, self._scored(), *self._reference_hash, self._scorer))
         return [shape.with_reference(row, [next(kept) for _ in shape.scored(row)]) for row in self.data.rows]
+
+    def _scored(self) -> list[Encoded]:
+        """What the reference scores."""
+        from train.shapes import of
+
+        shape = of(self.objective, self.config.parameters)
+        return [encoded for row in self.data.rows for encoded in shape.scored(row)]
+
+    @property
+    def _reference_hash(self) -> tuple[str, str]:
+        """Of the reference, and the dtype that it scores in."""
+        return content_hash(self.reference, self.dtype), self.dtype
+
+    def unscored(self) -> list[Encoded]:
+        """What of it the store does not have yet."""
+        rows = self._scored()
+        keys = _logp_keys(rows, *self._reference_hash)
+        missing = set(self.store.missing("logps", keys))
+        return [row for row, key in zip(rows, keys, strict=True) if key in missing]
+
+    @property
+    def reference_is_other(self) -> bool:
+        """Is it a model besides the one in training: neither its start nor its base?"""
+        is_base = self.reference.adapter is None and self.reference.base == self.start.base
+        return self.reference != self.start and not (is_base and self.config.lora is not None)
 
     @contextmanager
     def _scorer(self) -> Iterator[Any]:
@@ -366,15 +433,17 @@ class _Job:
     def publish(self, result: TrainResult) -> None:
         """Write the policy's folder whole, then let go of the checkpoints."""
         from train.policy import save_policy
+        from train.shortages import room_for
 
         draft = self._draft
-        if not self._written:
-            shutil.rmtree(draft, ignore_errors=True)
-            save_policy(self.policy, draft)
         said = {"identity": self.identity, "config": self.config.model_dump(mode="json"), "result": result.to_json()}
-        (draft / DONE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
-        for path in (*sorted(draft.iterdir()), draft):
-            _sync(path)
+        with room_for("the policy", self.out, [draft.name]):
+            if not self._written:
+                shutil.rmtree(draft, ignore_errors=True)
+                save_policy(self.policy, draft)
+            (draft / DONE).write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
+            for path in (*sorted(draft.iterdir()), draft):
+                _sync(path)
         crash.point("train.before_policy")
         draft.rename(self.out / "policy")
         _sync(self.out)
@@ -468,7 +537,7 @@ def _read(store: Store, objective: Objective, where: Mapping[str, Any], base: st
             cuts += [cut] if cut else []
     table = TABLE_OF[objective.data]
     if not rows:
-        raise _nothing(table, where, skipped)
+        raise _nothing(store, table, where, skipped)
     if skipped:
         log.warning("%d %s are left out: %s", skipped.total(), table, dict(skipped))
     if cuts:
@@ -540,12 +609,16 @@ def _of_strategy(
     return dict(where)
 
 
-def _nothing(table: str, where: Mapping[str, Any], skipped: Counter[str]) -> FactoryError:
+def _nothing(store: Store, table: str, where: Mapping[str, Any], skipped: Counter[str]) -> FactoryError:
+    other, methods = {"preferences": ("labels", "kto or sft"), "labels": ("preferences", "dpo or simpo")}[table]
+    there = 0 if skipped else len(store.read(other, columns=["key"], where={k: where[k] for k in ("run", "round")}))
     reasons = "".join(f"; {count} left out: {reason}" for reason, count in skipped.items())
     return FactoryError(
         f"there are no {table} to train on{reasons}",
         where=", ".join(f"{key} {value}" for key, value in where.items()),
-        todo="make some with `factory label` and `factory pair`, or name another --run or --round",
+        todo=f"there are {there} {other}: take a method on those, such as {methods}"
+        if there
+        else "make some with `factory label` and `factory pair`, or name another --run or --round",
     )
 
 
@@ -645,7 +718,7 @@ def reference_logps(
     `scorer` opens the model, and is not called when nothing is missing. What a killed pass left is computed in the
     same batches as it would have been, so to the same bits.
     """
-    keys = [digest(model_hash, dtype, row.prompt_ids, row.completion_ids) for row in rows]
+    keys = _logp_keys(rows, model_hash, dtype)
     wanted = set(store.missing("logps", keys))
     if wanted:
         from train.logps import score
@@ -660,6 +733,10 @@ def reference_logps(
     held = store.read("logps", columns=["key", "logprob"], where={"key": unique(keys)})
     by_key = {row["key"]: row["logprob"] for row in held}
     return [by_key[key] for key in keys]
+
+
+def _logp_keys(rows: Sequence[Encoded], model_hash: str, dtype: str) -> list[str]:
+    return [digest(model_hash, dtype, row.prompt_ids, row.completion_ids) for row in rows]
 
 
 # -------------------------------------------------------------------------------------------------------- small parts

@@ -20,10 +20,11 @@ from factory import crash, resources
 from factory.faults import ConfigError, FactoryError
 from factory.schema import Candidate, Label, Message, Preference, Prompt, digest, now
 from factory.store import Store
-from factory.training import config_of, needs, train_policy
+from factory.training import config_of, needs, plan_training, train_policy
 from train import logps
 from train.config import LoraSpec, OnlineSpec, TrainConfig
 from train.metrics import read, timeless
+from train.policy import load_tokenizer
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["torch", "transformers", "peft", "pyarrow.dataset", "factory.training", "train.trainer"])
@@ -393,3 +394,72 @@ def test_threads_are_measured_once_and_kept(store: Store, tiny_model: Path, monk
     monkeypatch.setattr(engine, "default_threads", lambda: pytest.fail("measured again"))
     assert (store.folder / "out" / "threads").read_text() == "2"
     assert torch.get_num_threads() == before
+
+
+# --------------------------------------------------------------------------------------------------------- plans
+
+
+def test_a_plan_says_what_the_reference_has_yet_to_score_and_loads_no_weights(
+    store: Store, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.append("preferences", [preference(i) for i in range(8)])
+
+    def planned(config: TrainConfig = CONFIG, **more: Any) -> Any:
+        return plan_training(store, run="r", rounds=[1], start=str(tiny_model), config=config, **more)
+
+    with monkeypatch.context() as without:
+        without.setattr("transformers.PreTrainedModel.from_pretrained", None)
+        before = planned()
+    assert (before.rows, before.steps, before.processes) == (8, 4, 1)
+    assert before.reference_operations > 0
+    assert list(before.facts()) == ["model", "data", "memory", "of which", "work", "time"]
+    assert json.loads(json.dumps(before.to_json()))["memory"]["total"] == before.memory.total
+    train(store, tiny_model, "out")
+    assert planned().reference_operations == 0
+    assert planned(CONFIG.model_copy(update={"method": "simpo"})).reference_operations == 0
+    assert before.memory.reference == 0
+
+
+def test_a_plan_has_another_reference_in_memory(store: Store, tiny_model: Path, tmp_path: Path) -> None:
+    from tests.conftest import build_tiny_model
+
+    other = build_tiny_model(tmp_path / "other", seed=1)
+    store.append("preferences", [preference(i) for i in range(4)])
+    found = plan_training(store, run="r", rounds=[1], start=str(tiny_model), reference=str(other), config=CONFIG)
+    assert found.memory.reference == 4 * (found.parameters - found.learning)
+
+
+def test_an_online_training_has_no_plan(store: Store, tiny_model: Path) -> None:
+    config = TrainConfig(method="grpo", online=OnlineSpec())
+    with pytest.raises(FactoryError, match="data of the store"):
+        plan_training(store, run="r", rounds=[1], start=str(tiny_model), config=config)
+
+
+# ---------------------------------------------------------------------------------------------- rows as they are given
+
+
+def test_where_the_other_table_has_rows_a_method_for_them_is_named(store: Store, tiny_model: Path) -> None:
+    store.append("labels", [label(i) for i in range(4)])
+    with pytest.raises(FactoryError, match=r"no preferences[\s\S]*4 labels: take a method on those, such as kto"):
+        train(store, tiny_model, "out")
+
+
+def test_an_answer_of_several_turns_is_learnt_whole(store: Store, tiny_model: Path) -> None:
+    """The assistant's turns, not the user's between: their metrics count what is learnt."""
+    turns: list[Message] = [*said("The sea."), *asked(3), *said("The river.")]
+    store.append("preferences", [replace(preference(0), chosen=turns)])
+    train(store, tiny_model, "out", CONFIG.model_copy(update={"epochs": 1}))
+    tokenizer = load_tokenizer(str(tiny_model))
+    wanted = sum(len(tokenizer(text)["input_ids"]) + 1 for text in ("The sea.", "The river."))
+    assert read(store.folder / "out" / "metrics.jsonl")[0]["lengths/chosen"] == wanted
+
+
+def test_cuts_are_counted_in_rows_and_tokens(store: Store, tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store.append("preferences", [preference(0), preference(1, chosen="The sea is old and wide and blue.")])
+    result = train(store, tiny_model, "out", CONFIG.model_copy(update={"max_completion_length": 12, "epochs": 1}))
+    whole = [len(load_tokenizer(str(tiny_model))(t)["input_ids"]) + 1 for t in (
+        "The sea is old.", "The sea is old and wide and blue.", "Never.", "Never."
+    )]  # fmt: skip
+    cuts = [max(0, n - 12) for n in whole]
+    assert result.truncated_tokens == sum(cuts) > 0
+    assert f"are cut to the limits on length, by {sum(cuts)} tokens in all" in caplog.text

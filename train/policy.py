@@ -105,7 +105,7 @@ def load_policy(
         if whole:
             model = model.merge_and_unload()
     elif trainable and lora is not None:
-        model = _new_adapter(model, lora, seed, head)
+        model = new_adapter(model, lora, seed, head)
     has_adapter = (adapter is not None and not whole) or (trainable and lora is not None)
     if not has_adapter:
         model.requires_grad_(whole)
@@ -117,7 +117,7 @@ def load_tokenizer(base: str) -> Any:
     """The tokenizer of a model folder or hub name."""
     from transformers import AutoTokenizer
 
-    with _mapped(base):
+    with mapped(base):
         return AutoTokenizer.from_pretrained(base)
 
 
@@ -180,7 +180,7 @@ def _untie(model: Any) -> bool:
 
 def _adapter_config(adapter: str) -> dict[str, Any]:
     path = Path(adapter) / "adapter_config.json"
-    with _mapped(adapter):
+    with mapped(adapter):
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return config
 
@@ -189,7 +189,7 @@ def _stored_dtype(base: str) -> torch.dtype:
     """What the base's configuration says that its weights are; float32 where it does not say."""
     from transformers import AutoConfig
 
-    with _mapped(base):
+    with mapped(base):
         found = AutoConfig.from_pretrained(base).dtype
     return found if isinstance(found, torch.dtype) else torch.float32
 
@@ -199,7 +199,7 @@ def _load(base: str, dtype: torch.dtype, head: Head, seed: int) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    with _mapped(base):
+    with mapped(base):
         if head == "language":
             return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
         level = logging.get_verbosity()
@@ -215,11 +215,12 @@ def _load(base: str, dtype: torch.dtype, head: Head, seed: int) -> Any:
 def _with_adapter(model: Any, adapter: str, *, learns: bool) -> Any:
     from peft import PeftModel
 
-    with _mapped(adapter):
+    with mapped(adapter):
         return PeftModel.from_pretrained(model, adapter, is_trainable=learns)
 
 
-def _new_adapter(model: Any, lora: LoraSpec, seed: int, head: Head) -> Any:
+def new_adapter(model: Any, lora: LoraSpec, seed: int, head: Head) -> Any:
+    """A new adapter on a model, its first values from the seed."""
     from peft import LoraConfig, get_peft_model
 
     target = lora.target if isinstance(lora.target, str) else list(lora.target)
@@ -236,7 +237,7 @@ def _new_adapter(model: Any, lora: LoraSpec, seed: int, head: Head) -> Any:
 
 
 @contextmanager
-def _mapped(name: str) -> Iterator[None]:
+def mapped(name: str) -> Iterator[None]:
     """Loading faults of transformers and peft as ours."""
     try:
         yield

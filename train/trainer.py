@@ -102,6 +102,11 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     return config.learning_rate * factor
 
 
+def micro_batch_tokens(config: TrainConfig, device: str) -> int:
+    """As set, or what suits the device."""
+    return config.micro_batch_tokens or MICRO_TOKENS.get(device, ACCELERATOR_MICRO_TOKENS)
+
+
 @dataclass
 class Trainer:
     """A training: `run` it. `folder` gets metrics.jsonl and checkpoints/. `processes`: those that share the work; all
@@ -129,7 +134,7 @@ class Trainer:
         self.optimiser = torch.optim.AdamW(
             self.weights.values(), lr=self.config.learning_rate, weight_decay=self.config.weight_decay
         )
-        self.limit = self.config.micro_batch_tokens or MICRO_TOKENS.get(self.policy.device, ACCELERATOR_MICRO_TOKENS)
+        self.limit = micro_batch_tokens(self.config, self.policy.device)
         self.watches = all_of(self.config)
 
     @cached_property

@@ -49,6 +49,7 @@ def train(
     nodes: Annotated[int, typer.Option(min=1, help="Hosts that train together.")] = 1,
     node: Annotated[int, typer.Option(min=0, help="Which of the hosts this is, from 0.")] = 0,
     rendezvous: Annotated[str, typer.Option(help="host:port of node 0, where several hosts meet.")] = "",
+    plan: Annotated[bool, typer.Option("--plan", help="Print what it would take; train nothing.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the policy; by default the run's round folder.")] = None,
     run: options.Run = None,
     round_number: options.RoundOf = None,
@@ -58,7 +59,7 @@ def train(
     """Train a policy on a run's preferences or labels, or on answers of its own (--online). The same command again goes
     on from the last checkpoint."""
     from factory.judges import judges
-    from factory.training import config_of, help_train, needs, train_policy
+    from factory.training import config_of, help_train, needs, plan_training, train_policy
     from train.launching import Launch
 
     together = Launch(processes=processes, nodes=nodes, node=node, rendezvous=rendezvous)
@@ -75,22 +76,35 @@ def train(
         table = needs(config)
         name = options.dated("train", run) if config.online else options.newest(opened, table, run)
         number = round_number or 0 if config.online else options.newest_round(opened, table, name, round_number)
+        wanted: dict[str, Any] = {"run": name, "rounds": [number], "start": model, "reference": reference or model}
+        wanted |= {"config": config, "strategy": strategy, "processes": together if together.size > 1 else None}
+        if plan:
+            found = plan_training(opened, **wanted)
+            for note in found.notes:
+                console.note(f"note: {note}")
+            console.emit(found.to_json(), as_json=as_json, text=console.facts(found.facts()))
+            return
         judge: Any = judges.get(reward)(**options.settings(reward_option, "--reward-option")) if config.online else None
         with opened.run_lock(name), console.progress("training steps") as counter:
             result = train_policy(
                 opened,
-                run=name,
-                rounds=[number],
-                start=model,
-                reference=reference or model,
+                **wanted,
                 out=out or opened.run_folder(name) / f"round-{number}",
-                config=config,
-                strategy=strategy,
                 reward=judge,
-                processes=together if together.size > 1 else None,
                 progress=counter,
             )
     console.emit(result.to_json(), as_json=as_json, text=console.facts(result.to_json()))
+
+
+def methods(as_json: options.AsJson = False) -> None:
+    """Every objective that a policy can be trained by, with its parameters."""
+    from train.losses.catalogue import about
+
+    found = about()
+    rows = [
+        {"method": each.name, "data": each.data, "reference": each.reference, "what it is": each.line} for each in found
+    ]
+    console.emit([each.to_json() for each in found], as_json=as_json, text=console.table(rows))
 
 
 def merge(

@@ -15,6 +15,7 @@ effective batch; the trainer takes that sum.
 from __future__ import annotations
 
 from train.losses import groups, labels, pairs, scores
+from train.losses.catalogue import About, about
 from train.losses.facts import NON_NEGATIVE, POSITIVE, Objective, OneOf, Range, get, objectives, register
 from train.losses.labels import kto_baseline
 from train.losses.parts import (
@@ -31,6 +32,7 @@ from train.losses.parts import (
 __all__ = [
     "NON_NEGATIVE",
     "POSITIVE",
+    "About",
     "CompletionLogps",
     "GroupLogps",
     "GroupLoss",
@@ -42,6 +44,7 @@ __all__ = [
     "PairLoss",
     "PairScores",
     "Range",
+    "about",
     "get",
     "groups",
     "kto_baseline",
