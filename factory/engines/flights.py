@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from factory.schema import Completion, Request
@@ -21,6 +23,10 @@ BEAT = 0.2
 """Seconds after which a caller that waits for answers is given its turn, so that it can stop."""
 
 WHILE = 0.25  # seconds after which a caller has its turn, also when nothing has come
+
+TURN = 0.001
+"""Seconds for which one of two busy threads keeps the interpreter while answers are under way. The default is five times
+as long: an answer would wait so long to be stored."""
 
 T = TypeVar("T")
 
@@ -32,6 +38,25 @@ class Job(NamedTuple):
     samples: tuple[int, ...]
     messages: bytes
     seed: int
+
+
+_turns = threading.Lock()
+_quick: list[float] = []  # the usual turn, once for each that wants quick ones
+
+
+@contextmanager
+def quick_turns() -> Iterator[None]:
+    """While it is open in any thread, the interpreter's threads take turns of TURN seconds at most."""
+    with _turns:
+        _quick.append(_quick[0] if _quick else sys.getswitchinterval())
+        sys.setswitchinterval(min(TURN, _quick[0]))
+    try:
+        yield
+    finally:
+        with _turns:
+            usual = _quick.pop()
+            if not _quick:
+                sys.setswitchinterval(usual)
 
 
 Answering = Callable[[Job, Callable[[Completion], None]], Coroutine[Any, Any, None] | None]

@@ -41,7 +41,7 @@ from factory.engines import nothing_held
 from factory.engines.attempts import Attempts, Land, Ways
 from factory.engines.bodies import OWN, Bodies, LimitName, canonical, first_seed
 from factory.engines.endpoints import Auth, Endpoint, Endpoints, addresses, closed
-from factory.engines.flights import Flight, Job, Line, Slots
+from factory.engines.flights import Flight, Job, Line, Slots, quick_turns
 from factory.engines.pace import Pace
 from factory.engines.prices import read_prices
 from factory.engines.replies import Choice, NoAnswerError, Outcome, outcome_of, printable, read
@@ -218,12 +218,13 @@ class OpenAIEngine:
         traffic.line.loop.call_soon_threadsafe(traffic.ways.endpoints.anew)
         flight = Flight(traffic.line, traffic.slots, self._jobs(todo), partial(self._answer, traffic.ways))
         try:
-            while left:
-                burst = flight.landed()
-                yield burst
-                left -= len(burst)
-                if burst:
-                    flight.release(len(burst))
+            with quick_turns():
+                while left:
+                    burst = flight.landed()
+                    yield burst
+                    left -= len(burst)
+                    if burst:
+                        flight.release(len(burst))
         finally:
             flight.cancel()
 
