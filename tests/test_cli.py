@@ -154,7 +154,7 @@ def test_train_and_evaluate_by_hand(store: str, tiny_model: Path) -> None:
         (["label", "--judge", "verifer"], 2, "did you mean 'verifier'"),
         (["generate", "--engine", "transfomers"], 2, "did you mean 'transformers'"),
         (["pair", "--strategy", "best"], 2, "best_worst"),
-        (["train", "--method", "dop"], 2, "did you mean 'dpo'"),
+        (["train", "--method", "simppo"], 2, "did you mean 'simpo'"),
         (["train", "--set", "epochs=none"], 2, "epochs"),
         (["query", "DROP TABLE prompts"], 2, ""),
         (["run", "quickstrat", "--dry-run"], 2, "did you mean 'quickstart'"),

@@ -34,7 +34,7 @@ def test_the_bundled_recipes_are_sound(name: str) -> None:
         ("pair.strategy=best_wurst", "pair.strategy", "did you mean 'best_worst'"),
         ("pair.combine=dawid", "pair.combine", "dawid_skene"),
         ("pair.quantiles=[0.9, 0.1]", "pair", "the lower first"),
-        ("train.config.method=dop", "train.config", "did you mean 'dpo'"),
+        ("train.config.method=simppo", "train.config", "did you mean 'simpo'"),
         ("train.config.parameters.betta=1", "train.config", "no parameter 'betta'"),
     ],
 )

@@ -25,8 +25,8 @@ BEAT = 0.2
 WHILE = 0.25  # seconds after which a caller has its turn, also when nothing has come
 
 TURN = 0.001
-"""Seconds for which one of two busy threads keeps the interpreter while answers are under way. The default is five times
-as long: an answer would wait so long to be stored."""
+"""Seconds for which one of two busy threads keeps the interpreter while answers are under way. The default is five
+times as long: an answer would wait so long to be stored."""
 
 T = TypeVar("T")
 
