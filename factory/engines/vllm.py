@@ -480,12 +480,14 @@ class _Core:
 
 
 def _start(setup: _Setup, room: int, rank: int, on_cpu: bool, threads: int) -> Any:
-    """vLLM with a model. On a CPU it puts a warning in place of torch.set_num_threads, which is undone."""
+    """vLLM with a model. On a CPU it puts a warning in place of torch.set_num_threads, which is undone, and prompts are
+    read whole: vLLM 0.32 turns back the generator of a seeded request whose prompt it has read in part, which torch's
+    CPU generator cannot do, and ends."""
     from vllm import LLM
 
     options: dict[str, Any] = {"enable_lora": True, "max_loras": room, "max_lora_rank": rank} if room else {}
     if on_cpu:
-        options |= {"enforce_eager": True, "block_size": 32}
+        options |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": True}
         options |= {"distributed_executor_backend": "uni"} if setup.tensor_parallel_size == 1 else {}
     if setup.max_num_seqs is not None:
         options["max_num_seqs"] = setup.max_num_seqs

@@ -148,6 +148,16 @@ def test_samples_are_repeatable_one_by_one(engine: VllmEngine) -> None:
 
 @needs_vllm
 @pytest.mark.slow
+def test_more_prompt_tokens_than_one_step_takes_are_sampled_from(engine: VllmEngine) -> None:
+    """Read in parts, a prompt with a seed ends vLLM 0.32 on a CPU."""
+    requests = [ask(f"{number} " + "sea " * 500, seed=number, sampling=Sampling(max_tokens=2)) for number in range(24)]
+    answers = list(engine.generate(requests))
+    assert [completion.failure for completion in answers] == [None] * 24
+    assert sum(completion.prompt_tokens for completion in answers) > 8 * CONTEXT
+
+
+@needs_vllm
+@pytest.mark.slow
 def test_greedy_answers_are_those_of_the_transformers_engine(engine: VllmEngine, local: TransformersEngine) -> None:
     for topic in TOPICS:
         for max_tokens in (1, 5, 40):
