@@ -120,6 +120,8 @@ class TrainConfig(Strict):
     """Steps between checkpoints."""
     checkpoint_activations: bool = False
     """Keep a layer's inputs alone and compute the rest again on the way back: less memory, about a third more time."""
+    compile: bool = False
+    """torch.compile of what in a layer sees each token by itself. Costs seconds at the start, gains little on a CPU."""
     observers: tuple[str, ...] = ()
     """Who else is told of every step: tensorboard, or module:attribute (see train/observers.py)."""
     threads: int | None = Field(default=None, ge=1)

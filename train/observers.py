@@ -80,7 +80,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as fault:
             raise FactoryError(
-                "tensorboard is not installed", where="observers of the training",
+                f"tensorboard is not installed: {fault}", where="observers of the training",
                 todo="pip install 'preference-factory[tensorboard]', or leave it out of observers",
             ) from fault  # fmt: skip
         self._open: Any = SummaryWriter

@@ -30,6 +30,7 @@ from train import checkpoint, losses, observers, shortages
 from train.activations import checkpoint_activations
 from train.batches import Batch, R, Source, micro_batches, shares, tokens_of
 from train.checkpoint import Stamp
+from train.compiling import compile_layers
 from train.config import NOT_WHAT, TrainConfig
 from train.data import LabelRow
 from train.logps import causal_model, completion_logps
@@ -127,6 +128,8 @@ class Trainer:
         self.shape = of(self.objective, self.config.parameters)
         if self.config.checkpoint_activations:
             checkpoint_activations(self.policy.model)
+        if self.config.compile:
+            compile_layers(self.policy.model)
         self.moving = Moving()
         self.forward: Any = None
         self.critic = self._critic()

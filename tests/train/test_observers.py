@@ -100,13 +100,11 @@ def test_tensorboard_that_is_not_there_is_missed_when_it_is_asked_for(
 
 
 def test_tensorboard_has_every_metric_of_every_step_once(policy: Loader, tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run(policy(), tmp_path, "tensorboard", save_every=2)
     (tmp_path / "checkpoints" / "step-000006" / "checkpoint.json").unlink()
     run(policy(), tmp_path, "tensorboard", save_every=2)
-    written = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    written = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     lines = read(tmp_path / "metrics.jsonl")
     for name in lines[0].keys() - {"step"}:
         assert [event.step for event in written.Scalars(name)] == [1, 2, 3, 4, 5, 6]
