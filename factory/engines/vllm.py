@@ -487,7 +487,7 @@ def _start(setup: _Setup, room: int, rank: int, on_cpu: bool, threads: int) -> A
 
     options: dict[str, Any] = {"enable_lora": True, "max_loras": room, "max_lora_rank": rank} if room else {}
     if on_cpu:
-        options |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": True}
+        options |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
         options |= {"distributed_executor_backend": "uni"} if setup.tensor_parallel_size == 1 else {}
     if setup.max_num_seqs is not None:
         options["max_num_seqs"] = setup.max_num_seqs
