@@ -25,10 +25,11 @@ def add_prompts(
         str | None, typer.Option(help="Column whose value keeps prompts together in one split.")
     ] = None,
     heldout: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of groups held out for decisions [.15; bundled: .25].")
+        float | None,
+        typer.Option(min=0, max=1, help="Share of groups held out for decisions (default: .15; bundled: .25)."),
     ] = None,
     final: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of groups kept for the end [.05; bundled: .15].")
+        float | None, typer.Option(min=0, max=1, help="Share of groups kept for the end (default: .05; bundled: .15).")
     ] = None,
     hub_config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None,
     hub_split: Annotated[str, typer.Option(help="Split of the hub data set.")] = "train",

@@ -42,7 +42,8 @@ Engines = Annotated[
     int, typer.Option("--engines", min=1, max=1024, help="Engine processes, one for each GPU; they share the work.")
 ]
 Concurrency = Annotated[
-    int | None, typer.Option("--concurrency", min=1, help="Most calls in flight at an endpoint [its option; 16].")
+    int | None,
+    typer.Option("--concurrency", min=1, help="Most calls in flight at an endpoint (default: its option, 16)."),
 ]
 MaxCost = Annotated[
     float | None, typer.Option("--max-cost", min=0, help="Stop before the run has cost more US dollars.")

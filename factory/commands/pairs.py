@@ -86,7 +86,7 @@ def pair(
     named: Annotated[
         str | None, typer.Option("--name", help="Name of this pairing in the tables; default: the strategy.")
     ] = None,
-    kind: Annotated[list[str] | None, typer.Option("--kind", help="Kinds of candidates [sample]; repeatable.")] = None,
+    kind: Annotated[list[str] | None, typer.Option("--kind", help="Kinds of candidates (sample); repeatable.")] = None,
     split: Annotated[str, typer.Option(help="Split of the candidates' prompts.")] = "train",
     keep_quarantined: Annotated[
         bool, typer.Option(help="Also hear batches of judgments whose canaries fooled their judge.")

@@ -20,7 +20,7 @@ def revise(
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Critiques and revisions of each answer, in turn.")] = 1,
     examples: Annotated[
-        int | None, typer.Option(min=0, help="Show so many of the constitution's worked examples [all].")
+        int | None, typer.Option(min=0, help="Show so many of the constitution's worked examples (default: all).")
     ] = None,
     model: options.Model = options.EMBEDDED,
     engine: options.EngineKind = "transformers",
