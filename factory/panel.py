@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
@@ -54,6 +54,7 @@ class PanelMember:
 
         build = judges.get(judge)
         called = name or judge
+        options = _for_engine(build, engine, options or {})
         if "name" in (options or {}):
             raise FactoryError(f"judge {judge!r}: name is no option", todo="say name=judge where the panel is given")
         try:
@@ -63,6 +64,14 @@ class PanelMember:
             raise FactoryError(f"judge {judge!r}: {fault}", todo=f"its options are {known}") from fault
         needed.check(called, needed.typed(build, options or {}))
         return cls(called, build(name=called, **(options or {})), engine, matchups, prompts)
+
+
+def _for_engine(build: Callable[..., Any], engine: Engine | None, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options, without a started answer where the engine cannot go on with one and the user asked for none."""
+    cannot = engine is not None and getattr(engine, "continues", True) is False
+    if cannot and "prefix" not in options and "prefix" in inspect.signature(build).parameters:
+        return {**options, "prefix": ""}
+    return options
 
 
 @dataclass

@@ -811,3 +811,13 @@ def test_a_plan_counts_the_questions_that_follow(store: Store) -> None:
     members = [PanelMember("llm", PairwiseJudge(reasoning="first", max_tokens=64), first_wins())]
     (found,) = plan(store, members, run="r", canary_share=0)
     assert (found.matchups, found.calls, found.follow_ups) == (9, 18, 18)
+
+
+@pytest.mark.parametrize("judge", ["pairwise", "rating", "rubric", "self_reward", "constitutional"])
+def test_an_endpoint_that_cannot_go_on_with_an_answer_is_not_asked_to(judge: str) -> None:
+    from factory.engines.openai import OpenAIEngine
+
+    plain, goes_on = (OpenAIEngine("m", base_url="http://localhost:9/v1", prefix=how) for how in ("refuse", "continue"))
+    assert PanelMember.of(judge, engine=plain).judge.prefix == ""
+    assert PanelMember.of(judge, engine=goes_on).judge.prefix != ""
+    assert PanelMember.of(judge, engine=plain, options={"prefix": "So: "}).judge.prefix == "So: "
