@@ -103,7 +103,9 @@ def needs(config: TrainConfig) -> str:
     """The table that a training reads: preferences or labels; prompts where the policy answers them itself."""
     from train import losses
 
-    return "prompts" if config.online else TABLE_OF[losses.get(config.method).data]
+    objective = losses.get(config.method)
+    _check_online(objective, config)
+    return "prompts" if config.online else TABLE_OF[objective.data]
 
 
 # ------------------------------------------------------------------------------------------------------- the stage

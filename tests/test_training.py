@@ -382,6 +382,10 @@ def test_a_method_knows_its_table() -> None:
     tables = {name: needs(TrainConfig(method=name)) for name in ("dpo", "kto", "sft", "reward_model")}
     assert tables == {"dpo": "preferences", "kto": "labels", "sft": "labels", "reward_model": "preferences"}
     assert needs(TrainConfig(method="grpo", online=OnlineSpec())) == "prompts"
+    with pytest.raises(FactoryError, match="answers that the policy samples"):
+        needs(TrainConfig(method="grpo"))
+    with pytest.raises(FactoryError, match="trains on labels of the store"):
+        needs(TrainConfig(method="kto", online=OnlineSpec()))
 
 
 def test_threads_are_measured_once_and_kept(store: Store, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
