@@ -103,9 +103,8 @@ def needs(config: TrainConfig) -> str:
     """The table that a training reads: preferences or labels; prompts where the policy answers them itself."""
     from train import losses
 
-    objective = losses.get(config.method)
-    _check_online(objective, config)
-    return "prompts" if config.online else TABLE_OF[objective.data]
+    config.check()
+    return "prompts" if config.online else TABLE_OF[losses.get(config.method).data]
 
 
 # ------------------------------------------------------------------------------------------------------- the stage
@@ -142,12 +141,11 @@ def train_policy(
     from train.trainer import threads
 
     began = time.monotonic()
+    config.check()
     objective = losses.get(config.method)
-    objective.check(config.parameters)
     together = _several(processes, config)
     files = model_files(start)
     held_to = files if reference in ("start", start) else model_files(reference)
-    _check_online(objective, config)
     asked = _asked(store, prompts, files.base, config) if config.online else None
     if asked is None:
         among = {"run": run, "round": list(rounds), **(where or {})}
@@ -156,6 +154,7 @@ def train_policy(
     else:
         data = _Data(list(asked))
     job = _Job(store, files, held_to, data, config, out, _dtype(config))
+    job.reward = reward
     if done := job.finished():
         return done
     with threads(count := _threads(out, config)):
@@ -192,8 +191,8 @@ def plan_training(
 
     if config.online is not None:
         raise FactoryError("a plan is of a training on data of the store", todo="leave online out of the plan")
+    config.check()
     objective = losses.get(config.method)
-    objective.check(config.parameters)
     together = _several(processes, config)
     files = model_files(start)
     held_to = files if reference in ("start", start) else model_files(reference)
@@ -264,6 +263,7 @@ class _Job:
         self.config, self.out, self.dtype = config, out, dtype
         self.objective = losses.get(config.method)
         self.model_hash = content_hash(start, dtype)
+        self.reward: Judge | None = None  # of answers that the policy samples; None: a verifier
         self._policy: Policy | None = None
         self._written = False  # is the policy in its draft already?
         self._frozen: Policy | None = None
@@ -277,7 +277,7 @@ class _Job:
             "config": digest(config),
             "model": self.model_hash,
             "reference": content_hash(self.reference, self.dtype),
-        }
+        } | ({} if self.reward is None else {"reward": f"{self.reward.name}, {getattr(self.reward, 'reader', '1')}"})
 
     @property
     def _draft(self) -> Path:
@@ -548,19 +548,6 @@ def _read(store: Store, objective: Objective, where: Mapping[str, Any], base: st
         )
     shape = of(objective, config.parameters)
     return _Data(list(shape.completed(rows, config.seed, config.max_length)), len(cuts), sum(cuts), dict(skipped))
-
-
-def _check_online(objective: Objective, config: TrainConfig) -> None:
-    """FactoryError where a method and where its answers come from do not go together."""
-    if objective.data == "groups" and config.online is None:
-        raise FactoryError(
-            f"{objective.name} trains on answers that the policy samples",
-            todo="set online (for example online: {steps: 50, n: 4})",
-        )
-    if config.online is not None and objective.data not in ("groups", "pairs"):
-        raise FactoryError(
-            f"{objective.name} trains on {TABLE_OF[objective.data]} of the store", todo="leave online out"
-        )
 
 
 def _asked(store: Store, keys: Sequence[str] | None, base: str, config: TrainConfig) -> dict[Ids, Prompt]:

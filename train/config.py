@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from factory.faults import ConfigError
+from factory.faults import FactoryError
 
 
 class Strict(BaseModel):
@@ -155,11 +155,19 @@ class TrainConfig(Strict):
         return value
 
     def check(self) -> None:
-        """ConfigError when the method is unknown or its parameters are not right. Loads torch."""
+        """FactoryError when the method is unknown, its parameters are not right, or it does not go with where its
+        answers come from. Loads torch."""
         from train import losses
 
         objective = losses.get(self.method)
         objective.check(self.parameters)
+        if objective.data == "groups" and self.online is None:
+            raise FactoryError(
+                f"{self.method} trains on answers that the policy samples",
+                todo="set online (for example online: {steps: 50, n: 4})",
+            )
+        if self.online is not None and objective.data not in ("groups", "pairs"):
+            raise FactoryError(f"{self.method} trains on {objective.data} of the store", todo="leave online out")
         if self.train_on == "every_turn" and objective.data != "completions":
             raise ConfigError(
                 [f"train_on: every_turn is for methods on completions (sft); {self.method} is on {objective.data}"],
