@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from factory.faults import FactoryError
+from factory.faults import ConfigError, FactoryError
 
 
 class Strict(BaseModel):

@@ -61,3 +61,9 @@ def test_a_wrong_method_or_parameter_is_found_by_check() -> None:
     with pytest.raises(FactoryError, match="label_smoothing is in"):
         TrainConfig(method="cdpo", parameters={"label_smoothing": 0.7}).check()
     TrainConfig(method="ipo", parameters={"length_normalised": True}).check()
+
+
+def test_every_turn_is_learnt_by_methods_on_completions_alone() -> None:
+    TrainConfig(method="sft", train_on="every_turn").check()
+    with pytest.raises(FactoryError, match="every_turn is for methods on completions"):
+        TrainConfig(method="dpo", train_on="every_turn").check()
