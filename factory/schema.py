@@ -235,7 +235,8 @@ class Candidate:
     split: str = column("split of its prompt")
     kind: str = column(
         "sample: an answer | draft: an answer made only to be revised | critique: of its parent, an answer | revision: "
-        "the answer anew after its parent, a critique | given: brought in from outside | judgment: what a judge wrote",
+        "the answer anew after its parent, a critique | given: brought in from outside | judgment: what a judge wrote | "
+        "probe: an answer of the policy as it is (temperature 1), for KL and entropy alone",
         "sample",
     )
     parent: str | None = column(
@@ -343,6 +344,7 @@ class Logp:
     dtype: str = column("dtype of the forward pass")
     logprob: float = column("sum over completion tokens, end token included, nats")
     tokens: int = column("completion tokens, end token included")
+    by_token: Json = column("JSON list: each token's log-prob, nats; null where only the sum was kept", None)
     at: datetime = column("when it was computed (UTC)")
 
 
@@ -432,8 +434,58 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of the prompts, measured for itself: `by` says how they were cut (constraint, source, prompt words, answer
+    tokens), `name` which part it is."""
+
+    by: str
+    name: str
+    prompts: int
+    pass_rate: Estimate | None = None
+    win_rate: Estimate | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, as those of a PolicyReport."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Slice:
+        """The inverse of `to_json`."""
+        return cls(**_estimates(data, ("pass_rate", "win_rate")))
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a judge beside the verifier says of a policy's answers against the baseline's, both orders of showing taken
+    together. `independent`: it did not label what the policy was trained on (None: nobody knows who did)."""
+
+    judge: str
+    independent: bool | None = None
+    win_rate: Estimate | None = None  # ties half, prompts with the same weight
+    length_controlled: Estimate | None = None  # what it would be at equal lengths
+    comparisons: int = 0
+    ties: int = 0
+    flips: int = 0  # verdicts that changed with the order of showing
+    failures: int = 0  # comparisons without a verdict
+    score: Estimate | None = None  # of a pointwise judge: mean share of its scale; of a reward model its mean score
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, as those of a PolicyReport."""
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Judged:
+        """The inverse of `to_json`."""
+        return cls(**_estimates(data, ("win_rate", "length_controlled", "score")))
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyReport:
-    """What an evaluation says of one policy on one split. Rates and means carry 95% intervals; None: not measured."""
+    """What an evaluation says of one policy on one split. Rates and means carry 95% intervals; None: not measured.
+
+    As JSON (`to_json`, kept whole under "report" in a round's report.json): an Estimate is [value, low, high], a mapping an
+    object, `slices` and `judged` lists of objects. A report written before a field existed is read with its default.
+    """
 
     policy: str
     split: str
@@ -453,6 +505,21 @@ class PolicyReport:
     kl_token: Estimate | None = None  # nats
     scored: int = 0  # answers that KL and relevance were measured on
     by_constraint: Mapping[str, Estimate] = field(default_factory=dict)
+    length_controlled: Estimate | None = None  # win_rate as it would be at equal lengths
+    kl_on: str = ""  # the answers that KL is measured on: "policy" (as it is), or "tempered": then it is a log-ratio
+    kl3_sequence: Estimate | None = None  # the same KL by k3, token by token: nats
+    kl3_token: Estimate | None = None  # nats
+    entropy: Estimate | None = None  # of the policy's answers, nats a token, on the same answers as KL
+    distinct_1: float | None = None  # as distinct_2, of single words
+    distinct_3: float | None = None  # and of word trigrams
+    self_bleu: float | None = None  # 0 to 1: how much an answer repeats the others
+    broken: Mapping[str, Estimate] = field(default_factory=dict)  # shares: empty, loop, copy, degenerate, refuse
+    implicit: Mapping[str, Estimate] = field(default_factory=dict)  # margin, accuracy, chosen, rejected and their shifts
+    implicit_pairs: int = 0  # pairs of held-out answers that `implicit` is measured on
+    slices: tuple[Slice, ...] = ()
+    judged: tuple[Judged, ...] = ()
+    independent: bool | None = None  # does anything that measures here not label? None: nobody knows who labelled
+    near_trained: int | None = None  # prompts of the split left out, as they are near one that may be trained on
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; an Estimate becomes [value, low, high], with null for NaN."""
@@ -461,12 +528,23 @@ class PolicyReport:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PolicyReport:
         """The inverse of `to_json`."""
-        values: dict[str, Any] = {k: _estimate(v) if k in _ESTIMATES and v is not None else v for k, v in data.items()}
-        values["by_constraint"] = {k: _estimate(v) for k, v in values.get("by_constraint", {}).items()}
+        values = _estimates(data, _ESTIMATES)
+        for name in ("by_constraint", "broken", "implicit"):
+            values[name] = {k: _estimate(v) for k, v in values.get(name, {}).items()}
+        values["slices"] = tuple(Slice.from_json(each) for each in values.get("slices", ()))
+        values["judged"] = tuple(Judged.from_json(each) for each in values.get("judged", ()))
         return cls(**values)
 
 
-_ESTIMATES = {"pass_rate", "score", "win_rate", "gain", "tokens", "words", "relevance", "kl_sequence", "kl_token"}
+_ESTIMATES = (
+    "pass_rate", "score", "win_rate", "gain", "tokens", "words", "relevance", "kl_sequence", "kl_token",
+    "length_controlled", "kl3_sequence", "kl3_token", "entropy",
+)  # fmt: skip
+
+
+def _estimates(data: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The values, with those of `names` as estimates again."""
+    return {k: _estimate(v) if k in names and v is not None else v for k, v in data.items()}
 
 
 def _estimate(values: Sequence[float | None]) -> Estimate:
@@ -478,6 +556,8 @@ def _plain(value: Any) -> Any:
         return [None if math.isnan(v) else v for v in value]
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return [each.to_json() for each in value]
     return value
 
 
