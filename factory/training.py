@@ -12,24 +12,20 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
-import math
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from factory import crash
 from factory.faults import ConfigError, FactoryError
-from factory.registry import unknown_name
 from factory.resources import EMBEDDED, ModelFiles, content_hash, model_files
-from factory.schema import Label, Logp, Messages, Preference, Prompt, digest, now, unique
+from factory.schema import Logp, Prompt, digest, now, unique
+from factory.training_rows import Data, asked, stored, table_of
 from train.config import NOT_WHAT, TrainConfig
 from train.launching import Launch, launch
 
@@ -39,16 +35,11 @@ if TYPE_CHECKING:
     from factory.store import Store
     from train.conversations import Ids
     from train.data import Encoded
-    from train.losses import Objective
     from train.plan import Plan
     from train.policy import Policy
     from train.processes import Group
     from train.trainer import Trained
 
-log = logging.getLogger(__name__)
-
-Judged = TypeVar("Judged", Preference, Label)
-TABLE_OF = {"pairs": "preferences", "labels": "labels", "completions": "labels", "scores": "preferences"}
 DONE = "training.json"  # in the policy's folder: what the training was, and what it gave
 
 
@@ -65,6 +56,9 @@ class TrainResult:
     truncated: int
     truncated_tokens: int = 0  # of those rows, in all
     skipped: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
+    best: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # of methods that learn a prompt's best: `best_of.Best` counted
     first: Mapping[str, float] = field(default_factory=dict)
     last: Mapping[str, float] = field(default_factory=dict)
     changed: Mapping[str, float] = field(default_factory=dict)  # logps/* and logratios/*: last - first, nats
@@ -104,7 +98,7 @@ def needs(config: TrainConfig) -> str:
     from train import losses
 
     config.check()
-    return "prompts" if config.online else TABLE_OF[losses.get(config.method).data]
+    return "prompts" if config.online else table_of(losses.get(config.method))
 
 
 # ------------------------------------------------------------------------------------------------------- the stage
@@ -137,33 +131,25 @@ def train_policy(
     FactoryError: no rows, rows of strategies that were not named, a model that does not load, a loss that is not
     finite, or an `out` that holds another training.
     """
-    from train import losses
     from train.trainer import threads
 
     began = time.monotonic()
     config.check()
-    objective = losses.get(config.method)
     together = _several(processes, config)
-    files = model_files(start)
-    held_to = files if reference in ("start", start) else model_files(reference)
-    asked = _asked(store, prompts, files.base, config) if config.online else None
-    if asked is None:
-        among = {"run": run, "round": list(rounds), **(where or {})}
-        picked = _of_strategy(store, TABLE_OF[objective.data], among, strategy)
-        data = _read(store, objective, picked, files.base, config)
+    job = _Job(store, start, reference, config, out)
+    if config.online is not None:
+        job.ask(prompts, reward)
     else:
-        data = _Data(list(asked))
-    job = _Job(store, files, held_to, data, config, out, _dtype(config))
-    job.reward = reward
+        job.read({"run": run, "round": list(rounds), **(where or {})}, strategy)
     if done := job.finished():
         return done
     with threads(count := _threads(out, config)):
         if together is not None:
             trained = job.train_together(job.with_reference(), together, max(1, count // together.processes), progress)
-        elif asked is None:
+        elif config.online is None:
             trained = job.train(job.with_reference(), progress)
         else:
-            trained = job.train_online(asked, reward, progress)
+            trained = job.train_online(progress)
     result = _result(job, trained, start, reference, time.monotonic() - began)
     job.publish(result)
     return result
@@ -184,7 +170,6 @@ def plan_training(
     """What `train_policy` with the same arguments would take: memory, work, time. Loads no weights. FactoryError: there
     are no rows, the model's configuration does not load, or the training samples its own data."""
     from factory.engines.transformers import default_threads
-    from train import losses
     from train.plan import Rows, plan
     from train.policy import resolve_device
     from train.trainer import micro_batch_tokens, threads
@@ -192,23 +177,18 @@ def plan_training(
     if config.online is not None:
         raise FactoryError("a plan is of a training on data of the store", todo="leave online out of the plan")
     config.check()
-    objective = losses.get(config.method)
     together = _several(processes, config)
-    files = model_files(start)
-    held_to = files if reference in ("start", start) else model_files(reference)
-    among = {"run": run, "round": list(rounds), **(where or {})}
-    picked = _of_strategy(store, TABLE_OF[objective.data], among, strategy)
-    data = _read(store, objective, picked, files.base, config)
-    job = _Job(store, files, held_to, data, config, Path(), _dtype(config))
+    job = _Job(store, start, reference, config, Path())
+    job.read({"run": run, "round": list(rounds), **(where or {})}, strategy)
     with threads(config.threads or default_threads()):
         return plan(
-            files.base,
-            files.adapter,
-            Rows(data.rows, job.unscored() if objective.reference else ()),
+            job.start.base,
+            job.start.adapter,
+            Rows(job.data.rows, job.unscored() if job.objective.reference else ()),
             config,
             limit=micro_batch_tokens(config, resolve_device("auto")),
             processes=1 if together is None else together.size,
-            other_reference=objective.reference and job.reference_is_other,
+            other_reference=job.objective.reference and job.reference_is_other,
         )
 
 
@@ -241,32 +221,33 @@ def merge(name: str, out: Path, *, dtype: Literal["auto", "float32", "bfloat16"]
     _sync(out.parent)
 
 
-class _Data(NamedTuple):
-    """Rows as tokens; how many were cut, and by how many tokens in all; why others were left out."""
-
-    rows: list[Any]
-    truncated: int = 0
-    truncated_tokens: int = 0
-    skipped: Mapping[str, int] = {}
-
-
 class _Job:
     """One training: what it is of, the policy in memory, and the folder it writes."""
 
-    def __init__(
-        self, store: Store, start: ModelFiles, reference: ModelFiles, data: _Data, config: TrainConfig, out: Path,
-        dtype: str,
-    ) -> None:  # fmt: skip
+    def __init__(self, store: Store, start: str, reference: str, config: TrainConfig, out: Path) -> None:
         from train import losses
 
-        self.store, self.start, self.reference, self.data = store, start, reference, data
-        self.config, self.out, self.dtype = config, out, dtype
+        self.store, self.config, self.out = store, config, out
+        self.start = model_files(start)
+        self.reference = self.start if reference in ("start", start) else model_files(reference)
         self.objective = losses.get(config.method)
-        self.model_hash = content_hash(start, dtype)
+        self.dtype = _dtype(config)
+        self.model_hash = content_hash(self.start, self.dtype)
+        self.data = Data([])
+        self.asked: Mapping[Ids, Prompt] = {}  # online: the prompts, by their tokens
         self.reward: Judge | None = None  # of answers that the policy samples; None: a verifier
         self._policy: Policy | None = None
         self._written = False  # is the policy in its draft already?
         self._frozen: Policy | None = None
+
+    def read(self, where: Mapping[str, Any], strategy: str | Sequence[str] | None) -> None:
+        """Take the rows of the store. FactoryError: there are none, or of ways that were not named."""
+        self.data = stored(self.store, self.objective, where, strategy, self.start.base, self.config)
+
+    def ask(self, prompts: Sequence[str] | None, reward: Judge | None) -> None:
+        """Take the prompts that the policy answers itself. FactoryError: there are none."""
+        self.asked, self.reward = asked(self.store, prompts, self.start.base, self.config), reward
+        self.data = Data(list(self.asked))
 
     @property
     def identity(self) -> dict[str, str]:
@@ -400,7 +381,7 @@ class _Job:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def train_online(self, asked: Mapping[Ids, Prompt], judge: Judge | None, progress: Progress | None) -> Trained:
+    def train_online(self, progress: Progress | None) -> Trained:
         """The loop on answers of its own."""
         from factory.judges.verifier import VerifierJudge
         from factory.online import JudgeReward, LiveModels, LiveSampler
@@ -411,9 +392,9 @@ class _Job:
             raise ValueError("not an online training")
         policy = self.policy
         models = LiveModels(policy, policy.trainable(), self._reference)
-        reward = JudgeReward(judge or VerifierJudge(), asked, policy.tokenizer, self.start.name)
+        reward = JudgeReward(self.reward or VerifierJudge(), self.asked, policy.tokenizer, self.start.name)
         source = OnlineRows(
-            list(asked), self.config.online, self.objective, LiveSampler(policy), reward, models, self.config.seed
+            list(self.asked), self.config.online, self.objective, LiveSampler(policy), reward, models, self.config.seed
         )
         trainer = Trainer(policy, source, self.config, self.out, self.model_hash, progress)
         models.critic = trainer.critic
@@ -512,186 +493,6 @@ def _train_share(group: Group, work: _Work | None, progress: Progress | None) ->
     return trained
 
 
-# ------------------------------------------------------------------------------------------------ rows of the store
-
-
-def _read(store: Store, objective: Objective, where: Mapping[str, Any], base: str, config: TrainConfig) -> _Data:
-    """The rows as tokens. FactoryError when none is left."""
-    from train.conversations import RowError
-    from train.data import Limits
-    from train.policy import load_tokenizer
-    from train.shapes import of
-
-    skipped: Counter[str] = Counter()
-    texts, encode = READERS[objective.data](store, where, skipped)
-    if config.train_on == "every_turn":
-        encode = partial(encode, every_turn=True)
-    tokenizer, limits = load_tokenizer(base), Limits(config.max_length, config.max_completion_length)
-    rows: list[Any] = []
-    cuts: list[int] = []  # tokens
-    for text in texts:
-        try:
-            row, cut = encode(tokenizer, text, limits)
-        except RowError as fault:
-            skipped[str(fault)] += 1
-        else:
-            rows.append(row)
-            cuts += [cut] if cut else []
-    table = TABLE_OF[objective.data]
-    if not rows:
-        raise _nothing(store, table, where, skipped)
-    if skipped:
-        log.warning("%d %s are left out: %s", skipped.total(), table, dict(skipped))
-    if cuts:
-        log.warning(
-            "%d of %d rows are cut to the limits on length, by %d tokens in all", len(cuts), len(rows), sum(cuts)
-        )
-    shape = of(objective, config.parameters)
-    return _Data(list(shape.completed(rows, config.seed, config.max_length)), len(cuts), sum(cuts), dict(skipped))
-
-
-def _asked(store: Store, keys: Sequence[str] | None, base: str, config: TrainConfig) -> dict[Ids, Prompt]:
-    """The prompts of an online training as tokens, those that leave no room for an answer left out."""
-    from train.conversations import RowError, prompt_ids
-    from train.policy import load_tokenizer
-
-    where: dict[str, Any] = {"split": "train"} | ({} if keys is None else {"key": list(keys)})
-    tokenizer = load_tokenizer(base)
-    found: dict[Ids, Prompt] = {}
-    refused: Counter[str] = Counter()
-    for prompt in store.rows(Prompt, where):
-        try:
-            found[prompt_ids(tokenizer, prompt.messages)] = prompt
-        except RowError as fault:
-            refused[str(fault)] += 1
-    if refused:
-        log.warning("%d prompts are left out: %s", refused.total(), dict(refused))
-    kept = {ids: p for ids, p in found.items() if ids and (config.max_length is None or len(ids) < config.max_length)}
-    if not kept:
-        raise FactoryError("there are no prompts to sample answers to", todo="factory prompts add FILE")
-    if len(kept) < len(found):
-        log.warning("%d prompts are left out: empty, or longer than max_length", len(found) - len(kept))
-    return kept
-
-
-def _of_strategy(
-    store: Store, table: str, where: Mapping[str, Any], strategy: str | Sequence[str] | None
-) -> dict[str, Any]:
-    """The conditions with those strategies; rows of several are one training only where they are named.
-
-    FactoryError: rows of several strategies and none named, or one named that made none.
-    """
-    wanted = [strategy] if isinstance(strategy, str) else list(strategy or ())
-    held = Counter(row["strategy"] for row in store.read(table, columns=["strategy"], where=where))
-    if wanted:
-        for name in wanted:
-            if held and name not in held:
-                raise unknown_name(f"strategy among these {table}", name, held)
-        return {**where, "strategy": wanted}
-    if len(held) > 1:
-        made = ", ".join(f"{name or 'none'} ({count})" for name, count in sorted(held.items()))
-        raise FactoryError(
-            f"these {table} were made in several ways: {made}",
-            where=", ".join(f"{key} {value}" for key, value in where.items()),
-            todo="name the strategy to train on; name several to train on them together",
-        )
-    return dict(where)
-
-
-def _nothing(store: Store, table: str, where: Mapping[str, Any], skipped: Counter[str]) -> FactoryError:
-    other, methods = {"preferences": ("labels", "kto or sft"), "labels": ("preferences", "dpo or simpo")}[table]
-    there = 0 if skipped else len(store.read(other, columns=["key"], where={k: where[k] for k in ("run", "round")}))
-    reasons = "".join(f"; {count} left out: {reason}" for reason, count in skipped.items())
-    return FactoryError(
-        f"there are no {table} to train on{reasons}",
-        where=", ".join(f"{key} {value}" for key, value in where.items()),
-        todo=f"there are {there} {other}: take a method on those, such as {methods}"
-        if there
-        else "make some with `factory label` and `factory pair`, or name another --run or --round",
-    )
-
-
-def _to_learn_from(store: Store, rows: list[Judged], skipped: Counter[str]) -> list[Judged]:
-    """The rows whose prompt is not kept for measuring (data that was brought in has prompts of every split), that weigh
-    something, and that no other row contradicts."""
-    kept_away = store.read("prompts", columns=["key", "split"], where={"split": ["heldout", "final"]})
-    split = {prompt["key"]: prompt["split"] for prompt in kept_away}
-    skipped.update(f"its prompt is in the split {split[row.prompt_key]!r}" for row in rows if row.prompt_key in split)
-    rows = [row for row in rows if row.prompt_key not in split]
-    heavy = [row for row in rows if row.weight > 0 and math.isfinite(row.weight)]
-    if len(heavy) < len(rows):
-        skipped["its weight is not above 0"] += len(rows) - len(heavy)
-    claims = {_claim(row) for row in heavy}
-    sound = [row for row in heavy if _opposite(_claim(row)) not in claims]
-    if len(sound) < len(heavy):
-        skipped["another row says the opposite"] += len(heavy) - len(sound)
-    return sound
-
-
-def _claim(row: Judged) -> tuple[str | bool, str | bool]:
-    """What a row says: that one answer is better than another, or that an answer is desirable or not."""
-    return (row.chosen_key, row.rejected_key) if isinstance(row, Preference) else (row.candidate_key, row.label)
-
-
-def _opposite(claim: tuple[str | bool, str | bool]) -> tuple[str | bool, str | bool]:
-    first, second = claim
-    return (first, not second) if isinstance(second, bool) else (second, first)
-
-
-def _pairs(
-    store: Store, where: Mapping[str, Any], skipped: Counter[str]
-) -> tuple[list[Any], Callable[..., tuple[Any, int]]]:
-    """The preferences as text, and how one becomes tokens."""
-    from train.conversations import Answer, answer_of
-    from train.data import Pair, pair_row
-
-    found = _to_learn_from(store, store.rows(Preference, where), skipped)
-    cut = _cut(store, [key for row in found for key in (row.chosen_key, row.rejected_key)])
-
-    def answer(messages: Messages, key: str) -> Answer:
-        return answer_of(messages, ended=key not in cut)
-
-    pairs = [
-        Pair(r.prompt, answer(r.chosen, r.chosen_key), answer(r.rejected, r.rejected_key), r.weight, r.margin)
-        for r in found
-    ]
-    return pairs, pair_row
-
-
-def _labels(
-    store: Store, where: Mapping[str, Any], skipped: Counter[str]
-) -> tuple[list[Any], Callable[..., tuple[Any, int]]]:
-    """The labels as text, and how one becomes tokens."""
-    from train.conversations import answer_of
-    from train.data import Labelled, label_row
-
-    found = _to_learn_from(store, store.rows(Label, where), skipped)
-    cut = _cut(store, [row.candidate_key for row in found])
-    texts = [
-        Labelled(r.prompt, answer_of(r.completion, ended=r.candidate_key not in cut), r.label, r.weight) for r in found
-    ]
-    return texts, label_row
-
-
-def _completions(
-    store: Store, where: Mapping[str, Any], skipped: Counter[str]
-) -> tuple[list[Any], Callable[..., tuple[Any, int]]]:
-    """The desirable answers as text, and how one becomes tokens."""
-    from train.data import completion_row
-
-    texts, _ = _labels(store, {**where, "label": True}, skipped)
-    return texts, completion_row
-
-
-READERS = {"pairs": _pairs, "labels": _labels, "completions": _completions, "scores": _pairs}
-
-
-def _cut(store: Store, candidates: Iterable[str]) -> set[str]:
-    """The candidates that ran into their limit: they have no end token to learn from."""
-    rows = store.read("candidates", columns=["key", "finish_reason"], where={"key": unique(k for k in candidates if k)})
-    return {row["key"] for row in rows if row["finish_reason"] == "length"}
-
-
 # ------------------------------------------------------------------------------------------------------- reference
 
 
@@ -780,6 +581,7 @@ def _result(job: _Job, trained: Trained, start: str, reference: str, seconds: fl
         truncated=job.data.truncated,
         truncated_tokens=job.data.truncated_tokens,
         skipped=job.data.skipped,
+        best={} if job.data.best is None else job.data.best.to_json(),
         first=first,
         last=last,
         changed=changed,

@@ -25,7 +25,7 @@ HEAVY = {
 }
 LAYERS = (
     {"faults", "registry", "schema", "crash", "resources", "console", "filesystem", "locks", "columns", "intervals",
-     "coefficients", "clusters"},
+     "confidence_sequences", "coefficients", "clusters"},
     {"journal", "parts", "store", "query", "views", "render", "sandbox", "engines", "judges", "constraints", "stopping",
      "execution", "budget",
      "verdicts", "aggregation", "latent", "dependence", "reliability", "recipe"},
@@ -36,7 +36,7 @@ LAYERS = (
     {"sources", "expected", "shapes", "splits", "near_duplicates", "prompts", "generation", "critiques", "revision",
      "labelling", "meta_judging", "consistency", "evidence", "habits", "ranking", "agreement", "gold", "calibration",
      "alternative_annotator", "prediction_powered", "abstention", "escalation",
-     "pairing", "online", "training", "measures", "evaluation", "export", "charts", "page", "report",
+     "pairing", "online", "best_of", "training_rows", "training", "measures", "evaluation", "export", "charts", "page", "report",
      "doctor"},
     {"preflight", "runbook"},
     {"stages"},

@@ -64,8 +64,21 @@ class OnlineSpec(Strict):
     """ppo: lambda of the advantages, from one step (0) to the whole answer (1)."""
     eta: float = Field(default=0.5, ge=0, le=1)
     """bond: share of the backward KL."""
+    anchor_weight: float = Field(default=0.0, ge=0)
+    """bond: of a further KL to the anchor."""
     anchor_rate: float = Field(default=0.02, ge=0, le=1)
     """bond: how far the anchor's weights move to the policy's after each batch."""
+
+
+class BestSpec(Strict):
+    """Which answers to a prompt are its best, for methods that learn those alone (raft)."""
+
+    min_score: float | None = Field(default=None, ge=0, le=1)
+    """Least score of an answer that is taken, 0 to 1 as the labels have it."""
+    passing: bool = True
+    """Only answers that are labelled desirable are taken."""
+    ties: Literal["one", "all", "skip"] = "one"
+    """Of several answers that are the best: one by chance, all, or none of them."""
 
 
 NOT_WHAT = frozenset(("save_every", "threads", "observers"))
@@ -102,6 +115,8 @@ class TrainConfig(Strict):
     """Largest norm of the gradient; null: none."""
     lora: LoraSpec | None = LoraSpec()
     """The adapter; null trains the whole model."""
+    best: BestSpec | None = None
+    """raft: which of a prompt's answers are taken; null: one that passed, by chance among equals."""
     online: OnlineSpec | None = None
     """Answers sampled by the policy in training; null: rows of the store. grpo, rloo, ppo and bond need it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -168,6 +183,11 @@ class TrainConfig(Strict):
             )
         if self.online is not None and objective.data not in ("groups", "pairs"):
             raise FactoryError(f"{self.method} trains on {objective.data} of the store", todo="leave online out")
+        if self.best is not None and objective.takes != "best":
+            raise ConfigError(
+                [f"best: {self.method} learns all rows; raft learns the best answer to each prompt"],
+                where="settings of the training",
+            )
         if self.train_on == "every_turn" and objective.data != "completions":
             raise ConfigError(
                 [f"train_on: every_turn is for methods on completions (sft); {self.method} is on {objective.data}"],

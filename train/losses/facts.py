@@ -16,6 +16,7 @@ from factory.faults import ConfigError
 from factory.registry import Registry, unknown_name
 
 Data = Literal["pairs", "labels", "completions", "groups", "scores"]
+Takes = Literal["all", "best"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,8 @@ class Objective:
     data: the shape of its rows. reference: does it read the reference's log-probs? supplied: parameters that the
     trainer gives (KTO's kl, BCO's shift). needs: further fields of its input, by parameter: {"ld_alpha": (1.0, "head")}
     asks for the heads when ld_alpha is another value than 1. advantage: how an objective on groups has its answers'
-    advantages worked out, a name of train/advantages.py. critic: does it train a value head?
+    advantages worked out, a name of train/advantages.py. critic: does it train a value head? takes: which rows it
+    learns, all of them or the best answer to each prompt.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Objective:
     needs: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     advantage: str = ""
     critic: bool = False
+    takes: Takes = "all"
 
     def __call__(self, logps: Any, **parameters: Any) -> Any:
         """The objective on a batch. ConfigError lists every fault of the parameters."""
@@ -129,6 +132,7 @@ def register(
     needs: Mapping[str, tuple[Any, str]] | None = None,
     advantage: str = "",
     critic: bool = False,
+    takes: Takes = "all",
     **allowed: Allowed,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function (input, **parameters) -> outcome as an objective, with its facts.
@@ -137,7 +141,7 @@ def register(
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        enter(Objective(name, function, data, reference, supplied, allowed, needs or {}, advantage, critic))
+        enter(Objective(name, function, data, reference, supplied, allowed, needs or {}, advantage, critic, takes))
         return function
 
     return decorate

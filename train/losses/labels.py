@@ -92,3 +92,11 @@ def sft(logps: CompletionLogps, mean_over: Literal["tokens", "answers"] = "token
     loss = nll(logps.policy, logps.length)
     weight = logps.length.to(loss.dtype) if mean_over == "tokens" else torch.ones_like(loss)
     return LabelLoss(loss, weight, -loss.detach())
+
+
+@register("raft", data="completions", reference=False, takes="best", mean_over=OneOf(("tokens", "answers")))
+def raft(logps: CompletionLogps, mean_over: Literal["tokens", "answers"] = "tokens") -> LabelLoss:
+    """Rejection-sampling fine-tuning (RAFT, arXiv 2304.06767, algorithm 1): sft on the best of each prompt's n answers
+    by the judges' scores. The setting `best` says which answers are good enough and what becomes of ties."""
+    outcome: LabelLoss = sft(logps, mean_over)
+    return outcome
