@@ -90,6 +90,14 @@ def judge(work: Work, member: PanelMember, choice: choosing.Choice, lead: str | 
     return report
 
 
+def judged(work: Work, member: PanelMember, shown: Sequence[Shown]) -> list[Judgment]:
+    """All that one judge says of what it is shown now, each judgment written as it comes. Unlike `judge`, it looks for no
+    votes from before, and a fault of the judge's own is raised."""
+    done = Done()
+    _write(work, _judgments(work, member, shown, done, anew=True), done)
+    return done.rows
+
+
 def _part(work: Work, member: PanelMember, shown: Sequence[Shown], failed: list[FactoryError]) -> Done:
     """One part, unless an earlier one has shown that the judge cannot work."""
     done = Done()
@@ -126,8 +134,11 @@ def _commit(work: Work, rows: list[Judgment], done: Done) -> None:
         done.rows.extend(rows)
 
 
-def _judgments(work: Work, member: PanelMember, shown: Sequence[Shown], done: Done) -> Generator[Judgment]:
-    """All that the judge says, as it comes. A candidate that failed gets a row that says so and is shown to nobody."""
+def _judgments(
+    work: Work, member: PanelMember, shown: Sequence[Shown], done: Done, *, anew: bool = False
+) -> Generator[Judgment]:
+    """All that the judge says, as it comes. A candidate that failed gets a row that says so and is shown to nobody.
+    `anew`: votes held from before are not looked for."""
     for one in shown:
         if one.matchup.a.failure is not None:
             yield _judgment(work, member, one, Reading(failure="candidate_failed"))
@@ -135,7 +146,8 @@ def _judgments(work: Work, member: PanelMember, shown: Sequence[Shown], done: Do
     if asks_model(member.judge) and member.engine is not None:
         yield from _ask(work, member, member.judge, member.engine, usable, done)
     elif not asks_model(member.judge):
-        yield from _vote(work, member, cast("Judge", member.judge), [one.matchup for one in usable])
+        vote = _vote_anew if anew else _vote
+        yield from vote(work, member, cast("Judge", member.judge), [one.matchup for one in usable])
 
 
 def _judgment(
@@ -198,10 +210,15 @@ def _vote(work: Work, member: PanelMember, judge: Judge, matchups: Sequence[Matc
             fresh.append(matchup)
         else:
             yield from known
-    for start in range(0, len(fresh), COMMIT):
+    yield from _vote_anew(work, member, judge, fresh)
+
+
+def _vote_anew(work: Work, member: PanelMember, judge: Judge, matchups: Sequence[Matchup]) -> Iterator[Judgment]:
+    """Votes, so many in one commit."""
+    for start in range(0, len(matchups), COMMIT):
         if work.ended:
             return
-        some = fresh[start : start + COMMIT]
+        some = matchups[start : start + COMMIT]
         yield from _votes(work, member, judge, some)
         if work.progress is not None:
             work.progress.advance(len(some))

@@ -330,6 +330,9 @@ def _fools(seen: Iterable[Seen]) -> tuple[int, int] | None:
     """Canaries that fooled the judge and those that it decided, where these are enough to disbelieve it."""
     decided = [canary.fooled for canary in seen if canary.fooled is not None and not canary.tied]
     fooled = sum(decided)
-    if len(decided) >= FEWEST_CANARIES and wilson(fooled, len(decided)).low > TOLERATED:
-        return fooled, len(decided)
-    return None
+    return (fooled, len(decided)) if disbelieved(fooled, len(decided)) else None
+
+
+def disbelieved(fooled: int, decided: int) -> bool:
+    """Is a judge not to be believed that so many of its decided canaries fooled? See `quarantined`."""
+    return decided >= FEWEST_CANARIES and wilson(fooled, decided).low > TOLERATED
