@@ -128,8 +128,13 @@ def evaluate(
     split: Annotated[str, typer.Option(help="heldout | final")] = "heldout",
     n: Annotated[int, typer.Option("--n", min=1, help="Answers a prompt.")] = 1,
     temperature: options.Temperature = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="1 keeps the whole distribution.")] = 1.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    score_limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Measure KL and relevance on the answers to so many prompts; all by default."),
+    ] = None,
     unsafe_exec: options.UnsafeExec = False,
     engine: options.EngineKind = "transformers",
     engine_option: options.EngineOptions = None,
@@ -149,7 +154,7 @@ def evaluate(
 
     name = options.dated("evaluate", run)
     budget = options.budget(max_cost, max_tokens_total)
-    sampling = Sampling(temperature=temperature, max_tokens=max_tokens)
+    sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens)
     with ExitStack() as stack:
         opened = stack.enter_context(options.opened(store))
         stack.enter_context(opened.run_lock(name))
@@ -172,6 +177,7 @@ def evaluate(
                     seed=seed,
                     limit=limit,
                     scorer=ModelScorer(opened) if engine in LOCAL else None,
+                    score_limit=score_limit,
                     verifier={"unsafe_exec": unsafe_exec},
                     budget=budget,
                     progress=counter,
