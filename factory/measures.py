@@ -7,15 +7,14 @@ that is drawn (see `factory/intervals.py`): several answers to one prompt are on
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from factory import intervals
-from factory.schema import Estimate
+from factory.schema import Estimate, Slice
 
 DISTINCT_SAMPLE = 500  # word pairs in each of the equal-size samples that distinct-2 is about
 
@@ -36,10 +35,12 @@ class Graded:
 
 
 class Scored(NamedTuple):
-    """Log-probability of one answer: the sum over its tokens in nats, and how many they are."""
+    """Log-probability of one answer: the sum over its tokens in nats, how many they are, and each token's own where it
+    was kept."""
 
     logprob: float
     tokens: int
+    by_token: tuple[float, ...] | None = None
 
 
 # ------------------------------------------------------------------------------------------ grades, alone and paired
@@ -112,6 +113,48 @@ def _beats(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return won / (len(ours) * len(theirs))
 
 
+# ----------------------------------------------------------------------------------------------------------- slices
+
+PROMPT_WORDS: Final = (10, 20, 40, 80)
+ANSWER_TOKENS: Final = (32, 64, 128, 256)
+
+
+def bucket(size: float, edges: Sequence[int]) -> str:
+    """The part of a scale that a size falls in: "to 10", "11 to 20", ..., "over 80"."""
+    below = 0
+    for edge in edges:
+        if size <= edge:
+            return f"{below + 1} to {edge}" if below else f"to {edge}"
+        below = edge
+    return f"over {below}"
+
+
+def slices(
+    answers: Sequence[Graded],
+    baseline: Sequence[Graded] | None,
+    cuts: Mapping[str, Mapping[str, str]],
+    *,
+    seed: int = 0,
+) -> tuple[Slice, ...]:
+    """Pass rate and win rate in each part of the prompts. `cuts`: by what (source, prompt words ...) -> prompt key ->
+    the part it is in. Many parts are many looks: one of twenty intervals misses by chance."""
+    found = []
+    for by, parts in cuts.items():
+        for name in sorted(set(parts.values()), key=_natural):
+            ours = [a for a in answers if parts.get(a.prompt_key) == name]
+            theirs = [a for a in baseline or () if parts.get(a.prompt_key) == name]
+            won = win_rate(ours, theirs, seed=seed) if baseline is not None else None
+            count = len({a.prompt_key for a in ours})
+            found.append(Slice(by, name, count, pass_rate(ours, seed=seed), won))
+    return tuple(found)
+
+
+def _natural(name: str) -> tuple[int, int, str]:
+    """Buckets in the order of their sizes, other names by the alphabet."""
+    numbers = [int(part) for part in name.split() if part.isdigit()]
+    return (1 if name.startswith("over") else 0, numbers[-1] if numbers else 0, name)
+
+
 # --------------------------------------------------------------------------------------------- length and diversity
 
 
@@ -131,15 +174,16 @@ def _mean(values: Sequence[float], clusters: Sequence[str], seed: int) -> Estima
     return intervals.mean(values, clusters, seed=seed) if values else None
 
 
-def distinct_2(texts: Iterable[str], sample: int = DISTINCT_SAMPLE) -> float | None:
-    """Expected share of distinct word pairs among `sample` drawn from all of them; None where there is no pair.
+def distinct(texts: Iterable[str], order: int = 2, sample: int = DISTINCT_SAMPLE) -> float | None:
+    """Expected share of distinct word n-grams (n = `order`) among `sample` drawn from all of them; None where there is
+    none.
 
-    Distinct-2 (Li et al. 2016, arXiv 1510.03055) over a whole corpus falls as the corpus grows, so that shorter answers
-    look more diverse. Equal-size samples do not; their mean needs no drawing: pair i, seen n_i times among N, is missed
-    by a sample of m with probability C(N - n_i, m) / C(N, m) (rarefaction: Hurlbert 1971, Ecology 52:577). With fewer
-    than `sample` pairs in all, the plain share of all: then it is no fair comparison with a larger corpus.
+    Distinct-n (Li et al. 2016, arXiv 1510.03055) over a whole corpus falls as the corpus grows, so that shorter answers
+    look more diverse. Equal-size samples do not; their mean needs no drawing: n-gram i, seen n_i times among N, is
+    missed by a sample of m with probability C(N - n_i, m) / C(N, m) (rarefaction: Hurlbert 1971, Ecology 52:577). With
+    fewer than `sample` n-grams in all, the plain share of all: then it is no fair comparison with a larger corpus.
     """
-    counts = Counter(pair for text in texts for pair in _pairs(text))
+    counts = Counter(gram for text in texts for gram in _grams(text, order))
     total = sum(counts.values())
     if not total:
         return None
@@ -148,9 +192,14 @@ def distinct_2(texts: Iterable[str], sample: int = DISTINCT_SAMPLE) -> float | N
     return seen / m
 
 
-def _pairs(text: str) -> Iterable[tuple[str, str]]:
+def distinct_2(texts: Iterable[str], sample: int = DISTINCT_SAMPLE) -> float | None:
+    """`distinct` of word pairs."""
+    return distinct(texts, 2, sample)
+
+
+def _grams(text: str, order: int) -> Iterable[tuple[str, ...]]:
     words = text.casefold().split()
-    return itertools.pairwise(words)
+    return zip(*(words[i:] for i in range(order)), strict=False)
 
 
 def _log_missed(times: int, total: int, m: int) -> float:
@@ -187,6 +236,33 @@ def divergence(
     ratios = [p.logprob - s.logprob for p, s in zip(policy, start, strict=True)]
     tokens = [float(p.tokens) for p in policy]
     return Divergence(intervals.mean(ratios, clusters, seed=seed), intervals.ratio(ratios, tokens, clusters, seed=seed))
+
+
+def divergence_k3(
+    policy: Sequence[Scored], start: Sequence[Scored], clusters: Sequence[str], *, seed: int = 0
+) -> Divergence | None:
+    """The same KL, token by token and from below by zero: the mean of r - 1 - log r, with r = p_start / p_policy of
+    each sampled token ("k3": Schulman 2020, joschu.net/blog/kl-approx.html).
+
+    Given what came before, each token's term has the KL of the two next-token distributions as its mean, so that their
+    sum over an answer is unbiased for the sequence's KL, like k1, and varies less while the policies are near each
+    other; far apart its rare large ratios make it vary more. Over whole answers r would be useless: exp of tens of
+    nats. None where no token's log-probability was kept; answers without are left out.
+    """
+    terms, tokens, kept = [], [], []
+    for p, s, cluster in zip(policy, start, clusters, strict=True):
+        if p.by_token is not None and s.by_token is not None:
+            terms.append(math.fsum(_k3(a - b) for a, b in zip(p.by_token, s.by_token, strict=True)))
+            tokens.append(float(p.tokens))
+            kept.append(cluster)
+    if not terms:
+        return None
+    return Divergence(intervals.mean(terms, kept, seed=seed), intervals.ratio(terms, tokens, kept, seed=seed))
+
+
+def _k3(log_ratio: float) -> float:
+    """exp(-d) - 1 + d for d = log p_policy - log p_start, without loss of digits near 0."""
+    return math.expm1(-log_ratio) + log_ratio
 
 
 def relevance(

@@ -514,10 +514,15 @@ class PolicyReport:
     distinct_3: float | None = None  # and of word trigrams
     self_bleu: float | None = None  # 0 to 1: how much an answer repeats the others
     broken: Mapping[str, Estimate] = field(default_factory=dict)  # shares: empty, loop, copy, degenerate, refuse
-    implicit: Mapping[str, Estimate] = field(default_factory=dict)  # margin, accuracy, chosen, rejected and their shifts
+    implicit: Mapping[str, Estimate] = field(
+        default_factory=dict
+    )  # margin, accuracy, chosen, rejected and their shifts
     implicit_pairs: int = 0  # pairs of held-out answers that `implicit` is measured on
     slices: tuple[Slice, ...] = ()
     judged: tuple[Judged, ...] = ()
+    win_rate_anytime: Estimate | None = None  # win_rate with bounds that hold at all sizes and all looks together
+    gain_anytime: Estimate | None = None  # so for gain
+    look: int = 1  # which look at these prompts the two allow for, counted from 1
     independent: bool | None = None  # does anything that measures here not label? None: nobody knows who labelled
     near_trained: int | None = None  # prompts of the split left out, as they are near one that may be trained on
 
@@ -538,7 +543,7 @@ class PolicyReport:
 
 _ESTIMATES = (
     "pass_rate", "score", "win_rate", "gain", "tokens", "words", "relevance", "kl_sequence", "kl_token",
-    "length_controlled", "kl3_sequence", "kl3_token", "entropy",
+    "length_controlled", "kl3_sequence", "kl3_token", "entropy", "win_rate_anytime", "gain_anytime",
 )  # fmt: skip
 
 

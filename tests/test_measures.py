@@ -174,3 +174,79 @@ def test_relevance_by_hand() -> None:
     assert estimate is not None
     assert estimate.value == pytest.approx(0.5)
     assert measures.relevance([], [], []) is None
+
+
+# ------------------------------------------------------------------------------------------------ k3, n-grams, slices
+
+
+def by_token(*values: float) -> Scored:
+    return Scored(sum(values), len(values), values)
+
+
+def test_k3_by_hand() -> None:
+    """Token ratios log 2 and -log 2: 1/2 - 1 + log 2 and 2 - 1 - log 2, together 1/2; an answer of one token at 0:
+    0."""
+    up, down = math.log(0.5), math.log(0.25)
+    policy = [by_token(up, down), by_token(-1.0)]
+    start = [by_token(down, up), by_token(-1.0)]
+    found = measures.divergence_k3(policy, start, ["p", "q"])
+    assert found is not None
+    assert found.sequence.value == pytest.approx(0.5 / 2)
+    assert found.token.value == pytest.approx(0.5 / 3)
+    plain = measures.divergence(policy, start, ["p", "q"])
+    assert plain is not None
+    assert plain.sequence.value == pytest.approx(0.0)
+
+
+def test_k3_needs_tokens() -> None:
+    assert measures.divergence_k3([Scored(-1.0, 1)], [by_token(-1.0)], ["p"]) is None
+    kept = measures.divergence_k3([Scored(-1.0, 1), by_token(-1.0)], [Scored(-2.0, 1), by_token(-2.0)], ["p", "q"])
+    assert kept is not None
+    assert kept.sequence.value == pytest.approx(math.exp(-1))  # exp(-d) - 1 + d at d = 1
+
+
+def test_k1_and_k3_agree_with_the_exact_kl_and_k3_varies_less() -> None:
+    """20,000 answers of 5 tokens, each drawn from the same 4: five times the KL of the two distributions."""
+    ours, theirs = [0.4, 0.3, 0.2, 0.1], [0.3, 0.3, 0.2, 0.2]
+    truth = 5 * sum(p * math.log(p / q) for p, q in zip(ours, theirs, strict=True))
+    rng = Random(5)
+    drawn = [rng.choices(range(4), ours, k=5) for _ in range(20_000)]
+    policy = [by_token(*(math.log(ours[i]) for i in each)) for each in drawn]
+    start = [by_token(*(math.log(theirs[i]) for i in each)) for each in drawn]
+    keys = [str(i) for i in range(len(drawn))]
+    k1, k3 = measures.divergence(policy, start, keys), measures.divergence_k3(policy, start, keys)
+    assert k1 is not None
+    assert k3 is not None
+    for found in (k1, k3):
+        assert found.sequence.low < truth < found.sequence.high
+        assert found.token.value == pytest.approx(found.sequence.value / 5)
+    assert k3.sequence.high - k3.sequence.low < (k1.sequence.high - k1.sequence.low) / 2
+
+
+def test_distinct_of_other_orders() -> None:
+    """ "a b a b": words 2 of 4, pairs 2 of 3, triples 2 of 2, fours 1 of 1, fives none."""
+    found = [measures.distinct(["a b a b"], order) for order in range(1, 6)]
+    assert found == [pytest.approx(x) if x is not None else None for x in (2 / 4, 2 / 3, 1.0, 1.0, None)]
+    assert measures.distinct(["a b a b"]) == measures.distinct_2(["a b a b"])
+
+
+@pytest.mark.parametrize(
+    ("size", "name"), [(0, "to 10"), (10, "to 10"), (11, "11 to 20"), (20, "11 to 20"), (99, "over 20")]
+)
+def test_buckets(size: int, name: str) -> None:
+    assert measures.bucket(size, (10, 20)) == name
+
+
+def test_slices_are_measured_for_themselves() -> None:
+    """Source x: 1 of 2 pass, one better and one equal to the baseline; source y: 0 of 1, worse."""
+    ours = [answer("p", score=1.0), answer("q", score=0.0), answer("r", score=0.0)]
+    theirs = [answer("p", score=0.0), answer("q", score=0.0), answer("r", score=0.5)]
+    cuts = {"source": {"p": "x", "q": "x", "r": "y"}, "words": {"p": "over 80", "q": "to 10", "r": "11 to 20"}}
+    found = measures.slices(ours, theirs, cuts)
+    assert [(s.by, s.name, s.prompts) for s in found] == [
+        ("source", "x", 2), ("source", "y", 1), ("words", "to 10", 1), ("words", "11 to 20", 1), ("words", "over 80", 1)
+    ]  # fmt: skip
+    assert found[0].pass_rate == intervals.wilson(1, 2)
+    assert found[0].win_rate == intervals.wins_and_losses(1, 1, 0)
+    assert found[1].win_rate == intervals.wins_and_losses(0, 0, 1)
+    assert measures.slices(ours, None, cuts)[0].win_rate is None
