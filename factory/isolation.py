@@ -56,12 +56,12 @@ def _child(
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts both: the parent says so, and ends this one
     threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
-    from factory.stages import STAGES
+    from factory.stages import perform
     from factory.store import Store
 
     with Store.open(folder) as store, store.run_lock(name):
         try:
-            answering.send((None, STAGES[stage](Run(store, recipe, name), number)))
+            answering.send((None, perform(Run(store, recipe, name), number, stage)))
         except FactoryError as fault:
             answering.send((fault, {}))
 

@@ -28,17 +28,46 @@ def check(recipe: Recipe, *, where: str) -> None:
 
 
 def faults(recipe: Recipe) -> Iterator[str]:
-    """Every fault as "key: what", in the order of the recipe."""
-    from factory.pairing import Filters, strategies
-    from factory.pairing.combining import ways
+    """Every fault as "key: what", in the order of the recipe; each once, also where several stages share it."""
+    found = dict.fromkeys(_told("engine", partial(_engine, recipe.engine)))
+    for step in recipe.stages:
+        here = "" if step.name == step.stage and not step.set else f"stages.{step.name}: "
+        known = {fault.removeprefix(here) for fault in found}
+        found |= dict.fromkeys(here + f for f in CHECKS[step.stage](recipe.at(step)) if f not in known)
+    found |= dict.fromkeys(_order(recipe))
+    found |= dict.fromkeys(_told("budget.max_cost", partial(_prices, recipe)))
+    yield from found
 
+
+def _of_generate(recipe: Recipe) -> Iterator[str]:
     yield from _told("engine", partial(_engine, recipe.engine))
+
+
+def _of_revise(recipe: Recipe) -> Iterator[str]:
+    from factory.judges import rubric
+
+    part = recipe.revise
+    yield from _told("engine", partial(_engine, recipe.engine))
+    yield from _told("revise", lambda: rubric.load(part.constitution).choose(part.principles, "critique"))
+
+
+def _of_label(recipe: Recipe) -> Iterator[str]:
     scored = False
     for number, part in enumerate(recipe.panel):
         yield from _told(f"panel.{number}", partial(_member, part, scored))
         if part.engine is not None:
             yield from _told(f"panel.{number}.engine", partial(_engine, part.engine))
         scored = scored or _is_pointwise(part)
+
+
+def _of_collect(recipe: Recipe) -> Iterator[str]:
+    return iter(())  # what it names is looked up in the order of the stages
+
+
+def _of_pair(recipe: Recipe) -> Iterator[str]:
+    from factory.pairing import Filters, strategies
+    from factory.pairing.combining import ways
+
     yield from _told("pair.strategy", partial(strategies.get, recipe.pair.strategy))
     yield from _told("pair", Filters.of(recipe.pair).check)
     yield from _told("pair", labels_of(recipe.pair).check)
@@ -46,8 +75,44 @@ def faults(recipe: Recipe) -> Iterator[str]:
         yield f"pair.combine: {unknown_name('way to combine judges', recipe.pair.combine, ways()).what}"
     if recipe.pair.combine in ("one_coin", "dawid_skene", "dependent") and len(recipe.panel) < 3:
         yield f"pair.combine: {recipe.pair.combine} learns from 3 judges or more; the panel has {len(recipe.panel)}"
+
+
+def _of_train(recipe: Recipe) -> Iterator[str]:
     yield from _told("train.config", recipe.train.config.check)
-    yield from _told("budget.max_cost", partial(_prices, recipe))
+    if recipe.train.reward is not None:
+        yield from _told("train.reward", partial(_rewards, recipe.train.reward))
+
+
+CHECKS: dict[str, Callable[[Recipe], Iterator[str]]] = {
+    "generate": _of_generate,
+    "revise": _of_revise,
+    "label": _of_label,
+    "collect": _of_collect,
+    "pair": _of_pair,
+    "train": _of_train,
+}
+NEEDS = {"revise": "generate", "label": "generate", "collect": "label", "pair": "generate"}
+
+
+def _order(recipe: Recipe) -> Iterator[str]:
+    """Every stage comes after what it works on, in the first round and in later ones."""
+    from factory.pairing import strategies
+    from factory.training import needs
+
+    for number in (1, 2):
+        steps = recipe.steps_of(number)
+        if not any(step.stage == "train" for step in steps):
+            yield "stages: a round without a train stage has no policy"
+        for place, step in enumerate(steps):
+            before, here = {earlier.stage for earlier in steps[:place]}, recipe.at(step)
+            needed = {NEEDS.get(step.stage, "")} - {""}
+            with suppress(FactoryError):  # what is unknown is told of already
+                if step.stage == "train":
+                    needed = set() if here.train.all_rounds or needs(here.train.config) == "prompts" else {"pair"}
+                if step.stage == "pair":
+                    needed = {"revise" if strategies.facts(here.pair.strategy).get("lineage") else "label"}
+            if lacking := sorted(needed - before):
+                yield f"stages: {step.name} needs a stage {lacking[0]} before it"
 
 
 def labels_of(part: PairPart) -> LabelRule:
@@ -81,8 +146,9 @@ def _prices(recipe: Recipe) -> None:
 
     if recipe.budget.max_cost is None:
         return
+    panels = [recipe.at(step).panel for step in recipe.stages if step.stage == "label"]
     wanted = [(recipe.engine, recipe.model)]
-    for part in recipe.panel:
+    for part in (part for panel in panels for part in panel):
         with suppress(FactoryError):  # a judge that is unknown is told of already
             if judges.facts(part.judge)["asks"]:
                 own = recipe.model if part.model in {None, "policy", "previous", "start"} else part.model
@@ -104,6 +170,18 @@ def _member(part: PanelPart, scored: bool) -> None:
     choice = matchups.parse(part.matchups)
     if member.judge.kind == "pairwise" and matchups.needs_scores(choice) and not scored:
         raise FactoryError(f"{part.matchups!r} needs the scores of a pointwise judge before it in the panel")
+
+
+def _rewards(part: PanelPart) -> None:
+    """A judge that scores single answers by itself."""
+    from factory.labelling import PanelMember
+
+    judge = PanelMember.of(part.judge, name=part.name, options=part.options).judge
+    if judge.kind != "pointwise" or not hasattr(judge, "vote"):
+        raise FactoryError(
+            f"judge {part.judge!r} does not score single answers by itself",
+            todo="an online training takes verifier, reward_model or implicit",
+        )
 
 
 def _is_pointwise(part: PanelPart) -> bool:

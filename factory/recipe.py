@@ -1,20 +1,29 @@
 """Recipes: YAML files that say how a run goes, read into frozen models that refuse what they do not know.
 
 A recipe is found by name among the bundled ones (pipelines/*.yaml) or by path. Flags override it (`--set a.b=c`).
+`stages` lists what a round does, in order: a stage may be left out, or come again under a name and with settings of its
+own. Before the rounds the start is evaluated, after each the policy, after all the champion on `final`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from factory.faults import ConfigError, FactoryError
-from factory.judges import Effort, judges
-from factory.judges.canaries import planned
 from factory.registry import unknown_name
 from factory.schema import Sampling
 from factory.stopping import StopConfig
@@ -59,11 +68,9 @@ class PromptsPart(Part):
     """Prompts of the train split drawn for each round."""
 
 
-class SamplingPart(Part):
-    """How a model samples."""
+class DecodingPart(Part):
+    """How a model writes."""
 
-    n: Positive = 4
-    """Answers a prompt."""
     temperature: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=5)] = 1.0
     top_p: Annotated[float, BeforeValidator(_no_bool), Field(gt=0, le=1)] = 1.0
     top_k: Count = 0
@@ -72,6 +79,33 @@ class SamplingPart(Part):
     def sampling(self) -> Sampling:
         """The engine's form."""
         return Sampling(self.temperature, self.top_p, self.top_k, self.max_tokens)
+
+
+class SamplingPart(DecodingPart):
+    """How a model samples."""
+
+    n: Positive = 4
+    """Answers a prompt."""
+
+
+class GeneratePart(SamplingPart):
+    """The candidates of a round."""
+
+    kind: Literal["sample", "draft"] = "sample"
+    """draft: to be revised, not judged."""
+
+
+class RevisePart(DecodingPart):
+    """Critique and revision of the round's answers by a constitution (arXiv 2212.08073, section 3)."""
+
+    temperature: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=5)] = 0.7
+    constitution: str = "helpful-honest-harmless"
+    principles: tuple[str, ...] = ()
+    """Of the constitution, by name; all by default."""
+    rounds: Positive = 1
+    """Times that each answer is criticised and written anew."""
+    examples: Count | None = None
+    """Worked examples shown; all of the constitution's by default."""
 
 
 class EnginePart(Part):
@@ -104,7 +138,31 @@ class PanelPart(Part):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-class PairPart(Part):
+class CandidatesPart(Part):
+    """Which candidates a stage works on."""
+
+    split: str = "train"
+    """Split of their prompts; `judging` for a judge's own judgments."""
+    kind: str = "sample"
+    """sample, draft, revision or judgment."""
+
+
+class LabelPart(CandidatesPart):
+    """What the panel sees."""
+
+
+class CollectPart(Part):
+    """A judge's written judgments as candidates of their own, to be meta-judged (arXiv 2407.19594)."""
+
+    judge: str = "self_reward"
+    """By its name in the panel."""
+    longest: Positive | None = None
+    """Leave out judgments of more tokens."""
+    questions: Positive | None = None
+    """At most so many questions, those whose judgments differ most."""
+
+
+class PairPart(CandidatesPart):
     """From judgments to preferences and labels. See `factory pair --help` for what each key does."""
 
     strategy: str = "best_worst"
@@ -152,6 +210,8 @@ class TrainPart(Part):
     """Where training begins: the run's start model, or the policy that sampled this round."""
     all_rounds: bool = False
     """Train on the preferences of all rounds so far, not of this one alone."""
+    pairings: tuple[str, ...] | None = None
+    """Names of the pairings whose rows are trained on; by default that of `pair`."""
     reward: PanelPart | None = None
     """The judge that rewards the policy's own answers where config.online is set; by default the verifier."""
     processes: Positive = 1
@@ -171,6 +231,35 @@ class EvaluatePart(SamplingPart):
     """Is the measure that decides made by something other than the labelling judge? If not, the report says so."""
 
 
+class Step(Part):
+    """One stage of a round; a bare name in a recipe is the stage with the recipe's own settings."""
+
+    stage: Literal["generate", "revise", "label", "collect", "pair", "train"]
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9_-]*$")
+    """What its marks, its policy's folder and its part of the report go by; the stage's own name by default."""
+    rounds: Literal["all", "first", "later"] = "all"
+    """The rounds that it is done in."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the recipe with the values that they have in this step: {train.config.method: sft, seed: 3}."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = {"stage": value}
+        if isinstance(value, dict) and not value.get("name"):
+            value = {**value, "name": value.get("stage", "")}
+        return value
+
+    def in_round(self, number: int) -> bool:
+        """Is it done in that round (1 is the first)?"""
+        return self.rounds == "all" or (self.rounds == "first") == (number == 1)
+
+
+FRAME = ("prompts", "evaluate", "final")
+"""Stages that every run has, around those of its rounds."""
+
+
 class Recipe(Part):
     """A run, whole."""
 
@@ -182,8 +271,15 @@ class Recipe(Part):
     engine: EnginePart = Field(default_factory=EnginePart)
     budget: BudgetPart = Field(default_factory=BudgetPart)
     prompts: PromptsPart = Field(default_factory=PromptsPart)
-    generate: SamplingPart = Field(default_factory=SamplingPart)
-    panel: tuple[PanelPart, ...] = Field(min_length=1)
+    stages: tuple[Step, ...] = Field(
+        default=tuple(Step(stage=s, name=s) for s in ("generate", "label", "pair", "train")), min_length=1
+    )
+    """What a round does, in order."""
+    generate: GeneratePart = Field(default_factory=GeneratePart)
+    revise: RevisePart = Field(default_factory=RevisePart)
+    panel: tuple[PanelPart, ...] = Field(default=(), validate_default=True)
+    label: LabelPart = Field(default_factory=LabelPart)
+    collect: CollectPart = Field(default_factory=CollectPart)
     pair: PairPart = Field(default_factory=PairPart)
     train: TrainPart = Field(default_factory=TrainPart)
     evaluate: EvaluatePart = Field(default_factory=EvaluatePart)
@@ -191,14 +287,72 @@ class Recipe(Part):
     isolate: Literal["auto", "always", "never"] = "auto"
     """Stages with a model in child processes, so that memory is free before training; auto: when there is a GPU."""
 
+    @field_validator("panel")
+    @classmethod
+    def _somebody_judges(cls, value: tuple[PanelPart, ...], info: ValidationInfo) -> tuple[PanelPart, ...]:
+        if not value and any(s.stage == "label" and "panel" not in s.set for s in info.data.get("stages", ())):
+            raise ValueError("the stage label needs at least one judge")
+        return value
+
+    @model_validator(mode="after")
+    def _stages_agree(self) -> Recipe:
+        names = [step.name for step in self.stages]
+        if doubled := sorted({name for name in names if names.count(name) > 1 or name in FRAME}):
+            raise ValueError(f"stages: each needs a name of its own (name: ...): {', '.join(doubled)}")
+        for step in self.stages:
+            try:
+                self.at(step)
+            except ValidationError as error:
+                faults = "; ".join(_faults(error))
+                raise ValueError(f"stages: {step.name}: {faults}") from error
+            except FactoryError as error:
+                raise ValueError(f"stages: {step.name}: {error.what}") from error
+        return self
+
     @model_validator(mode="after")
     def _names_agree(self) -> Recipe:
         names = [self.member_name(part) for part in self.panel]
         if len(set(names)) != len(names):
             raise ValueError(f"two members of the panel have the same name: {', '.join(names)}")
-        if self.pair.lead is not None and self.pair.lead not in names:
-            raise ValueError(f"pair.lead: {self.pair.lead!r} is not in the panel ({', '.join(names)})")
         return self
+
+    @model_validator(mode="after")
+    def _leads_judge(self) -> Recipe:
+        """The lead of every pairing is heard in some stage."""
+        panels = [self.at(step).panel for step in self.stages if step.stage == "label"]
+        heard = sorted({self.member_name(part) for panel in panels for part in panel})
+        leads = {self.at(step).pair.lead for step in self.stages if step.stage == "pair"} - {None}
+        if panels and (unheard := sorted(str(lead) for lead in leads if lead not in heard)):
+            raise ValueError(f"pair.lead: {unheard[0]!r} is not in the panel ({', '.join(heard)})")
+        return self
+
+    def step(self, name: str) -> Step:
+        """The step of that name. FactoryError, naming the nearest, when there is none."""
+        for step in self.stages:
+            if step.name == name:
+                return step
+        raise unknown_name("stage", name, [step.name for step in self.stages])
+
+    def at(self, step: Step) -> Recipe:
+        """The recipe as it is in one step: with the step's own settings, and this step alone."""
+        if not step.set:
+            return self.model_copy(update={"stages": (step,)})
+        data = self.model_dump(mode="json", exclude={"stages"})
+        for key, value in step.set.items():
+            if key.split(".")[0] in ("stages", "stop", "evaluate", "budget", "name", "model"):
+                raise FactoryError(f"set: {key} is of the whole run, not of one stage")
+            _put(data, key, value, f"set {key!r}")
+        bare = {"stage": step.stage, "name": step.name}
+        return Recipe.model_validate(data | {"stages": [bare]})
+
+    def steps_of(self, number: int) -> list[Step]:
+        """What a round does, in order."""
+        return [step for step in self.stages if step.in_round(number)]
+
+    def main(self, stage: str, number: int) -> str | None:
+        """The step of that stage which a round is told by: the one of the stage's own name, else the last."""
+        names = [step.name for step in self.steps_of(number) if step.stage == stage]
+        return stage if stage in names else (names[-1] if names else None)
 
     @staticmethod
     def member_name(part: PanelPart) -> str:
@@ -206,9 +360,9 @@ class Recipe(Part):
         return part.name or part.judge
 
     @property
-    def lead(self) -> str:
-        """The judge that decides when combine is lead."""
-        return self.pair.lead or self.member_name(self.panel[0])
+    def lead(self) -> str | None:
+        """The judge that decides when combine is lead; None without a panel."""
+        return self.pair.lead or (self.member_name(self.panel[0]) if self.panel else None)
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -304,94 +458,34 @@ def _override(data: dict[str, Any], text: str) -> None:
         value = yaml.safe_load(raw)
     except yaml.YAMLError as error:
         raise FactoryError(f"--set {path}: {raw!r} is not a YAML value", todo="quote the value") from error
+    _put(data, path, value, f"--set {text!r}")
+
+
+def _put(data: dict[str, Any], path: str, value: Any, told: str) -> None:
+    """Set the key that a dotted path leads to, in place."""
     *parents, last = path.split(".")
     target: Any = data
     for step in parents:
-        target = _step(target, step, text)
+        target = _step(target, step, told)
     if isinstance(target, list):
-        target[_index(target, last, text)] = value
+        target[_index(target, last, told)] = value
     elif isinstance(target, dict):
         target[last] = value
     else:
-        raise FactoryError(f"--set {text!r}: {'.'.join(parents)} is a single value and has no keys")
+        raise FactoryError(f"{told}: {'.'.join(parents)} is a single value and has no keys")
 
 
-def _step(target: Any, step: str, text: str) -> Any:
+def _step(target: Any, step: str, told: str) -> Any:
     if isinstance(target, list):
-        return target[_index(target, step, text)]
+        return target[_index(target, step, told)]
     if isinstance(target, dict):
         if target.get(step) is None:
             target[step] = {}
         return target[step]
-    raise FactoryError(f"--set {text!r}: {step!r} is below a single value")
+    raise FactoryError(f"{told}: {step!r} is below a single value")
 
 
-def _index(target: Sequence[Any], step: str, text: str) -> int:
+def _index(target: Sequence[Any], step: str, told: str) -> int:
     if not step.isdigit() or int(step) >= len(target):
-        raise FactoryError(f"--set {text!r}: {step!r} is not a place in a list of {len(target)}")
+        raise FactoryError(f"{told}: {step!r} is not a place in a list of {len(target)}")
     return int(step)
-
-
-def plan(recipe: Recipe, prompts: Mapping[str, int]) -> dict[str, Any]:
-    """What a run would ask for at most: calls and tokens a stage. `prompts`: number of prompts a split.
-
-    Local engines cost nothing. What an endpoint will cost is unknown: prompts' tokens are counted as they are asked.
-    """
-    drawn = min(recipe.prompts.per_round, prompts.get("train", 0)) or recipe.prompts.per_round
-    rounds = recipe.stop.max_rounds
-    candidates = drawn * recipe.generate.n
-    held = _limited(prompts.get("heldout", 0), recipe.evaluate.limit) * recipe.evaluate.n
-    final = _limited(prompts.get("final", 0), recipe.evaluate.limit) * recipe.evaluate.n
-    judged = [part for part in recipe.panel if judges.facts(part.judge)["asks"]]
-    stages = [
-        _stage("evaluate the start", 1, held, recipe.evaluate.max_tokens),
-        _stage("generate", rounds, candidates, recipe.generate.max_tokens),
-        *(
-            _stage(f"label: {recipe.member_name(part)}", rounds, *_judged(part, drawn, recipe.generate.n))
-            for part in judged
-        ),
-        _stage("evaluate the policy", rounds, held, recipe.evaluate.max_tokens),
-        _stage("evaluate start and champion on final", 2, final, recipe.evaluate.max_tokens),
-    ]
-    asked = {recipe.engine.kind, *(part.engine.kind for part in judged if part.engine)}
-    local = asked <= {"transformers", "vllm", "scripted"}
-    return {
-        "recipe": recipe.name,
-        "model": recipe.model,
-        "engine": recipe.engine.kind,
-        "rounds_at_most": rounds,
-        "prompts": dict(prompts),
-        "stages": stages,
-        "calls_at_most": sum(stage["calls"] for stage in stages),
-        "tokens_at_most": sum(stage["tokens"] for stage in stages),
-        "cost_usd": 0.0 if local else None,
-        "cost": "nothing is paid for: the model runs here"
-        if local
-        else "unknown: an endpoint counts the tokens of the prompts itself",
-    }
-
-
-def _limited(count: int, limit: int | None) -> int:
-    return count if limit is None else min(count, limit)
-
-
-def _stage(name: str, times: int, calls: int, tokens: int) -> dict[str, Any]:
-    """`tokens`: of one call, at most."""
-    return {"stage": name, "times": times, "calls": times * calls, "tokens": times * calls * tokens}
-
-
-def _judged(part: PanelPart, prompts: int, n: int) -> tuple[int, int]:
-    """Calls of one judge in a round at most, and tokens of an answer: of each candidate, or of each pair; canaries come
-    on top. A judge that cannot say what a matchup costs (a rubric of each prompt's own) is counted as one call."""
-    judge = judges.get(part.judge)(name=part.name or part.judge, **part.options)
-    prompts = _limited(prompts, part.prompts)
-    effort: Effort = getattr(judge, "effort", None) or Effort(2 if judge.kind == "pairwise" else 1, 1)
-    matchups = prompts * (n if judge.kind == "pointwise" else _pairs(part.matchups, n))
-    return (matchups + planned(matchups)) * effort.calls, max(1, effort.tokens // effort.calls)
-
-
-def _pairs(choice: str, n: int) -> int:
-    """Pairs of a prompt's n answers that a choice of matchups makes, at most."""
-    name, _, most = choice.partition(":")
-    pairs = n - 1 if name == "against_best" else n * (n - 1) // 2
-    return min(pairs, int(most)) if most.isdigit() else pairs

@@ -22,7 +22,7 @@ from factory.isolation import in_child
 from factory.recipe import dump
 from factory.runbook import Detail, Run, evidence_of, open_run, work_of
 from factory.schema import Decision, PolicyReport, Round, digest, now
-from factory.stages import STAGES, WITH_MODEL
+from factory.stages import WITH_MODEL, perform, stage_of
 from factory.stopping import champion, decide
 
 if TYPE_CHECKING:
@@ -39,10 +39,8 @@ def run(store: Store, recipe: Recipe, name: str) -> Outcome:
         close(flow, 0)
         while not flow.decision.stop:
             number = flow.last + 1
-            do(flow, number, "generate")
-            do(flow, number, "label")
-            do(flow, number, "pair")
-            do(flow, number, "train")
+            for step in flow.recipe.steps_of(number):
+                do(flow, number, step.name)
             do(flow, number, "evaluate")
             close(flow, number)
         do(flow, flow.last, "final")
@@ -81,7 +79,7 @@ def do(flow: Run, number: int, stage: str) -> Detail:
     flow.store.mark(flow.name, number, stage, "started", {"pid": os.getpid()})
     began = time.monotonic()
     try:
-        detail = in_child(flow, number, stage) if _isolated(flow, stage) else STAGES[stage](flow, number)
+        detail = in_child(flow, number, stage) if _isolated(flow, stage) else perform(flow, number, stage)
     except FactoryError as fault:
         flow.store.mark(flow.name, number, stage, "failed", {"reason": fault.text()})
         raise
@@ -118,16 +116,17 @@ def round_report(flow: Run, number: int) -> Detail:
     """What a round did and measured, from what its stages said."""
     said = flow.details(number)
     measured = said["evaluate"]
+    main = {stage: said.get(flow.recipe.main(stage, number) or "", {}) for stage in ("label", "pair", "train")}
     return {
         "round": number,
         "policy": flow.relative(flow.policy(number)),
         "champion": False,
         "report": measured["report"],
         "gain_champion": measured.get("gain_champion"),
-        "training": said.get("train", {}).get("training"),
-        "pairs": _found(said.get("pair", {}).get("pairs")),
-        "labels": _outcome_of(said.get("label", {}).get("labels")),
-        "agreement": said.get("label", {}).get("agreement"),
+        "training": main["train"].get("training"),
+        "pairs": _found(main["pair"].get("pairs")),
+        "labels": _outcome_of(main["label"].get("labels")),
+        "agreement": main["label"].get("agreement"),
         "decision": None,
         **spent(flow, number),
         "seconds": round(sum(detail["seconds"] for detail in said.values()), 2),
@@ -219,7 +218,7 @@ def _state(rows: list[dict[str, Any]], *, held: bool) -> str:
 
 
 def _isolated(flow: Run, stage: str) -> bool:
-    if stage not in WITH_MODEL or flow.recipe.isolate == "never":
+    if stage_of(flow, stage) not in WITH_MODEL or flow.recipe.isolate == "never":
         return False
     return flow.recipe.isolate == "always" or _has_gpu()
 

@@ -6,15 +6,17 @@ Nothing is kept in memory: whoever opens the run next, after a kill or in anothe
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from factory import recipe as recipes
-from factory.faults import FactoryError
+from factory.faults import ConfigError, FactoryError
 from factory.schema import Decision, Prompt, now
 from factory.stopping import RoundEvidence, champion
 
@@ -30,11 +32,22 @@ Detail = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """One run of one recipe in one store."""
+    """One run of one recipe in one store. `step`: the one at work, by name."""
 
     store: Store
     recipe: Recipe
     name: str
+    step: str = ""
+
+    def at(self, step: str) -> Run:
+        """The run as one step of a round sees it."""
+        return replace(self, step=step)
+
+    @cached_property
+    def here(self) -> Recipe:
+        """The recipe with the settings of the step at work."""
+        named = {step.name: step for step in self.recipe.stages}
+        return self.recipe.at(named[self.step]) if self.step in named else self.recipe
 
     def done(self, number: int, stage: str) -> Detail | None:
         """What a stage said when it was done; None when it is not."""
@@ -79,10 +92,30 @@ class Run:
 
     def policy(self, number: int) -> str:
         """The policy that came out of a round: the start model for round 0, the one before where none was trained."""
-        if number == 0:
-            return self.recipe.model
-        folder = self.folder(number) / "policy"
-        return str(folder) if folder.exists() else self.policy(number - 1)
+        return self.recipe.model if number == 0 else self._trained(number, self._trainings(number))
+
+    def current(self, number: int) -> str:
+        """The policy that the step at work begins with: what the last training before it in the round gave, else what
+        the round before gave."""
+        names = [step.name for step in self.recipe.steps_of(number)]
+        before = names[: names.index(self.step)] if self.step in names else names
+        return self._trained(number, [name for name in self._trainings(number) if name in before])
+
+    def out(self, number: int) -> Path:
+        """Where the training at work puts its policy: the round's folder for the last of a round, else a folder in
+        it."""
+        *_, last = self._trainings(number)
+        return self.folder(number) if self.step in ("", last) else self.folder(number) / self.step
+
+    def _trainings(self, number: int) -> list[str]:
+        return [step.name for step in self.recipe.steps_of(number) if step.stage == "train"]
+
+    def _trained(self, number: int, steps: list[str]) -> str:
+        for name in reversed(steps):
+            folder = self.at(name).out(number) / "policy"
+            if folder.exists():
+                return str(folder)
+        return self.policy(number - 1)
 
     def relative(self, path: str | Path) -> str:
         """A path as it is kept in rows: from the store's folder when it lies there, so that a store can be moved."""
@@ -122,7 +155,8 @@ class Run:
     @property
     def verifier(self) -> dict[str, Any]:
         """Options of the panel's verifier: it grades in evaluations, too."""
-        return next((dict(part.options) for part in self.recipe.panel if part.judge == "verifier"), {})
+        panels = [self.recipe.panel, *(self.recipe.at(step).panel for step in self.recipe.stages)]
+        return next((dict(part.options) for panel in panels for part in panel if part.judge == "verifier"), {})
 
     def budget(self) -> Budget | None:
         """What the run may still spend; None: whatever it takes. Counts what its earlier tries have spent."""
@@ -153,6 +187,8 @@ def open_run(store: Store, recipe: Recipe, name: str) -> Run:
 def work_of(text: str) -> dict[str, Any]:
     """What a recipe does, whatever it may spend: a run that its budget stopped goes on with a larger one."""
     whole: dict[str, Any] = yaml.safe_load(text)
+    with suppress(ConfigError):  # written by an earlier version: the keys that came since have their defaults
+        whole = yaml.safe_load(recipes.dump(recipes.parse(text, where="the run's recipe")))
     return {key: value for key, value in whole.items() if key != "budget"}
 
 

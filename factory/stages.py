@@ -1,24 +1,27 @@
 """The stages of a round: each takes a run and a round's number, does one library call, and says what it did.
 
-A stage may be run again at any time: what the store holds by key is neither asked nor written twice.
+`perform` does one by the name of its step, with that step's settings. A stage may be run again at any time: what the
+store holds by key is neither asked nor written twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from factory import console
 from factory.faults import FactoryError
+from factory.recipe import FRAME
 from factory.runbook import Detail, Run
 from factory.schema import PolicyReport, Prompt, digest, now
 
 if TYPE_CHECKING:
     from factory.engines import Engine
-    from factory.judges import Judge
     from factory.labelling import PanelMember
     from factory.recipe import PanelPart
+    from factory.rewards import Rewards
 
 
 NO_FINAL = "there are no prompts in the split 'final'"
@@ -49,9 +52,9 @@ def generate(run: Run, number: int) -> Detail:
     """Sample candidates from the current policy on this round's prompts."""
     from factory.generation import generate as sample
 
-    part, keys = run.recipe.generate, drawn(run, number)
+    part, keys = run.here.generate, drawn(run, number)
     with ExitStack() as stack:
-        engine = stack.enter_context(closing(run.engine(run.policy(number - 1))))
+        engine = stack.enter_context(closing(run.engine(run.current(number), run.here.engine)))
         counter = stack.enter_context(console.progress("candidates", len(keys) * part.n))
         report = sample(
             run.store,
@@ -61,11 +64,37 @@ def generate(run: Run, number: int) -> Detail:
             keys=keys,
             n=part.n,
             sampling=part.sampling(),
-            seed=run.recipe.seed + number,
+            seed=run.here.seed + number,
+            kind=part.kind,
             budget=run.budget(),
             progress=counter,
         )
     return {"candidates": report.to_json()}
+
+
+def revise(run: Run, number: int) -> Detail:
+    """Let the current policy criticise its answers by a constitution, and write them anew."""
+    from factory.revision import revise as revise_drafts
+
+    part = run.here.revise
+    with ExitStack() as stack:
+        engine = stack.enter_context(closing(run.engine(run.current(number), run.here.engine)))
+        counter = stack.enter_context(console.progress("critiques and revisions"))
+        report = revise_drafts(
+            run.store,
+            engine,
+            run=run.name,
+            round=number,
+            constitution=part.constitution,
+            principles=part.principles,
+            rounds=part.rounds,
+            examples=part.examples,
+            sampling=part.sampling(),
+            seed=run.here.seed + number,
+            budget=run.budget(),
+            progress=counter,
+        )
+    return {"revisions": report.to_json()}
 
 
 def label(run: Run, number: int) -> Detail:
@@ -81,12 +110,25 @@ def label(run: Run, number: int) -> Detail:
             panel,
             run=run.name,
             round=number,
-            seed=run.recipe.seed + number,
+            split=run.here.label.split,
+            kind=run.here.label.kind,
+            seed=run.here.seed + number,
             budget=run.budget(),
             progress=counter,
         )
     between = agreement.report(run.store, run=run.name, round=number, seed=run.recipe.seed)
     return {"labels": report.to_json(), "agreement": between.to_json()}
+
+
+def collect(run: Run, number: int) -> Detail:
+    """Make candidates of a judge's written judgments."""
+    from factory.meta_judging import collect as collect_judgments
+
+    part = run.here.collect
+    report = collect_judgments(
+        run.store, run=run.name, round=number, judge=part.judge, longest=part.longest, questions=part.questions
+    )
+    return {"collected": asdict(report)}
 
 
 def pair(run: Run, number: int) -> Detail:
@@ -95,19 +137,17 @@ def pair(run: Run, number: int) -> Detail:
     from factory.pairing import Filters, pair as make_pairs
     from factory.preflight import labels_of
 
-    part, seed = run.recipe.pair, run.recipe.seed + number
+    part, seed, lead = run.here.pair, run.here.seed + number, run.here.lead
     alike = None
     if part.weights == "consistency" and part.previous is not None:
-        alike = consistency.weights(
-            run.store, run=run.name, round=number, judge=run.recipe.lead, previous=part.previous
-        )
+        alike = consistency.weights(run.store, run=run.name, round=number, judge=lead or "", previous=part.previous)
     report = make_pairs(
         run.store,
         run=run.name,
         round=number,
         strategy=part.strategy,
         combine=part.combine,
-        lead=run.recipe.lead,
+        lead=lead,
         break_ties=part.break_ties,
         judge_weights=part.judge_weights,
         judge_families=part.judge_families,
@@ -115,6 +155,8 @@ def pair(run: Run, number: int) -> Detail:
         weights=part.weights,
         consistency=alike,
         labels=labels_of(part),
+        split=part.split,
+        kind=part.kind,
         quarantine=part.quarantine,
         name=part.name,
         seed=seed,
@@ -129,13 +171,14 @@ def train(run: Run, number: int) -> Detail:
     from factory.training import needs, train_policy
     from train.launching import Launch
 
-    part = run.recipe.train
+    part, seed = run.here.train, run.here.seed + number
     wanted, least = needs(part.config), run.recipe.stop.min_preferences
-    if wanted != "prompts":
-        made = (run.done(number, "pair") or {})["pairs"][wanted]
+    strategy = None if wanted == "prompts" else list(part.pairings or run.here.pair.trained_on(wanted))
+    if strategy is not None:
+        made = _made(run, number, wanted, strategy)
         if made < least:
             return {"training": None, "skipped": f"{made} {wanted} are fewer than {least}"}
-    begin = run.policy(number - 1) if part.begin_from == "round" else run.recipe.model
+    begin = run.current(number) if part.begin_from == "round" else run.recipe.model
     threads = part.config.threads or run.threads
     with ExitStack() as stack:
         counter = stack.enter_context(console.progress("training steps"))
@@ -145,24 +188,59 @@ def train(run: Run, number: int) -> Detail:
             rounds=range(1, number + 1) if part.all_rounds else [number],
             start=begin,
             reference=run.recipe.model if part.reference == "start" else begin,
-            out=run.folder(number),
-            config=part.config.model_copy(update={"seed": run.recipe.seed + number, "threads": threads}),
-            strategy=None if wanted == "prompts" else run.recipe.pair.trained_on(wanted),
-            prompts=drawn(run, number) if wanted == "prompts" else None,
-            reward=_reward(run, number, stack) if wanted == "prompts" else None,
+            out=run.out(number),
+            config=part.config.model_copy(update={"seed": seed, "threads": threads}),
+            strategy=strategy,
+            prompts=drawn(run, number) if strategy is None else None,
+            reward=_reward(run, number) if strategy is None else None,
             processes=Launch(processes=part.processes) if part.processes > 1 else None,
             progress=counter,
         )
     return {"training": result.to_json()}
 
 
-def _reward(run: Run, number: int, stack: ExitStack) -> Judge | None:
+def _made(run: Run, number: int, table: str, strategy: list[str]) -> int:
+    """Rows of these pairings in the round; None of another table count."""
+    where = {"run": run.name, "round": number, "strategy": strategy}
+    return len(run.store.read(table, columns=["key"], where=where))
+
+
+def _reward(run: Run, number: int) -> Rewards | None:
     """The judge that rewards the policy's own answers; None: the verifier as it is."""
-    part = run.recipe.train.reward
+    from factory.engines import EngineSpec
+    from factory.judges import judges
+    from factory.rewards import RewardPart, Rewards
+
+    part, spent = run.here.train.reward, run.recipe.budget
     if part is None:
         return None
-    judge: Judge = _member(run, number, part, {}, stack).judge  # type: ignore[assignment]
-    return judge
+    model, options = _asked(run, number, part)
+    engine = part.engine or run.here.engine
+    spec = EngineSpec(engine.kind, engine.model or model, dict(engine.options), engine.count)
+    rewarding = RewardPart(
+        judge=part.judge,
+        name=part.name or "",
+        options=options,
+        engine=spec if judges.facts(part.judge)["asks"] else None,
+        matchups=part.matchups,
+    )
+    return Rewards(parts=(rewarding,), max_cost=spent.max_cost, max_tokens=spent.max_tokens)
+
+
+def _asked(run: Run, number: int, part: PanelPart) -> tuple[str, dict[str, Any]]:
+    """The model that judges, and the judge's options with the names of models in them."""
+    from factory.judges import judges
+
+    before = run.policy(max(number - 2, 0))
+    names = {"policy": run.current(number), "previous": before, "start": run.recipe.model}
+    facts, options = judges.facts(part.judge), dict(part.options)
+    whose = part.model or facts.get("whose", "start")
+    model = names.get(whose, whose)
+    if facts.get("model"):
+        options.setdefault("model", model)
+    if facts.get("reference"):
+        options["reference"] = names.get(options.get("reference", "start"), options.get("reference"))
+    return model, options
 
 
 def evaluate(run: Run, number: int) -> Detail:
@@ -200,20 +278,32 @@ def final(run: Run, number: int) -> Detail:
 STAGES: Mapping[str, Callable[[Run, int], Detail]] = {
     "prompts": add_prompts,
     "generate": generate,
+    "revise": revise,
     "label": label,
+    "collect": collect,
     "pair": pair,
     "train": train,
     "evaluate": evaluate,
     "final": final,
 }
-WITH_MODEL = frozenset({"generate", "label", "train", "evaluate", "final"})
+WITH_MODEL = frozenset({"generate", "revise", "label", "train", "evaluate", "final"})
+
+
+def stage_of(run: Run, step: str) -> str:
+    """The stage that a step is."""
+    return step if step in FRAME else run.recipe.step(step).stage
+
+
+def perform(run: Run, number: int, step: str) -> Detail:
+    """Do one step of a round, with its settings."""
+    return STAGES[stage_of(run, step)](run.at(step), number)
 
 
 def drawn(run: Run, number: int) -> list[str]:
     """The keys of a round's prompts: a seeded order of the train split, taken in turn, begun again at its end."""
     keys = [prompt.key for prompt in run.prompts("train")]
-    order = sorted(keys, key=lambda key: digest(run.recipe.seed, key))
-    size = min(run.recipe.prompts.per_round, len(order))
+    order = sorted(keys, key=lambda key: digest(run.here.seed, key))
+    size = min(run.here.prompts.per_round, len(order))
     start = (number - 1) * size
     return [order[i % len(order)] for i in range(start, start + size)]
 
@@ -221,7 +311,7 @@ def drawn(run: Run, number: int) -> list[str]:
 def _panel(run: Run, number: int, stack: ExitStack) -> list[PanelMember]:
     """The panel with its engines; members that ask the same model share one."""
     shared: dict[str, Engine] = {}
-    return [_member(run, number, part, shared, stack) for part in run.recipe.panel]
+    return [_member(run, number, part, shared, stack) for part in run.here.panel]
 
 
 def _member(run: Run, number: int, part: PanelPart, shared: dict[str, Engine], stack: ExitStack) -> PanelMember:
@@ -229,20 +319,12 @@ def _member(run: Run, number: int, part: PanelPart, shared: dict[str, Engine], s
     from factory.judges import judges
     from factory.labelling import PanelMember
 
-    before = run.policy(max(number - 2, 0))
-    names = {"policy": run.policy(number - 1), "previous": before, "start": run.recipe.model}
-    facts, options = judges.facts(part.judge), dict(part.options)
-    whose = part.model or facts.get("whose", "start")
-    model, engine = names.get(whose, whose), None
-    if facts["asks"]:
-        spec = part.engine or run.recipe.engine
+    (model, options), engine = _asked(run, number, part), None
+    if judges.facts(part.judge)["asks"]:
+        spec = part.engine or run.here.engine
         key = digest(model, spec.model_dump())
         engine = shared.get(key) or stack.enter_context(closing(run.engine(model, spec)))
         shared[key] = engine
-    if facts.get("model"):
-        options.setdefault("model", model)
-    if facts.get("reference"):
-        options["reference"] = names.get(options.get("reference", "start"), options.get("reference"))
     member = PanelMember.of(
         part.judge, name=part.name, engine=engine, matchups=part.matchups, prompts=part.prompts, options=options
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from factory.faults import FactoryError
 
 if TYPE_CHECKING:
     from factory.recipe import Recipe
+    from factory.store import Store
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override of the recipe, e.g. train.config.epochs=1; repeatable.")
@@ -41,18 +43,39 @@ def run(
     loaded = recipes.load(name, [*(overrides or ()), *caps])
     preflight.check(loaded, where=str(recipes.find(name)))
     if dry_run:
-        plan = recipes.plan(loaded, _prompts_of(loaded, store))
-        text = f"{console.facts({k: v for k, v in plan.items() if k != 'stages'})}\n\n{console.table(plan['stages'])}"
-        console.emit(plan, as_json=as_json, text=text)
+        _show_plan(loaded, store, as_json=as_json)
         return
-    from factory import report as reports
+    from factory import report as reports, story as stories
     from factory.rounds import run as run_rounds, unfinished
 
     with options.opened(store, create=True) as opened:
         chosen = run_name or unfinished(opened, loaded) or options.dated(loaded.name, None)
         outcome = run_rounds(opened, loaded, chosen)
-        summary = reports.summary(reports.collect(opened, outcome.run))
+        summary = stories.summary(reports.collect(opened, outcome.run))
     console.emit(outcome.to_json(), as_json=as_json, text=f"{summary}\n\nreport: {outcome.report}")
+
+
+def _show_plan(loaded: Recipe, folder: Path, *, as_json: bool) -> None:
+    """The plan of a run; nothing is asked or written."""
+    from factory import forecast
+    from factory.journal import FILE
+
+    with ExitStack() as stack:
+        held = stack.enter_context(options.opened(folder)) if (folder / FILE).is_file() else None
+        tokens = _prompt_tokens(held) if held is not None else None
+        plan = forecast.plan(loaded, _prompts_of(loaded, folder), prompt_tokens=tokens, store=held)
+    said = {k: v for k, v in plan.items() if k not in ("stages", "seconds", "cost_usd", "memory_bytes")}
+    rows = [{k: v for k, v in row.items() if k != "memory_bytes"} for row in plan["stages"]]
+    console.emit(plan, as_json=as_json, text=f"{console.facts(said)}\n\n{console.table(rows)}")
+
+
+def _prompt_tokens(held: Store) -> int | None:
+    """Mean tokens of the store's prompts, about."""
+    from factory.forecast import BYTES_A_TOKEN
+    from factory.schema import Prompt, text_of
+
+    sizes = [len(text_of(prompt.messages).encode()) for prompt in held.rows(Prompt)]
+    return round(sum(sizes) / len(sizes) / BYTES_A_TOKEN) or 1 if sizes else None
 
 
 def _prompts_of(loaded: Recipe, folder: Path) -> dict[str, int]:
@@ -99,14 +122,14 @@ def report(
     as_json: options.AsJson = False,
 ) -> None:
     """Write a run's report.html again from the store, also of a run at work, and print its summary."""
-    from factory import report as reports
+    from factory import report as reports, story as stories
 
     with options.opened(store) as opened:
         name = options.newest(opened, "rounds", run_name)
         collected = reports.collect(opened, name)
         path = reports.write(opened, name)
         result: dict[str, Any] = {"run": name, "report": str(path)}
-    console.emit(result, as_json=as_json, text=f"{reports.summary(collected)}\n\nreport: {path}")
+    console.emit(result, as_json=as_json, text=f"{stories.summary(collected)}\n\nreport: {path}")
 
 
 def list_recipes(as_json: options.AsJson = False) -> None:
