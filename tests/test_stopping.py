@@ -230,7 +230,7 @@ def test_going_on_tells_what_every_rule_saw() -> None:
     decision = decide(history(20, 60), StopConfig(max_rounds=5))
     assert not decision.stop
     assert decision.rule == ""
-    assert set(decision.evidence) == {"no_gain", "kl_budget", "reward_hacking", "label_starvation", "max_rounds"}
+    assert set(decision.evidence) == {rule.rule for rule in StopConfig().leaves()} | {"max_rounds"}
     assert "1 of at most 5 rounds done" in decision.reason
     json.dumps(dict(decision.evidence), allow_nan=False)
 
@@ -246,7 +246,10 @@ def test_all_stops_only_together() -> None:
 
 
 def test_every_rule_is_registered_under_its_name_and_serialises() -> None:
-    assert rules.names() == ["budget", "kl_budget", "label_starvation", "max_rounds", "no_gain", "reward_hacking"]
+    assert rules.names() == [
+        "budget", "degeneration", "diversity_collapse", "judge_agreement", "kl_budget", "label_starvation",
+        "length_drift", "margin_saturation", "max_rounds", "no_gain", "reward_hacking",
+    ]  # fmt: skip
     for name in rules.names():
         assert rules.get(name).model_fields["rule"].default == name
         assert issubclass(rules.get(name), Rule)
@@ -315,7 +318,7 @@ def test_a_barred_policy_is_never_champion() -> None:
     hacker = history(20, 60, 90, gain=SURE_GAIN, tokens=Estimate(9.0, 8.0, 10.0))
     assert champion(hacker) == 2
     assert champion(hacker, config) == 1
-    assert [e.flags for e in flagged(hacker, config)] == [(), (), ("reward_hacking",)]
+    assert [e.flags for e in flagged(hacker, config)] == [(), (), ("reward_hacking", "length_drift")]
     far = history(20, 60, kl_sequence=Estimate(99.0, 90.0, 110.0))
     assert champion(far, config) == 0
     assert champion(far, StopConfig(any=())) == 1
