@@ -140,11 +140,14 @@ def test_train_and_evaluate_by_hand(store: str, tiny_model: Path) -> None:
     kto = good("train", "--method", "kto", "--model", str(tiny_model), "--run", "hand", "--round", "0", *quick,
                "--out", str(Path(store).parent / "kto"), "--store", store)  # fmt: skip
     assert kto["rows"] > trained["rows"]
-    few = ("--limit", "3", "--max-tokens", "6", "-E", "threads=1", "-E", "dtype=float32")
+    few = ("--limit", "3", "--max-tokens", "6", "--top-p", "0.9", "-E", "threads=1", "-E", "dtype=float32")
     measured = good(
-        "evaluate", "--model", policy, "--baseline", str(tiny_model), *few, "--run", "measured", "--store", store
-    )
-    assert measured["answers"] == 3
+        "evaluate", "--model", policy, "--baseline", str(tiny_model), *few, "--score-limit", "2", "--run", "measured",
+        "--store", store
+    )  # fmt: skip
+    assert (measured["answers"], measured["scored"]) == (3, 2)
+    how = good("query", "SELECT DISTINCT sampling FROM calls WHERE purpose = 'evaluate'", "--store", store)
+    assert [json.loads(row["sampling"])["top_p"] for row in how] == [0.9]
     assert measured["kl_sequence"] is not None
 
 

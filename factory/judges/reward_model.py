@@ -238,6 +238,8 @@ def _load(files: ModelFiles, device: str, dtype: str, label: str | int | None, m
     own_tokenizer = files.adapter and (Path(files.adapter) / "tokenizer_config.json").is_file()
     head = _head_of(files.adapter) if files.adapter else None
     options = {} if head is None else {"num_labels": head}
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # of a base without a head: the adapter brings one, or it is a fault below
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.adapter if own_tokenizer else files.base)
         model, told = AutoModelForSequenceClassification.from_pretrained(
@@ -251,6 +253,8 @@ def _load(files: ModelFiles, device: str, dtype: str, label: str | int | None, m
         raise FactoryError(f"the reward model does not load: {error}", where=files.name,
                            todo="name a folder or hub model of sequence classification, or a peft adapter on one",
                            ) from error  # fmt: skip
+    finally:
+        logging.set_verbosity(level)
     if told["missing_keys"] and head is None:
         raise FactoryError(
             f"the model has no trained head for scores (missing: {', '.join(sorted(told['missing_keys'])[:3])})",
