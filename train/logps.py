@@ -24,6 +24,7 @@ from train.packing import Group, Layout, UnpackableError, pack, packed_attention
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 64 << 20  # float32 logits held at a time
+KEPT_BYTES = 512 << 20  # float32 logits held from the forward pass to the backward one, where the head learns
 DEFAULT_BATCH_TOKENS = {"cpu": 2048}
 ACCELERATOR_BATCH_TOKENS = 32768
 
@@ -94,23 +95,27 @@ class _ChunkedLogps(torch.autograd.Function):
 
     d logp / d hidden = weight[target] - softmax @ weight. It does not depend on the gradient that comes in but by a
     factor a token, so where the head is frozen it is formed in the forward pass, while the chunk's logits are
-    there. Where the head learns, the backward pass makes the chunk's logits again.
+    there. Where the head learns and one chunk holds all rows, their probabilities are kept in the place of the logits
+    for the backward pass, which is the next thing to come and needs no product of its own to have them; with more
+    chunks the backward pass makes the logits of each again.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, rows: int) -> Tensor:
-        ctx.dtype, ctx.rows = _compute_dtype(hidden), rows
+        ctx.dtype, ctx.rows, ctx.kept = _compute_dtype(hidden), rows, None
         ctx.head_learns = weight.requires_grad or (bias is not None and bias.requires_grad)
         unit = torch.empty_like(hidden) if hidden.requires_grad and not ctx.head_learns else None
         out = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
-            for at, logits, _ in _chunks(hidden, weight, bias, rows, ctx.dtype):
+            for at, logits, w in _chunks(hidden, weight, bias, rows, ctx.dtype):
                 target = targets[at, None]
-                total = logits.logsumexp(-1, keepdim=True)
-                out[at] = (logits.gather(-1, target) - total)[:, 0]
+                wanted, total, chances = _normalised(logits, target)
+                out[at] = (wanted - total)[:, 0]
                 if unit is not None:
-                    slope = (logits - total).exp_().neg_().scatter_add_(1, target, torch.ones_like(total))
-                    unit[at] = (slope.to(weight.dtype) @ weight).to(unit.dtype)
+                    slope = chances.neg_().scatter_add_(1, target, torch.ones_like(total))
+                    unit[at] = (slope.to(w.dtype) @ w).to(unit.dtype)
+        if ctx.head_learns and len(hidden) <= rows:
+            ctx.kept = chances
         ctx.save_for_backward(*((unit,) if unit is not None else (hidden, weight, bias, targets)))
         return out
 
@@ -122,15 +127,15 @@ class _ChunkedLogps(torch.autograd.Function):
             return (unit * grad[:, None]).to(unit.dtype), None, None, None, None
         hidden, weight, bias, targets = ctx.saved_tensors
         into_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        into_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        into_weight: Tensor | None = None
         into_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        for at, logits, w in _chunks(hidden, weight, bias, ctx.rows, ctx.dtype):
+        for at, chances, w in _chances(ctx, hidden, weight, bias, targets):
             part = grad[at, None]
-            slope = logits.softmax(-1).mul_(-part).scatter_add_(1, targets[at, None], part).to(w.dtype)
+            slope = chances.mul_(-part).scatter_add_(1, targets[at, None], part).to(w.dtype)
             if into_hidden is not None:
                 into_hidden[at] = (slope @ w).to(hidden.dtype)
-            if into_weight is not None:
-                into_weight += slope.T @ hidden[at].to(w.dtype)
+            if ctx.needs_input_grad[1]:
+                into_weight = _plus_product(into_weight, slope, hidden[at].to(w.dtype), weight.dtype)
             if into_bias is not None:
                 into_bias += slope.sum(0)
         return into_hidden, into_weight, into_bias, None, None
@@ -139,20 +144,71 @@ class _ChunkedLogps(torch.autograd.Function):
 def _chunks(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: int, dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(which rows, their float32 logits, the weight in the dtype of the products) for one chunk after another."""
+    """(which rows, their float32 logits, the weight in the dtype of the products) for one chunk after another. On a CPU
+    all chunks lie in the same memory: new pages for each would take a third of the products' time."""
     w = weight.to(dtype)
     b = None if bias is None else bias.to(dtype)
+    held = None
+    if hidden.device.type == "cpu":
+        held = torch.empty(min(rows, len(hidden)), len(weight), dtype=dtype)
     for start in range(0, len(hidden), rows):
         at = slice(start, start + rows)
-        yield at, F.linear(hidden[at].to(dtype), w, b).float(), w
+        yield at, _logits(hidden[at].to(dtype), w, b, held).float(), w
+
+
+def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, held: Tensor | None) -> Tensor:
+    """hidden @ weight.T + bias, in the first rows of `held` where there is such a place."""
+    if held is None:
+        return F.linear(hidden, weight, bias)
+    place = held[: len(hidden)]
+    with torch.no_grad():
+        torch.mm(hidden, weight.T, out=place)
+        return place if bias is None else place.add_(bias)
+
+
+def _normalised(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The targets' logits (rows, 1), the log of the sum of all exponentials (rows, 1), and the softmax (rows, words),
+    which takes the place of the logits.
+
+    With p = softmax, log sum exp(z) = max z - log max p: the exponentials, dearest of all but the products, are formed
+    once.
+    """
+    wanted, top = logits.gather(-1, target), logits.amax(-1, keepdim=True)
+    chances = torch.softmax(logits, -1, out=logits) if logits.device.type == "cpu" else logits.softmax(-1)
+    return wanted, top - chances.amax(-1, keepdim=True).log(), chances
+
+
+def _chances(
+    ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(which rows, their probabilities, the weight) a chunk at a time: as they were kept, once, else made again."""
+    kept, ctx.kept = ctx.kept, None
+    if kept is not None:
+        yield slice(0, len(hidden)), kept, weight.to(ctx.dtype)
+        return
+    for at, logits, w in _chunks(hidden, weight, bias, ctx.rows, ctx.dtype):
+        yield at, _normalised(logits, targets[at, None])[2], w
+
+
+def _plus_product(total: Tensor | None, slope: Tensor, hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    """total + slope.T @ hidden: (words, width) in the weight's dtype, in place where there is a total."""
+    if total is None:
+        return (slope.T @ hidden).to(dtype)
+    return total.addmm_(slope.T, hidden) if dtype == hidden.dtype else total.add_(slope.T @ hidden)
 
 
 def chunked_logps(hidden: Tensor, head: nn.Linear, targets: Tensor, rows: int | None = None) -> Tensor:
     """Log-probability of each target: hidden (tokens, width), targets (tokens,) -> (tokens,) float32, nats.
 
-    `rows` tokens' logits are held at a time (default: as many as CHUNK_BYTES holds).
+    `rows` tokens' logits are held at a time (default: as many as CHUNK_BYTES holds; all of them up to KEPT_BYTES where
+    the head learns, so that they are there for the backward pass).
     """
-    rows = rows or max(16, CHUNK_BYTES // (4 * head.weight.shape[0]))
+    words = head.weight.shape[0]
+    learns = torch.is_grad_enabled() and head.weight.requires_grad
+    if rows is None:
+        rows = max(16, CHUNK_BYTES // (4 * words))
+        if learns and 4 * words * len(hidden) <= KEPT_BYTES:
+            rows = max(rows, len(hidden))
     out: Tensor = _ChunkedLogps.apply(hidden, head.weight, head.bias, targets, rows)  # type: ignore[no-untyped-call]
     return out
 

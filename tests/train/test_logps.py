@@ -76,14 +76,14 @@ def test_chunks_change_neither_values_nor_gradients(
 def test_no_logits_of_more_than_a_chunk_are_held(learns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest (rows, words) tensor that the head makes has as many rows as a chunk, forward and backward."""
     widest = 0
-    plain = module.F.linear
+    plain = module._logits
 
     def watched(hidden: torch.Tensor, *others: Any) -> torch.Tensor:
         nonlocal widest
         widest = max(widest, len(hidden))
         return plain(hidden, *others)
 
-    monkeypatch.setattr(module.F, "linear", watched)
+    monkeypatch.setattr(module, "_logits", watched)
     head = nn.Linear(6, 50).requires_grad_(learns)
     hidden = torch.randn(23, 6, requires_grad=True)
     kept: list[int] = []
@@ -92,6 +92,40 @@ def test_no_logits_of_more_than_a_chunk_are_held(learns: bool, monkeypatch: pyte
     out.sum().backward()
     assert widest == 4
     assert max(kept) < 23 * 50
+
+
+@pytest.mark.parametrize(("room", "products"), [(1 << 20, 1), (0, 2)], ids=["kept", "made again"])
+def test_logits_that_fit_are_made_once(room: int, products: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one chunk, and in the backward pass again only where there was no room to keep them; a second backward pass
+    through the same graph makes them again too, to the same gradient."""
+    made: list[int] = []
+    plain = module._logits
+
+    def watched(hidden: torch.Tensor, *others: Any) -> torch.Tensor:
+        made.append(len(hidden))
+        return plain(hidden, *others)
+
+    monkeypatch.setattr(module, "_logits", watched)
+    monkeypatch.setattr(module, "KEPT_BYTES", room)
+    monkeypatch.setattr(module, "CHUNK_BYTES", 0)  # chunks of 16
+    head = nn.Linear(6, 50)
+    hidden = torch.randn(23, 6, requires_grad=True)
+    out = chunked_logps(hidden, head, torch.arange(23)).sum()
+    inputs = [hidden, head.weight, head.bias]
+    first = torch.autograd.grad(out, inputs, retain_graph=True)
+    assert sum(made) == 23 * products
+    assert max(made) == (23 if room else 16)
+    for again, once in zip(torch.autograd.grad(out, inputs), first, strict=True):
+        torch.testing.assert_close(again, once)
+
+
+def test_large_and_small_logits_are_normalised_alike() -> None:
+    """Where one word has all the probability, or each the same, as log_softmax says it."""
+    logits = torch.stack([torch.zeros(1000), 1e4 * torch.eye(1000)[3], torch.linspace(-90, 90, 1000)])
+    target = torch.tensor([[5], [4], [0]])
+    wanted, total, chances = module._normalised(logits.clone(), target)
+    torch.testing.assert_close(wanted - total, logits.log_softmax(-1).gather(-1, target))
+    torch.testing.assert_close(chances, logits.softmax(-1))
 
 
 # ------------------------------------------------------------------------------------------------------- packing
