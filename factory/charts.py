@@ -18,6 +18,9 @@ from factory.schema import Estimate
 WIDTH, HEIGHT = 440, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 42
 ROW = 30  # height of one row of an interval plot
+SIDE = 150  # room for the names at the left of rows, bars and heat maps
+LONGEST = 22  # characters of such a name
+HALF = 0.55  # squares of a heat map above it are dark enough for light letters
 Show = Callable[[float], str]
 _NOTHING = 1e-100  # a spread below it cannot be cut into steps
 
@@ -88,8 +91,15 @@ def lines(
     x = _x_scale(everything, whole_x)
     parts = [_grid(y, show), _x_axis(x, x_name, whole_x)]
     parts += [_tag("line", "rule", x1=x(at), x2=x(at), y1=TOP, y2=HEIGHT - BOTTOM) for at in breaks]
-    parts += [_line(s, x, y, show, x_name) for s in drawn]
+    step = 7.0 if whole_x else 0.0  # side by side, so that intervals at one x do not hide each other
+    for place, one in enumerate(drawn):
+        parts.append(_line(one, _moved(x, step * (place - (len(drawn) - 1) / 2)), y, show, x_name))
     return _svg(Markup().join(parts), HEIGHT, title, "lines")
+
+
+def _moved(scale: Scale, by: float) -> Scale:
+    """The same scale, so many pixels further."""
+    return scale._replace(start=scale.start + by, end=scale.end + by)
 
 
 def _y_scale(everything: Sequence[Point], zero: bool) -> Scale:
@@ -174,14 +184,11 @@ def rows(
     if not groups:
         return Markup()
     height = len(groups) * ROW + 24
-    x = Scale(0.0, 1.0, 150, WIDTH - RIGHT)
-    parts = []
-    for at in (0.0, 0.25, 0.5, 0.75, 1.0):
-        parts.append(_tag("line", "grid", x1=x(at), x2=x(at), y1=0, y2=height - 20))
-        parts.append(_text(show(at), x(at), height - 4, "end" if at == 1 else "middle"))
+    x = Scale(0.0, 1.0, SIDE, WIDTH - RIGHT)
+    parts = [_unit_axis(x, height, show)]
     for i, (label, values) in enumerate(groups):
         middle = ROW * (i + 0.5)
-        parts.append(_text(label, 142, middle + 4, "end"))
+        parts.append(_text(_short(label), SIDE - 8, middle + 4, "end"))
         spread = 9.0 / max(len(values) - 1, 1)
         for j, ((name, tone), value) in enumerate(zip(names, values, strict=True)):
             if value is not None:
@@ -196,6 +203,187 @@ def _row_mark(name: str, p: Point, tone: int, show: Show, x: Scale, at: float) -
         bar = _tag("line", f"bar t{tone}", x1=x(p.low), x2=x(p.high), y1=at, y2=at)
     dot = _tag("circle", f"dot t{tone}", cx=x(p.y), cy=at, r=4)
     return Markup("<g><title>{}</title>{}{}</g>").format(tell(name, p, show), bar, dot)
+
+
+# ------------------------------------------------------------------------------------------------- one against another
+
+
+class Spot(NamedTuple):
+    """A labelled place with its intervals on both axes; NaN bounds draw none."""
+
+    label: str
+    x: Estimate
+    y: Estimate
+
+
+def path(
+    spots: Sequence[Spot], *, title: str, x_name: str, y_name: str, show: Show, rule: float | None = None, tone: int = 1
+) -> Markup:
+    """Places joined in their order, each with its label: what was gained against what it cost. `rule`: a dashed line
+    at that y."""
+    spots = [s for s in spots if math.isfinite(s.x.value) and math.isfinite(s.y.value)]
+    if not spots:
+        return Markup()
+    level = [] if rule is None else [Point(spots[0].x.value, rule)]
+    y = _y_scale([*(Point(s.x.value, *s.y) for s in spots), *level], zero=False)
+    x = _around([bound for s in spots for bound in s.x])
+    parts = [_grid(y, show), _x_axis(x, x_name, whole=False)]
+    if rule is not None:
+        parts.append(_tag("line", "rule", x1=LEFT, x2=WIDTH - RIGHT, y1=y(rule), y2=y(rule)))
+    joined = " ".join(f"{x(s.x.value):.1f},{y(s.y.value):.1f}" for s in spots)
+    parts.append(_tag("polyline", f"line thin t{tone}", points=joined))
+    parts += [_spot(s, x, y, show, x_name, y_name, tone) for s in spots]
+    return _svg(Markup().join(parts), HEIGHT, title, "lines")
+
+
+def _around(values: Iterable[float]) -> Scale:
+    """A scale along x with room at both ends."""
+    known = [value for value in values if math.isfinite(value)]
+    low, high = min(known), max(known)
+    room = 0.08 * (high - low) if high - low > _NOTHING else max(abs(high) / 2, 0.5)
+    return Scale(low - room, high + room, LEFT, WIDTH - RIGHT)
+
+
+def _spot(s: Spot, x: Scale, y: Scale, show: Show, x_name: str, y_name: str, tone: int) -> Markup:
+    at, level = x(s.x.value), y(s.y.value)
+    parts = []
+    if math.isfinite(s.y.low) and math.isfinite(s.y.high):
+        parts.append(_tag("line", f"bar t{tone}", x1=at, x2=at, y1=y(s.y.low), y2=y(s.y.high)))
+    if math.isfinite(s.x.low) and math.isfinite(s.x.high):
+        parts.append(_tag("line", f"bar t{tone}", x1=x(s.x.low), x2=x(s.x.high), y1=level, y2=level))
+    parts.append(_tag("circle", f"dot t{tone}", cx=at, cy=level, r=5))
+    near_end = at > WIDTH - RIGHT - 40
+    parts.append(_text(s.label, at - 8 if near_end else at + 8, level - 8, "end" if near_end else "start"))
+    along = tell(x_name, Point(0.0, *s.x), "{:.3g}".format)
+    says = f"{s.label}: {along}; {tell(y_name, Point(0.0, *s.y), show)}"
+    return Markup("<g><title>{}</title>{}</g>").format(says, Markup().join(parts))
+
+
+# --------------------------------------------------------------------------------------------------------- histogram
+
+
+def histogram(
+    samples: Sequence[tuple[str, Sequence[float], int]], *, title: str, x_name: str, bins: int = 24
+) -> Markup:
+    """Shares of each sample (name, values, tone) by value, as outlines over common bins, with a mark at each mean."""
+    samples = [(name, values, tone) for name, values, tone in samples if values]
+    if not samples:
+        return Markup()
+    edges = _edges([v for _, values, _ in samples for v in values], bins)
+    shares = [_shares(values, edges) for _, values, _ in samples]
+    y = _y_scale([Point(0.0, share) for found in shares for share in found], zero=True)
+    x = Scale(edges[0], edges[-1], LEFT, WIDTH - RIGHT)
+    parts = [_grid(y, "{:.0%}".format), _x_axis(x, x_name, whole=False)]
+    for (name, values, tone), found in zip(samples, shares, strict=True):
+        mean = math.fsum(values) / len(values)
+        outline = _outline(found, edges, x, y)
+        parts.append(
+            Markup("<g><title>{}</title>{}{}{}</g>").format(
+                f"{name}: {len(values):,} answers, mean {mean:.4g}",
+                _tag("polygon", f"area t{tone}", points=outline),
+                _tag("polyline", f"line t{tone}", points=outline),
+                _tag("line", f"mean t{tone}", x1=x(mean), x2=x(mean), y1=HEIGHT - BOTTOM, y2=HEIGHT - BOTTOM + 7),
+            )
+        )
+    return _svg(Markup().join(parts), HEIGHT, title, "lines")
+
+
+def _edges(values: Sequence[float], bins: int) -> list[float]:
+    """Equal bins over all values; whole ones where the values are whole."""
+    low, high = min(values), max(values)
+    if all(float(value).is_integer() for value in values):
+        width = max(1.0, math.ceil((high - low + 1) / bins))
+        return [low + i * width for i in range(math.ceil((high - low + 1) / width) + 1)]
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # too close to be cut
+        return [low - 0.5, high + 0.5]
+    return [low + i * (high - low) / bins for i in range(bins + 1)]
+
+
+def _shares(values: Sequence[float], edges: Sequence[float]) -> list[float]:
+    width, counts = edges[1] - edges[0], [0] * (len(edges) - 1)
+    for value in values:
+        counts[min(int((value - edges[0]) / width), len(counts) - 1)] += 1
+    return [count / len(values) for count in counts]
+
+
+def _outline(shares: Sequence[float], edges: Sequence[float], x: Scale, y: Scale) -> str:
+    corners = [(edges[0], 0.0)]
+    for i, share in enumerate(shares):
+        corners += [(edges[i], share), (edges[i + 1], share)]
+    corners.append((edges[-1], 0.0))
+    return " ".join(f"{x(at):.1f},{y(share):.1f}" for at, share in corners)
+
+
+# ------------------------------------------------------------------------------------------------- bars and heat maps
+
+
+def bars(
+    values: Sequence[tuple[str, Estimate | None]], *, title: str, neutral: float, show: Show, tone: int = 1
+) -> Markup:
+    """Bars to the left and right of a neutral value on an axis from 0 to 1, with intervals; what is not known is left
+    out."""
+    known = [(name, value) for name, value in values if value is not None and math.isfinite(value.value)]
+    if not known:
+        return Markup()
+    height, x = len(known) * ROW + 24, Scale(0.0, 1.0, SIDE, WIDTH - RIGHT)
+    parts = [_unit_axis(x, height, show)]
+    for i, (name, value) in enumerate(known):
+        middle, ends = ROW * (i + 0.5), sorted((x(neutral), x(value.value)))
+        bar = _tag("rect", f"fill t{tone}", x=ends[0], y=middle - 7, width=ends[1] - ends[0], height=14)
+        whisker = Markup()
+        if math.isfinite(value.low) and math.isfinite(value.high):
+            whisker = _tag("line", "whisker", x1=x(value.low), x2=x(value.high), y1=middle, y2=middle)
+        parts.append(_text(_short(name), SIDE - 8, middle + 4, "end"))
+        says = tell(name, Point(0.0, *value), show)
+        parts.append(Markup("<g><title>{}</title>{}{}</g>").format(says, bar, whisker))
+    parts.append(_tag("line", "rule", x1=x(neutral), x2=x(neutral), y1=0, y2=height - 20))
+    return _svg(Markup().join(parts), height, title, "rows")
+
+
+def _unit_axis(x: Scale, height: float, show: Show) -> Markup:
+    parts = []
+    for at in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(_tag("line", "grid", x1=x(at), x2=x(at), y1=0, y2=height - 20))
+        parts.append(_text(show(at), x(at), height - 4, "end" if at == 1 else "middle"))
+    return Markup().join(parts)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+class Heat(NamedTuple):
+    """A square of a heat map: how strong (0 to 1, None: not known), what is written in it, and it in words."""
+
+    level: float | None
+    text: str
+    says: str
+
+
+def heat(names: Sequence[str], cells: Sequence[Sequence[Heat | None]], *, title: str) -> Markup:
+    """A square for every two names: row by column, None where there is none. Empty for fewer than two names."""
+    if len(names) < 2:
+        return Markup()
+    size = min(64.0, (WIDTH - RIGHT - SIDE) / len(names))
+    height = size * len(names) + 24
+    parts = []
+    for i, name in enumerate(names):
+        parts.append(_text(f"{_short(name)} · {i + 1}", SIDE - 4, size * (i + 0.5) + 4, "end"))
+        parts.append(_text(str(i + 1), SIDE + size * (i + 0.5), size * len(names) + 18, "middle"))
+        for j, cell in enumerate(cells[i]):
+            if cell is not None:
+                parts.append(_square(cell, SIDE + 2 + size * j, size * i, size - 3))
+    return _svg(Markup().join(parts), height, title, "rows")
+
+
+def _square(cell: Heat, x: float, y: float, size: float) -> Markup:
+    level = 0.0 if cell.level is None else min(max(cell.level, 0.0), 1.0)
+    kind = "heat strong" if level > HALF else "heat"
+    box = Markup('<rect x="{}" y="{}" width="{}" height="{}" rx="3" style="--level:{}"/>').format(
+        f"{x:.1f}", f"{y:.1f}", f"{size:.1f}", f"{size:.1f}", f"{100 * level:.0f}%"
+    )
+    text = _text(cell.text, x + size / 2, y + size / 2 + 4, "middle")
+    return Markup('<g class="{}"><title>{}</title>{}{}</g>').format(kind, cell.says, box, text)
 
 
 # --------------------------------------------------------------------------------------------------------- elements

@@ -12,24 +12,18 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from factory import charts
-from factory.charts import Point, Series, lines, points
+from factory import figures
 from factory.console import span
-from factory.report import (
-    CUT,
-    RoundView,
-    RunReport,
-    command_line,
-    percent,
-    points as in_points,
-    queries,
-    story,
-)
-from factory.schema import Estimate, Messages, PolicyReport, Preference
+from factory.figures import number, whole_percent
+from factory.report import PairToRead, RoundView, RunReport, Vote, estimate_of
+from factory.schema import Estimate, Messages
+from factory.story import command_line, dollars, percent, points as in_points, queries, story
 
 if TYPE_CHECKING:
     import jinja2
-    from markupsafe import Markup
+
+CUT = 1600
+"""Characters of a text that the page shows."""
 
 
 class Cell(NamedTuple):
@@ -47,15 +41,6 @@ class Table(NamedTuple):
     marked: int = -1
 
 
-class Figure(NamedTuple):
-    """A chart with its name, what to see in it, and its legend: (name, tone)."""
-
-    name: str
-    says: str
-    chart: Markup
-    legend: list[tuple[str, int]]
-
-
 Show = Callable[[float], str]
 
 
@@ -68,12 +53,18 @@ def render(report: RunReport) -> str:
         tiles=tiles(report),
         rounds=measured_table(report),
         made=made_table(report),
-        measured=measured_figures(report),
-        trained=training_figures(report),
-        kinds=kind_figure(report),
+        measured=figures.measured_figures(report),
+        trade=figures.trade_figures(report),
+        slices=figures.slice_figures(report),
+        lengths=figures.length_figures(report),
+        trained=figures.training_figures(report),
         judges=judge_table(report),
+        heat=figures.agreement_figures(report.panel),
+        habits=figures.bias_figures(report.panel),
+        worth=panel_words(report.panel),
         agreement=agreement_table(report),
         pairs=[pair_view(pair) for pair in report.pairs],
+        groups=GROUPS,
         decisions=[(view.round, view.decision, span(view.seconds), view.notes) for view in report.rounds],
         facts=facts(report),
         queries=[(what, command_line(sql)) for what, sql in queries(report.run)],
@@ -99,24 +90,22 @@ def _template() -> jinja2.Template:
 # ------------------------------------------------------------------------------------------------------------- cells
 
 
-def number(value: float) -> str:
-    """Three significant figures, without an exponent where a reader can do without."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
 def bare(show: Show) -> Show:
     """The same without its unit, for the ends of an interval: 24.5% becomes 24.5."""
     return lambda value: show(value).removesuffix("%").removesuffix(" points")
 
 
+UNKNOWN = Cell("–")
+
+
 def cell(value: Estimate | float | None, show: Show = number) -> Cell:
     """A value with its interval; a dash where it was not measured."""
     if value is None:
-        return Cell("–")
+        return UNKNOWN
     if not isinstance(value, Estimate):
-        return Cell(show(value)) if math.isfinite(value) else Cell("–")
+        return Cell(show(value)) if math.isfinite(value) else UNKNOWN
     if math.isnan(value.value):
-        return Cell("–")
+        return UNKNOWN
     known = math.isfinite(value.low) and math.isfinite(value.high) and value.low < value.high
     end = bare(show)
     return Cell(show(value.value), f"{end(value.low)} to {end(value.high)}" if known else "")
@@ -144,6 +133,8 @@ def tiles(report: RunReport) -> list[tuple[str, str, str]]:
         shown = cell(best.kl_sequence)
         found.append(("KL from the start", f"{shown.main} nats", f"{shown.sub} a sequence"))
     found.append(("rounds", str(max(len(report.rounds) - 1, 0)), span(sum(v.seconds for v in report.rounds))))
+    if report.cost:
+        found.append(("cost", f"${report.cost:,.2f}", f"{sum(v.tokens for v in report.rounds):,} tokens written"))
     return found
 
 
@@ -177,13 +168,30 @@ _MEASURED: list[tuple[str, str, str, Show]] = [
 
 
 def measured_table(report: RunReport) -> Table:
-    """The rounds as held-out prompts saw them."""
-    heads = [("round", "0 is the start policy"), *((name, says) for name, _, says, _ in _MEASURED)]
-    cells = [
-        [Cell(str(view.round)), *(cell(getattr(view.report, key, None), show) for _, key, _, show in _MEASURED)]
+    """The rounds as held-out prompts saw them; what was never measured has no column."""
+    columns = [_column(report, *measure) for measure in _MEASURED]
+    names = dict.fromkeys(judge.judge for view in report.rounds if view.report for judge in view.report.judged)
+    columns += [_judge_column(report, name) for name in names]
+    kept = [(head, cells) for head, cells in columns if any(one != UNKNOWN for one in cells)]
+    heads = [("round", "0 is the start policy"), *(head for head, _ in kept)]
+    lines = [[Cell(str(view.round)), *(cells[i] for _, cells in kept)] for i, view in enumerate(report.rounds)]
+    return Table(heads, lines, _marked(report, report.rounds))
+
+
+Column = tuple[tuple[str, str], list["Cell"]]
+
+
+def _column(report: RunReport, name: str, key: str, says: str, show: Show) -> Column:
+    return (name, says), [cell(getattr(view.report, key, None), show) for view in report.rounds]
+
+
+def _judge_column(report: RunReport, name: str) -> Column:
+    """How often a judge beside the verifier prefers a round's answers to the start policy's."""
+    rates = [
+        next((judge.win_rate for judge in view.report.judged if judge.judge == name), None) if view.report else None
         for view in report.rounds
     ]
-    return Table(heads, cells, _marked(report, report.rounds))
+    return (f"win rate by {name}", "against the start policy, ties half"), [cell(rate, percent) for rate in rates]
 
 
 _MADE = [
@@ -210,7 +218,7 @@ def _made_cells(view: RoundView) -> list[Cell]:
     return [
         Cell(str(view.round)),
         cell(view.preferences),
-        cell(_estimate(between.get("percent")), percent),
+        cell(estimate_of(between.get("percent")), percent),
         cell(training and training.margin),
         cell(training and training.accuracy, percent),
         cell(training and training.chosen, signed),
@@ -221,13 +229,6 @@ def _made_cells(view: RoundView) -> list[Cell]:
 
 def _marked(report: RunReport, views: Sequence[RoundView]) -> int:
     return next((i for i, view in enumerate(views) if view.round == report.champion), -1)
-
-
-def _estimate(value: Any) -> Estimate | None:
-    """An estimate as it is kept in JSON, [value, low, high] with null for NaN."""
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 3 or value[0] is None:
-        return None
-    return Estimate(*(math.nan if bound is None else float(bound) for bound in value))
 
 
 _JUDGE_COLUMNS: list[tuple[str, str, str, Show]] = [
@@ -243,9 +244,28 @@ _JUDGE_COLUMNS: list[tuple[str, str, str, Show]] = [
 
 
 def judge_table(report: RunReport) -> Table:
-    """Every judge of every round."""
+    """Every judge, all rounds together; round by round where they are not known together."""
+    if report.panel:
+        heads = [("judge", ""), *((name, says) for name, _, says, _ in _JUDGE_COLUMNS)]
+        return Table(heads, [_judge_cells(judge) for judge in report.panel.get("judges") or []])
     heads = [("round", ""), ("judge", ""), *((name, says) for name, _, says, _ in _JUDGE_COLUMNS)]
-    return Table(heads, [_judge_cells(n, judge) for n, judge in _judges(report, "judges")])
+    return Table(heads, [[Cell(str(n)), *_judge_cells(judge)] for n, judge in _judges(report, "judges")])
+
+
+def panel_words(panel: Mapping[str, Any]) -> list[str]:
+    """What all judges together are worth, and which of them stand in quarantine."""
+    found = []
+    together = panel.get("panel") or {}
+    if together.get("effective"):
+        found.append(
+            f"Together the {together['judges']} judges are worth {together['effective']:.1f} that err independently."
+        )
+    for judge in panel.get("judges") or []:
+        if judge.get("quarantined"):
+            found.append(
+                f"{judge['quarantined']:,} judgments of {judge['judge']} do not count: {judge.get('quarantine')}."
+            )
+    return found
 
 
 def _judges(report: RunReport, part: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
@@ -254,13 +274,13 @@ def _judges(report: RunReport, part: str) -> Iterable[tuple[int, Mapping[str, An
             yield view.round, item
 
 
-def _judge_cells(round_: int, judge: Mapping[str, Any]) -> list[Cell]:
-    cells = [Cell(str(round_)), Cell(str(judge.get("judge")), str(judge.get("kind") or ""))]
-    return cells + [_kept(judge.get(key), show) for _, key, _, show in _JUDGE_COLUMNS]
+def _judge_cells(judge: Mapping[str, Any]) -> list[Cell]:
+    named = Cell(str(judge.get("judge")), str(judge.get("model") or judge.get("kind") or ""))
+    return [named, *(_kept(judge.get(key), show) for _, key, _, show in _JUDGE_COLUMNS)]
 
 
 def _kept(value: Any, show: Show) -> Cell:
-    return cell(value if isinstance(value, int | float) else _estimate(value), show)
+    return cell(value if isinstance(value, int | float) else estimate_of(value), show)
 
 
 def agreement_table(report: RunReport) -> Table:
@@ -287,112 +307,42 @@ def _agreement_cells(round_: int, pair: Mapping[str, Any]) -> list[Cell]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------ charts
-
-
-def measured_figures(report: RunReport) -> list[Figure]:
-    """One chart for each held-out measure over the rounds."""
-
-    def of(name: str, label: str, says: str, show: Show = number, *, zero: bool = True) -> Figure:
-        values = points((float(v.round), getattr(v.report, name)) for v in report.rounds if v.report)
-        chart = lines([Series(label, values)], title=label, x_name="round", show=show, whole_x=True, zero=zero)
-        return Figure(label, says, chart, [])
-
-    figures = [
-        of(
-            "pass_rate", "Held-out pass rate", "Answers that meet every constraint, with 95% intervals.", _whole_percent
-        ),
-        of("kl_sequence", "KL from the start", f"Nats a sequence, on the policy's own answers{_scored(report)}."),
-        of("tokens", "Length", "Mean tokens of an answer. Never rewarded by itself."),
-        of("relevance", "Relevance", f"Nats a token that the prompt explains{_scored(report)}. Never rewarded."),
-        of("distinct_2", "Distinct-2", "Distinct word pairs, samples of equal size. Never rewarded."),
-    ]
-    return [figure for figure in figures if figure.chart]
-
-
-def _scored(report: RunReport) -> str:
-    """How many answers were read for it, where not all were."""
-    counts = [(view.report.scored, view.report.answers) for view in report.rounds if view.report]
-    return f" ({counts[-1][0]} of {counts[-1][1]})" if counts and counts[-1][0] < counts[-1][1] else ""
-
-
-def _whole_percent(value: float) -> str:
-    return f"{100 * value:.0f}%"
-
-
-def training_figures(report: RunReport) -> list[Figure]:
-    """Margins, accuracies and both log-probabilities over the steps of all rounds; dashed rules part the rounds."""
-    trained = [view for view in report.rounds if view.metrics]
-    breaks, at = [], 0
-    for view in trained[:-1]:
-        at += len(view.metrics)
-        breaks.append(at + 0.5)
-
-    def of(title: str, says: str, *wanted: tuple[str, str, int], zero: bool = False) -> Figure:
-        series = [Series(name, _curve(trained, key), tone, marks=False) for name, key, tone in wanted]
-        chart = lines(series, title=title, x_name="step", zero=zero, breaks=breaks)
-        return Figure(title, says, chart, [(name, tone) for name, _, tone in wanted] if len(wanted) > 1 else [])
-
-    figures = [
-        of("Reward margin", "Implicit reward of chosen minus rejected.", ("margin", "rewards/margins", 1), zero=True),
-        of("Accuracy", "Pairs of a batch with a margin above zero.", ("accuracy", "rewards/accuracies", 1)),
-        of(
-            "Log-probabilities",
-            "Nats an answer. When both fall, the margin hides that good answers become rarer too.",
-            ("chosen", "logps/chosen", 1),
-            ("rejected", "logps/rejected", 2),
-        ),
-        of(
-            "Against the reference",
-            "The same as log-ratios to the reference, nats an answer: what the training itself changed.",
-            ("chosen", "logratios/chosen", 1),
-            ("rejected", "logratios/rejected", 2),
-            zero=True,
-        ),
-    ]
-    return [figure for figure in figures if figure.chart]
-
-
-def _curve(trained: Sequence[RoundView], key: str) -> list[Point]:
-    values = (row.get(key) for view in trained for row in view.metrics)
-    return points((float(i), value) for i, value in enumerate(values, 1) if isinstance(value, int | float))
-
-
-def kind_figure(report: RunReport) -> Figure | None:
-    """Pass rate by kind of constraint, start against champion."""
-    start, best = report.start, report.best
-    if start is None or best is None or not start.by_constraint:
-        return None
-    champion = report.champion != 0
-    shown: list[PolicyReport] = [start, best] if champion else [start]
-    names = [("start", 3), (f"round {report.champion}", 1)][: len(shown)]
-    groups = [
-        (kind.replace("_", " "), [charts.point(0.0, policy.by_constraint.get(kind)) for policy in shown])
-        for kind in start.by_constraint
-    ]
-    chart = charts.rows(groups, names, title="Constraints met by kind", show=_whole_percent)
-    return Figure("Constraints met by kind", "Held-out answers, with 95% intervals.", chart, names)
-
-
 # ------------------------------------------------------------------------------------------------- texts and facts
+
+
+GROUPS = [
+    ("certain", "The most certain", "On which the judges agree the most, by the widest margin."),
+    ("disputed", "The most disputed", "On which the fewest judges side with the verdict: where labels may be wrong."),
+    ("drawn", "Drawn by chance", "By a hash of their keys: nobody picked them."),
+]
 
 
 class PairView(NamedTuple):
     """A preference to read."""
 
+    why: str
     round: int
     turns: list[tuple[str, str]]
     chosen: str
     rejected: str
     margin: str
     agreement: str
+    votes: list[str]
 
 
-def pair_view(pair: Preference) -> PairView:
-    """The pair as texts, cut where they are long."""
-    agreed = "" if pair.agreement is None else f"{_whole_percent(pair.agreement)} of {pair.judges} judges"
+def pair_view(shown_pair: PairToRead) -> PairView:
+    """The pair as texts, cut where they are long, and what each judge said."""
+    pair = shown_pair.pair
+    agreed = "" if pair.agreement is None else f"{whole_percent(pair.agreement)} of {pair.judges} judges"
     turns = [(turn["role"], shown(turn["content"])) for turn in pair.prompt]
-    return PairView(pair.round, turns, said(pair.chosen), said(pair.rejected), number(pair.margin), agreed)
+    votes = [vote_words(vote) for vote in shown_pair.votes]
+    sides = said(pair.chosen), said(pair.rejected)
+    return PairView(shown_pair.why, pair.round, turns, *sides, number(pair.margin), agreed, votes)
+
+
+def vote_words(vote: Vote) -> str:
+    """verifier: chosen (90%)"""
+    return f"{vote.judge}: {vote.says} ({whole_percent(vote.p_chosen)})"
 
 
 def said(turns: Messages) -> str:
@@ -423,16 +373,32 @@ def begun(report: RunReport) -> str:
 
 
 def facts(report: RunReport) -> list[tuple[str, str]]:
-    """Where the numbers come from: counts, models with their hashes, versions, time by stage."""
+    """Where the numbers come from: counts, sources, models with their hashes, seeds, data hashes, versions, cost and
+    time."""
     known = report.provenance
     found = [("prompts", ", ".join(f"{n:,} {split}" for split, n in (known.get("prompts") or {}).items()))]
+    found += [("sources", ", ".join(f"{name} ({n:,})" for name, n in (known.get("sources") or {}).items()))]
     found += [(name, f"{known[name]:,}") for name in ("answers", "failed answers", "answer tokens") if name in known]
     for round_, split, model, model_hash in known.get("models") or ():
         found.append((f"round {round_}, {split}", f"{model} ({model_hash[:12]})" if model_hash else model))
+    found += [(f"data: {name}", value) for name, value in (known.get("hashes") or {}).items()]
+    found += [("seed", seed_of_recipe(report.recipe)), ("threads", str(known.get("threads") or ""))]
+    found += [("versions", ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items()))]
     stages: dict[str, float] = {}
     for view in report.rounds:
         for stage, seconds in view.stages.items():
             stages[stage] = stages.get(stage, 0.0) + seconds
     found += [("time by stage", ", ".join(f"{stage} {span(seconds)}" for stage, seconds in stages.items()))]
-    found += [("versions", ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items()))]
+    read = sum(view.prompt_tokens for view in report.rounds)
+    if read:
+        written = sum(view.tokens for view in report.rounds)
+        found += [("paid for", f"{written:,} tokens written, {read:,} read, {dollars(report.cost)}")]
     return [(name, value) for name, value in found if value]
+
+
+def seed_of_recipe(recipe: str) -> str:
+    """The seed that a recipe's text gives; empty where it gives none."""
+    import yaml
+
+    data = yaml.safe_load(recipe) if recipe else None
+    return str(data.get("seed", "")) if isinstance(data, dict) else ""

@@ -1,31 +1,32 @@
-"""The page that tells a run: what was gained, on how many prompts, how surely, what it cost, and why it stopped.
+"""What a run did, as one value: its rounds with all that was measured, its judges, its costs, pairs to read, and where
+every number comes from.
 
-`collect` reads a run from the store, also one that is still at work; `page.render` makes one HTML file of it that needs
-no network and no script; `summary` is the same story for a terminal.
+`collect` reads it from the store, also of a run that is still at work. `factory/story.py` tells it in sentences,
+`factory/page.py` makes one HTML file of it, `factory/digest_page.py` Markdown, and `to_json` plain values.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from factory import console
 from factory.faults import FactoryError
-from factory.schema import Decision, Estimate, PolicyReport, Preference, Round, digest
+from factory.schema import Decision, Estimate, Judgment, PolicyReport, Preference, Round, digest
 
 if TYPE_CHECKING:
     from factory.store import Store
 
 PAIRS = 20
-CUT = 1600  # characters of a text that the page shows
+"""Pairs to read, in all."""
 Row = dict[str, Any]
 
-# ----------------------------------------------------------------------------------------------- what a page is of
+# ----------------------------------------------------------------------------------------------- what a report is of
 
 
 class Training(NamedTuple):
@@ -49,8 +50,14 @@ class RoundView:
     preferences: int | None = None
     agreement: Mapping[str, Any] = field(default_factory=dict)
     decision: Decision | None = None
+    gain_champion: Estimate | None = None
+    """Pass rate minus that of the champion before it."""
     seconds: float = 0.0
     tokens: int = 0
+    """Written and paid for in the round."""
+    prompt_tokens: int = 0
+    cost: float | None = 0.0
+    """US dollars; None: the price of some answer is unknown."""
     stages: Mapping[str, float] = field(default_factory=dict)
     metrics: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
@@ -62,9 +69,34 @@ class RoundView:
         return training_of(self.metrics)
 
 
+class Vote(NamedTuple):
+    """What one judge says of a pair. `p_chosen`: probability that the chosen answer is the better."""
+
+    judge: str
+    says: str  # chosen | rejected | tie
+    p_chosen: float
+
+
+class PairToRead(NamedTuple):
+    """A preference, why it is shown (certain | disputed | drawn), and what each judge said of it."""
+
+    why: str
+    pair: Preference
+    votes: tuple[Vote, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of answers: of held-out ones by round, and of those that were chosen and rejected."""
+
+    heldout: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    chosen: Sequence[int] = ()
+    rejected: Sequence[int] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunReport:
-    """Everything the page and the summary tell."""
+    """Everything that is told of a run."""
 
     run: str
     state: str
@@ -73,7 +105,12 @@ class RunReport:
     champion: int = 0
     final: PolicyReport | None = None
     final_start: PolicyReport | None = None
-    pairs: Sequence[Preference] = ()
+    panel: Mapping[str, Any] = field(default_factory=dict)
+    """The judges over all rounds, as `agreement.JudgesReport.to_json` gives them; empty where nobody judged."""
+    lengths: Lengths = field(default_factory=Lengths)
+    studies: Sequence[Mapping[str, Any]] = ()
+    """Best-of-n studies of the run."""
+    pairs: Sequence[PairToRead] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -90,6 +127,35 @@ class RunReport:
     def decision(self) -> Decision | None:
         """The last decision made."""
         return next((view.decision for view in reversed(self.rounds) if view.decision), None)
+
+    @property
+    def cost(self) -> float | None:
+        """US dollars of all rounds; None: the price of some answer is unknown."""
+        costs = [view.cost for view in self.rounds]
+        return None if None in costs else math.fsum(cost or 0.0 for cost in costs)
+
+    def to_json(self) -> Row:
+        """Plain JSON values; an estimate is [value, low, high], with null for what is not known."""
+        whole: Row = _plain({f.name: getattr(self, f.name) for f in fields(self)})
+        return whole
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Estimate):
+        return [_plain(part) for part in value]
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 # -------------------------------------------------------------------------------------------------------- collecting
@@ -110,6 +176,9 @@ def collect(store: Store, run: str) -> RunReport:
     folder = store.run_folder(run)
     views = [_view(n, closed.get(n), said.get(n, {}), folder / f"round-{n}" / "metrics.jsonl") for n in numbers]
     final = next((details["final"] for details in said.values() if "final" in details), None)
+    preferences = store.rows(Preference, {"run": run})
+    columns = ["key", "round", "split", "kind", "model", "model_hash", "failure", "tokens"]
+    candidates = store.read("candidates", columns=columns, where={"run": run})
     return RunReport(
         run=run,
         state=_state(store, run, marks, final),
@@ -118,8 +187,11 @@ def collect(store: Store, run: str) -> RunReport:
         champion=max((n for n, row in closed.items() if row.champion), default=0),
         final=_report((final or {}).get("report")),
         final_start=_report((final or {}).get("start")),
-        pairs=sample_pairs(store.rows(Preference, {"run": run})),
-        provenance=_provenance(store, run, held),
+        panel=_panel(store, run),
+        lengths=lengths_of(candidates, preferences),
+        studies=read_studies(folder),
+        pairs=with_votes(store, run, pairs_to_read(preferences)),
+        provenance=_provenance(store, held, (said.get(0) or {}).get("prompts") or {}, candidates, preferences),
     )
 
 
@@ -135,8 +207,11 @@ def _view(number: int, row: Round | None, said: Mapping[str, Row], metrics: Path
         preferences=pairs.get("preferences"),
         agreement=kept.get("agreement") or labels.get("agreement") or {},
         decision=Decision(**decision) if decision else None,
+        gain_champion=estimate_of(kept.get("gain_champion") or said.get("evaluate", {}).get("gain_champion")),
         seconds=float(kept.get("seconds") or sum(detail.get("seconds") or 0.0 for detail in said.values())),
         tokens=int(kept.get("tokens") or 0),
+        prompt_tokens=int(kept.get("prompt_tokens") or 0),
+        cost=kept.get("cost", 0.0),
         stages=kept.get("stages") or {stage: detail.get("seconds") or 0.0 for stage, detail in said.items()},
         metrics=read_metrics(metrics),
         notes=_notes(kept.get("training") or said.get("train", {}).get("training"), said.get("train", {})),
@@ -150,6 +225,13 @@ def _notes(training: Mapping[str, Any] | None, stage: Mapping[str, Any]) -> list
 
 def _report(data: Mapping[str, Any] | None) -> PolicyReport | None:
     return PolicyReport.from_json(data) if data else None
+
+
+def estimate_of(value: Any) -> Estimate | None:
+    """An estimate as it is kept in JSON, [value, low, high] with null for NaN."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 3 or value[0] is None:
+        return None
+    return Estimate(*(math.nan if bound is None else float(bound) for bound in value))
 
 
 def _state(store: Store, run: str, marks: Sequence[Row], final: Row | None) -> str:
@@ -168,25 +250,142 @@ def read_metrics(path: Path) -> list[Row]:
     return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
 
 
-def sample_pairs(preferences: Sequence[Preference], count: int = PAIRS) -> list[Preference]:
-    """Pairs to read: drawn by the hash of their keys, so that nobody picked them; then by round and margin."""
-    drawn = sorted(preferences, key=lambda pair: digest("page", pair.key))[:count]
-    return sorted(drawn, key=lambda pair: (pair.round, -pair.margin, pair.key))
+def read_studies(folder: Path) -> list[Row]:
+    """The best-of-n studies that the run's folder holds, by name of file; one that is being written is left out."""
+    found = []
+    for path in sorted(folder.glob("bon*.json")):
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            continue
+        if isinstance(data, dict):
+            found.append(data)
+    return found
 
 
-def _provenance(store: Store, run: str, held: Row | None) -> Row:
-    columns = ["round", "split", "model", "model_hash", "failure", "tokens"]
-    candidates = store.read("candidates", columns=columns, where={"run": run})
-    splits = [row["split"] for row in store.read("prompts", columns=["split"])]
+def _panel(store: Store, run: str) -> Row:
+    """The judges of the candidates that were labelled, all rounds together."""
+    from factory import agreement
+
+    labelled = store.read("judgments", columns=["run"], where={"run": run})
+    if not labelled:
+        return {}
+    try:
+        return agreement.report(store, run=run, split="train").to_json()
+    except FactoryError:  # only held-out answers were judged so far
+        return {}
+
+
+def lengths_of(candidates: Sequence[Row], preferences: Sequence[Preference]) -> Lengths:
+    """Tokens of held-out samples by round, and of the answers of preferences; answers from outside have no count."""
+    heldout: defaultdict[int, list[int]] = defaultdict(list)
+    tokens: dict[str, int] = {}
+    for row in candidates:
+        if row["failure"] is None and row["tokens"]:
+            tokens[row["key"]] = row["tokens"]
+            if row["split"] == "heldout" and row["kind"] == "sample":
+                heldout[row["round"]].append(row["tokens"])
+    both = [(tokens[p.chosen_key], tokens[p.rejected_key]) for p in preferences if _counted(p, tokens)]
+    return Lengths(dict(sorted(heldout.items())), [chosen for chosen, _ in both], [rejected for _, rejected in both])
+
+
+def _counted(pair: Preference, tokens: Mapping[str, int]) -> bool:
+    return pair.chosen_key in tokens and pair.rejected_key in tokens
+
+
+# ------------------------------------------------------------------------------------------------------ pairs to read
+
+
+def pairs_to_read(preferences: Sequence[Preference], count: int = PAIRS) -> list[PairToRead]:
+    """Three in ten the most certain, three in ten the most disputed, the others drawn by the hash of their keys, so
+    that nobody picked them. No pair twice; ties are broken by the hash."""
+    third = round(0.3 * count)
+    judged = [pair for pair in preferences if pair.judges > 1 and pair.agreement is not None and pair.agreement < 1]
+    disputed = sorted(judged, key=_dispute)[:third]
+    taken = {pair.key for pair in disputed}
+    certain = sorted((p for p in preferences if p.key not in taken), key=_certainty)[:third]
+    taken |= {pair.key for pair in certain}
+    left = sorted((p for p in preferences if p.key not in taken), key=lambda pair: digest("page", pair.key))
+    groups = {"certain": certain, "disputed": disputed, "drawn": left[: count - len(taken)]}
+    return [PairToRead(why, pair) for why, group in groups.items() for pair in group]
+
+
+def _dispute(pair: Preference) -> tuple[float, float, float, str]:
+    return pair.agreement or 0.0, -(pair.entropy or 0.0), pair.margin, digest("page", pair.key)
+
+
+def _certainty(pair: Preference) -> tuple[float, float, float, str]:
+    agreed = pair.agreement if pair.agreement is not None else 0.0
+    return -agreed, pair.entropy if pair.entropy is not None else math.inf, -pair.margin, digest("page", pair.key)
+
+
+def with_votes(store: Store, run: str, pairs: Sequence[PairToRead]) -> list[PairToRead]:
+    """The pairs with what each judge said of them."""
+    from factory import verdicts
+
+    keys = sorted({shown.pair.prompt_key for shown in pairs})
+    if not keys:
+        return []
+    panel = verdicts.read(store.rows(Judgment, {"run": run, "prompt_key": keys}))
+    return [shown._replace(votes=_votes(panel, shown.pair)) for shown in pairs]
+
+
+def _votes(panel: Any, pair: Preference) -> tuple[Vote, ...]:
+    a, b = sorted((pair.chosen_key, pair.rejected_key))
+    found = []
+    for judge in panel.judges():
+        verdict = panel.verdict(judge, (a, b))
+        if verdict is not None:
+            p = verdict.p_a if a == pair.chosen_key else 1 - verdict.p_a
+            winner = {"a": a, "b": b}.get(verdict.verdict)
+            says = "tie" if winner is None else "chosen" if winner == pair.chosen_key else "rejected"
+            found.append(Vote(judge, says, p))
+    return tuple(found)
+
+
+# --------------------------------------------------------------------------------------------------------- provenance
+
+
+def _provenance(
+    store: Store, held: Row | None, began: Row, candidates: Sequence[Row], preferences: Sequence[Preference]
+) -> Row:
+    info = (held or {}).get("info", {})
+    prompts = _prompts(store, began.get("until"))
+    splits = Counter(row["split"] for row in prompts)
+    answers = [row for row in candidates if row["kind"] != "given"]
     return {
         "begun": held["at"] if held else None,
-        "versions": dict((held or {}).get("info", {}).get("versions", {})),
-        "prompts": {split: splits.count(split) for split in ("train", "heldout", "final") if split in splits},
-        "answers": len(candidates),
-        "failed answers": sum(1 for row in candidates if row["failure"]),
-        "answer tokens": sum(row["tokens"] for row in candidates),
+        "versions": dict(info.get("versions", {})),
+        "threads": info.get("threads"),
+        "prompts": {split: splits[split] for split in ("train", "heldout", "final") if split in splits},
+        "sources": dict(sorted(Counter(row["source"] for row in prompts if row["source"]).items())),
+        "hashes": _hashes(prompts, preferences),
+        "answers": len(answers),
+        "failed answers": sum(1 for row in answers if row["failure"]),
+        "answer tokens": sum(row["tokens"] for row in answers),
         "models": sorted({(row["round"], row["split"], row["model"], row["model_hash"]) for row in candidates}),
     }
+
+
+def _prompts(store: Store, until: str | None) -> list[Row]:
+    """The prompts of a run: those that were there when it began."""
+    rows = store.read("prompts", columns=["key", "split", "source", "at"])
+    last = datetime.fromisoformat(until) if until else None
+    return [row for row in rows if last is None or row["at"] <= last]
+
+
+def _hashes(prompts: Iterable[Row], preferences: Iterable[Preference]) -> dict[str, str]:
+    """What the data was: a hash over the sorted keys of a split's prompts and of a round's preferences; a key is itself
+    a hash of the content."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for row in prompts:
+        found[f"prompts, {row['split']}"].append(row["key"])
+    for pair in preferences:
+        found[f"preferences, round {pair.round}"].append(pair.key)
+    return {name: digest(sorted(keys)) for name, keys in sorted(found.items())}
+
+
+# ------------------------------------------------------------------------------------------------------------ training
 
 
 def training_of(metrics: Sequence[Mapping[str, Any]]) -> Training | None:
@@ -214,150 +413,7 @@ def _mean_of(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
     return math.fsum(finite) / len(finite) if finite else None
 
 
-# --------------------------------------------------------------------------------------------------------- the story
-
-
-def story(report: RunReport) -> list[str]:
-    """The run in a few sentences: the held-out gain, the headline from `final`, why it stopped, what to beware of."""
-    return [*_gained(report), *_headline(report), *_why(report), *_beware(report)]
-
-
-def _gained(report: RunReport) -> Iterator[str]:
-    start, best = report.start, report.best
-    if start is None or start.pass_rate is None:
-        yield "The start policy has not been measured yet."
-        return
-    asked = f"{start.prompts:,} held-out prompts"
-    if report.champion == 0 or best is None or best.pass_rate is None:
-        yield f"The start policy meets every constraint on {percent(start.pass_rate.value)} of {asked}."
-        if len(report.rounds) > 1:
-            yield "No round made a policy that is better and fit to be kept: the champion is the start policy."
-        return
-    yield (
-        f"Round {report.champion} is the champion: it meets every constraint on {rate(best.pass_rate)} of {asked}, "
-        f"the start policy on {rate(start.pass_rate)}."
-    )
-    if best.gain is not None:
-        yield f"That is {gain_words(best.gain)}."
-
-
-def _headline(report: RunReport) -> Iterator[str]:
-    final, start = report.final, report.final_start
-    if report.state == "done" and report.champion and final is None:
-        yield "There were no final prompts: nothing that no decision had read confirms it."
-    if final is None or final.pass_rate is None:
-        return
-    text = f"On {final.prompts:,} final prompts, which no decision had read: {rate(final.pass_rate)}"
-    if start is not None and start.pass_rate is not None:
-        text += f" against {rate(start.pass_rate)}"
-    yield text + (f", {gain_words(final.gain)}." if final.gain else ".")
-
-
-def _why(report: RunReport) -> Iterator[str]:
-    decision = report.decision
-    if report.state == "done" and decision is not None:
-        yield f"It stopped by the rule {decision.rule}: {decision.reason}."
-    elif report.state != "done":
-        yield f"The run is {report.state}: this page tells what there is so far."
-
-
-def _beware(report: RunReport) -> Iterator[str]:
-    if labels_and_measures(report.recipe):
-        yield (
-            "The verifier that measures is also the judge that decided the labels: relevance, length and distinct-2 "
-            "were never rewarded and stand beside it."
-        )
-    both = [view.round for view in report.rounds if _both_fell(view.training)]
-    if both:
-        yield (
-            f"In {rounds_words(both)} the log-probabilities of chosen and of rejected answers both fell in training: "
-            "whatever the margin says, good answers did not become likelier."
-        )
-    failed = sum(view.report.failures for view in report.rounds if view.report)
-    if failed:
-        yield f"{failed:,} held-out answers failed and count as not passing."
-
-
-def _both_fell(training: Training | None) -> bool:
-    """Beyond a nat: batches differ by more than nothing."""
-    return training is not None and (training.chosen or 0.0) < -1.0 and (training.rejected or 0.0) < -1.0
-
-
-def labels_and_measures(recipe: str) -> bool:
-    """Does the judge that decides the labels also measure held-out answers, or does the recipe say as much?"""
-    import yaml
-
-    data = yaml.safe_load(recipe) if recipe else None
-    if not isinstance(data, dict):
-        return False
-    members = {str(part.get("name") or part.get("judge")): part.get("judge") for part in data.get("panel") or []}
-    lead = (data.get("pair") or {}).get("lead") or next(iter(members), "")
-    return members.get(str(lead)) == "verifier" or (data.get("evaluate") or {}).get("independent") is False
-
-
-def gain_words(gain: Estimate) -> str:
-    """A gain as a person says it, and whether it can be told from nothing."""
-    if math.isnan(gain.low):
-        return f"{points(gain.value)} (no interval: too few data)"
-    told = "" if gain.low > 0 or gain.high < 0 else ": too few prompts to tell it from no change"
-    what = "a gain" if gain.value >= 0 else "a loss"
-    return f"{what} of {points(gain.value)} (95% interval {100 * gain.low:+.1f} to {100 * gain.high:+.1f}){told}"
-
-
-def rounds_words(numbers: Sequence[int]) -> str:
-    """round 1; rounds 1 and 2; rounds 1, 2 and 3."""
-    if len(numbers) == 1:
-        return f"round {numbers[0]}"
-    return f"rounds {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
-
-
-def percent(value: float) -> str:
-    """39.3%"""
-    return f"{100 * value:.1f}%"
-
-
-def rate(estimate: Estimate) -> str:
-    """39.3% (32.1% to 46.9%)"""
-    if math.isnan(estimate.low):
-        return percent(estimate.value)
-    return f"{percent(estimate.value)} ({percent(estimate.low)} to {percent(estimate.high)})"
-
-
-def points(value: float) -> str:
-    """+25.0 points: of a hundred."""
-    return f"{100 * value:+.1f} points"
-
-
-def rows(report: RunReport) -> list[Row]:
-    """The table of rounds, one dict a round: what a terminal shows."""
-    return [_row(view, report.champion) for view in report.rounds]
-
-
-def _row(view: RoundView, champion: int) -> Row:
-    measured, training = view.report, view.training
-    return {
-        "round": f"{view.round}{' *' if view.round == champion else ''}",
-        "pass_rate": measured and measured.pass_rate,
-        "gain": measured and measured.gain,
-        "prefs": view.preferences,
-        "margin": training and training.margin,
-        "accuracy": training and training.accuracy,
-        "d_chosen": training and training.chosen,
-        "d_rejected": training and training.rejected,
-        "kl": measured and measured.kl_sequence and measured.kl_sequence.value,
-        "tokens": measured and measured.tokens and measured.tokens.value,
-        "relevance": measured and measured.relevance and measured.relevance.value,
-        "distinct_2": measured and measured.distinct_2,
-        "seconds": round(view.seconds),
-    }
-
-
-def summary(report: RunReport) -> str:
-    """The story and the table of rounds as plain text; * marks the champion."""
-    return "\n".join([*story(report), "", console.table(rows(report))])
-
-
-# ---------------------------------------------------------------------------------------------------------- the page
+# ------------------------------------------------------------------------------------------------------------- writing
 
 
 def write(store: Store, run: str) -> Path:
@@ -368,43 +424,3 @@ def write(store: Store, run: str) -> Path:
     path = store.run_folder(run) / "report.html"
     write_whole(path, render(collect(store, run)))
     return path
-
-
-QUERIES = [
-    (
-        "the rounds as a table",
-        "SELECT round, pass_rate, pass_low, pass_high, kl, mean_tokens, reason FROM rounds "
-        "WHERE run = $run ORDER BY round",
-    ),
-    (
-        "what each judge said",
-        "SELECT judge, count(*) AS judgments, avg(p_a) AS p_a, avg(score) AS score, count(failure) AS failures "
-        "FROM judgments WHERE run = $run AND NOT canary GROUP BY judge",
-    ),
-    (
-        "the surest preferences",
-        "SELECT round, margin, agreement, prompt, chosen, rejected FROM preferences "
-        "WHERE run = $run ORDER BY margin DESC LIMIT 5",
-    ),
-    (
-        "held-out answers that miss a constraint",
-        "SELECT c.round, c.text, j.score, j.detail FROM judgments j JOIN candidates c ON c.key = j.candidate_a "
-        "WHERE j.run = $run AND j.judge = 'verifier' AND c.split = 'heldout' AND j.score < 1 LIMIT 5",
-    ),
-    (
-        "what the calls took",
-        "SELECT round, purpose, model, count(*) AS calls, sum(completion_tokens) AS tokens, sum(cost) AS cost "
-        "FROM calls WHERE run = $run GROUP BY ALL ORDER BY 1, 2",
-    ),
-]
-
-
-def queries(run: str) -> list[tuple[str, str]]:
-    """What to ask of the store next: (what it tells, SQL with the run's name filled in)."""
-    name = "'" + run.replace("'", "''") + "'"
-    return [(what, sql.replace("$run", name)) for what, sql in QUERIES]
-
-
-def command_line(sql: str) -> str:
-    """The shell command that asks it."""
-    return f"factory query {shlex.quote(sql)}"

@@ -109,3 +109,80 @@ def test_every_chart_is_finite(values: list[float], zero: bool) -> None:
         [Series("s", [Point(float(i), v) for i, v in enumerate(values)])], title="t", x_name="x", zero=zero
     )
     assert not re.search(r"\b(nan|inf)\b", str(parsed(chart).find("polyline").attrib["points"]))  # type: ignore[union-attr]
+
+
+# ------------------------------------------------------------------------------------------- other kinds of chart
+
+
+def test_series_at_one_x_stand_side_by_side() -> None:
+    series = [Series(str(i), [Point(1, 0.5, 0.4, 0.6)], tone=i) for i in (1, 2)]
+    chart = parsed(charts.lines(series, title="t", x_name="round", whole_x=True))
+    first, second = (float(dot.attrib["cx"]) for dot in chart.iter("circle"))
+    assert second - first == pytest.approx(7)
+
+
+def test_a_path_joins_its_spots_in_order_with_both_intervals() -> None:
+    spots = [
+        charts.Spot("0", Estimate(0.0, 0.0, 0.0), Estimate(0.2, 0.1, 0.3)),
+        charts.Spot("1", Estimate(4.0, 3.0, 5.0), Estimate(0.6, 0.5, 0.7)),
+        charts.Spot("lost", Estimate(math.nan, math.nan, math.nan), Estimate(0.6, 0.5, 0.7)),
+    ]
+    chart = parsed(charts.path(spots, title="t", x_name="KL", y_name="rate", show="{:.0%}".format, rule=0.5))
+    titles = [title.text for title in chart.iter("title")]
+    assert titles == ["0: KL: 0 (0 to 0); rate: 20% (10% to 30%)", "1: KL: 4 (3 to 5); rate: 60% (50% to 70%)"]
+    bars = [e for e in chart.iter("line") if e.attrib["class"].startswith("bar")]
+    assert len(bars) == 4
+    (rule,) = [e for e in chart.iter("line") if e.attrib["class"] == "rule"]
+    dots = [float(dot.attrib["cy"]) for dot in chart.iter("circle")]
+    assert dots[1] < float(rule.attrib["y1"]) < dots[0]
+    assert charts.path([], title="t", x_name="x", y_name="y", show=str) == ""
+
+
+def test_a_histogram_holds_every_value_once() -> None:
+    """Values 1, 1, 2 and 4: over the bins 1, 2, 3, 4 the shares are 1/2, 1/4, 0, 1/4."""
+    chart = parsed(charts.histogram([("a", [1, 1, 2, 4], 1), ("none", [], 2)], title="t", x_name="tokens"))
+    line = chart.find("g/polyline")
+    assert line is not None
+    levels = [float(pair.split(",")[1]) for pair in line.attrib["points"].split()]
+    base = charts.HEIGHT - charts.BOTTOM
+    heights = [base - level for level in levels[1:-1:2]]
+    assert [h / heights[0] for h in heights] == pytest.approx([1, 0.5, 0, 0.5], abs=0.01)
+    assert [t.text for t in chart.iter("title")] == ["a: 4 answers, mean 2"]
+    assert charts.histogram([("a", [], 1)], title="t", x_name="x") == ""
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50))
+def test_shares_of_a_histogram_add_up_to_one(values: list[float]) -> None:
+    shares = charts._shares(values, charts._edges(values, 24))
+    assert math.fsum(shares) == pytest.approx(1)
+
+
+def test_bars_reach_from_the_neutral_value_to_theirs() -> None:
+    values = [("longer", Estimate(0.75, 0.6, 0.9)), ("first", Estimate(0.25, 0.2, 0.3)), ("lists", None)]
+    chart = parsed(charts.bars(values, title="t", neutral=0.5, show="{:.0%}".format))
+    quarter = (charts.WIDTH - charts.RIGHT - charts.SIDE) / 4
+    found = [(float(r.attrib["x"]), float(r.attrib["width"])) for r in chart.iter("rect")]
+    middle = charts.SIDE + 2 * quarter
+    assert found == [
+        (pytest.approx(middle, abs=0.1), pytest.approx(quarter, abs=0.1)),
+        (pytest.approx(middle - quarter, abs=0.1), pytest.approx(quarter, abs=0.1)),
+    ]
+    assert [t.text for t in chart.iter("title")] == ["longer: 75% (60% to 90%)", "first: 25% (20% to 30%)"]
+    assert charts.bars([("a", None)], title="t", neutral=0.5, show=str) == ""
+
+
+def test_a_heat_map_has_a_square_for_every_two() -> None:
+    cells: list[list[charts.Heat | None]] = [
+        [charts.Heat(None, "", "a"), charts.Heat(0.8, "0.80", "a and b: 0.8")],
+        [charts.Heat(0.8, "0.80", "x"), None],
+    ]
+    chart = parsed(charts.heat(["a", "<b>"], cells, title="t"))
+    levels = [rect.attrib["style"] for rect in chart.iter("rect")]
+    assert levels == ["--level:0%", "--level:80%", "--level:80%"]
+    assert [g.attrib["class"] for g in chart.iter("g")] == ["heat", "heat strong", "heat strong"]
+    assert charts.heat(["a"], [[None]], title="t") == ""
+
+
+def test_long_names_are_cut() -> None:
+    chart = charts.bars([("x" * 40, Estimate(0.5, 0.4, 0.6))], title="t", neutral=0.5, show=str)
+    assert f">{'x' * (charts.LONGEST - 1)}…<" in chart

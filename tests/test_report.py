@@ -15,11 +15,34 @@ from typing import Any
 
 import pytest
 
-from factory import intervals, page, report as reports
+from factory import intervals, page, report as reports, story as stories
 from factory.faults import FactoryError
-from factory.report import RoundView, RunReport, collect, queries, sample_pairs, story, summary, training_of, write
-from factory.schema import Candidate, Decision, Estimate, PolicyReport, Preference, Prompt, Round, digest
+from factory.report import (
+    Lengths,
+    PairToRead,
+    RoundView,
+    RunReport,
+    Vote,
+    collect,
+    pairs_to_read,
+    training_of,
+    write,
+)
+from factory.schema import (
+    Candidate,
+    Decision,
+    Estimate,
+    Judged,
+    Judgment,
+    PolicyReport,
+    Preference,
+    Prompt,
+    Round,
+    Slice,
+    digest,
+)
 from factory.store import Store
+from factory.story import queries, story, summary
 
 RECIPE = "name: quickstart\npanel:\n  - judge: verifier\n  - judge: pairwise\npair: {lead: verifier}\n"
 AT = datetime(2026, 1, 2, 3, 4, 5)
@@ -64,7 +87,7 @@ def metrics(chosen: float, rejected: float, steps: int = 8) -> list[dict[str, An
 def preference(
     i: int, *, chosen: str = "good", rejected: str = "bad", asked: str = "Say it.", **values: Any
 ) -> Preference:
-    row = {
+    row: dict[str, Any] = {
         "key": digest("pair", i),
         "run": "r",
         "round": 1,
@@ -82,7 +105,7 @@ def preference(
     return Preference(**(row | values))
 
 
-AGREEMENT = {
+AGREEMENT: dict[str, Any] = {
     "judges": [
         {
             "judge": "pairwise",
@@ -135,7 +158,9 @@ def run_report(**changes: Any) -> RunReport:
         "champion": 1,
         "final": measured(35, gain=Estimate(0.21, 0.11, 0.3)),
         "final_start": measured(14),
-        "pairs": [preference(i) for i in range(3)],
+        "pairs": [PairToRead("drawn", preference(i), (Vote("verifier", "chosen", 0.9),)) for i in range(3)],
+        "panel": AGREEMENT,
+        "lengths": Lengths({0: [5, 9, 12], 1: [9, 12, 30]}, [30, 20], [10, 12]),
         "provenance": {"begun": AT, "versions": {"torch": "2.13.0"}, "prompts": {"heldout": 100}, "answers": 200},
     }
     return RunReport(**(base | changes))
@@ -229,7 +254,7 @@ def test_a_run_at_work_and_a_run_not_begun() -> None:
     ],
 )
 def test_labels_and_measures(recipe: str, expected: bool) -> None:
-    assert reports.labels_and_measures(recipe) is expected
+    assert stories.labels_and_measures(recipe) is expected
 
 
 def test_summary_is_the_story_and_a_table() -> None:
@@ -261,7 +286,8 @@ def test_training_goes_by_log_ratios_where_they_are_logged() -> None:
     ]
     found = training_of(steps)
     assert found is not None
-    assert (found.chosen, found.rejected) == (pytest.approx(-3.25), pytest.approx(-1.625))
+    assert found.chosen == pytest.approx(-3.25)
+    assert found.rejected == pytest.approx(-1.625)
 
 
 def test_training_without_metrics_or_with_odd_ones() -> None:
@@ -307,14 +333,34 @@ def test_the_page_tells_tables_charts_and_pairs() -> None:
     for head in (
         "Rounds",
         "What changed",
-        "By kind of constraint",
+        "Gain against distance",
+        "Lengths",
+        "Constraints met by kind",
         "Training",
         "Judges",
         "3 pairs to read",
         "Decisions",
     ):
         assert head in seen.text
-    assert len([tag for tag, _ in seen.tags if tag == "svg"]) == 5 + 1 + 3
+    titles = [attrs["aria-label"] for tag, attrs in seen.tags if tag == "svg"]
+    measured = ["Held-out pass rate", "Win rate against the start", "KL from the start", "Length", "Relevance"]
+    assert titles[:6] == [*measured, "Distinct words"]
+    assert titles[6:] == [
+        "Pass rate against KL",
+        "Held-out answers",
+        "Chosen and rejected",
+        "Constraints met by kind",
+        "Reward margin",
+        "Accuracy",
+        "Log-probabilities",
+        "Loss",
+        "Same verdict",
+        "Cohen's κ",
+        "Habits of pairwise",
+    ]
+    assert "verifier: chosen (90%)" in seen.text
+    assert "Drawn by chance" in seen.text
+    assert "The most disputed" not in seen.text  # there are none
     assert "torch 2.13.0" in seen.text
     assert "factory query" in seen.text
 
@@ -322,11 +368,11 @@ def test_the_page_tells_tables_charts_and_pairs() -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_texts_are_shown_as_texts(text: str) -> None:
     pair = preference(1, chosen=text, rejected=text, asked=text)
-    hostile = run_report(run=text, recipe="", pairs=[pair])
+    hostile = run_report(run=text, recipe="", pairs=[PairToRead("drawn", pair)])
     stop = Decision(True, text, text)
     hostile = replace(hostile, rounds=[*hostile.rounds[:1], replace(hostile.rounds[1], decision=stop, notes=[text])])
     html = page.render(replace(hostile, provenance={"versions": {text: text}, "models": [(1, text, text, text)]}))
-    plain, clean = Page(html), Page(page.render(run_report(recipe="", pairs=[preference(1)])))
+    plain, clean = Page(html), Page(page.render(run_report(recipe="", pairs=[PairToRead("drawn", preference(1))])))
     assert plain.open == []
     assert {tag for tag, _ in plain.tags} == {tag for tag, _ in clean.tags}
     assert not any(name.startswith("on") for _, attrs in plain.tags for name in attrs)
@@ -335,14 +381,14 @@ def test_texts_are_shown_as_texts(text: str) -> None:
 
 
 def test_right_to_left_texts_take_their_own_direction() -> None:
-    seen = Page(page.render(run_report(pairs=[preference(1, chosen="مرحبا")])))
+    seen = Page(page.render(run_report(pairs=[PairToRead("drawn", preference(1, chosen="مرحبا"))])))
     texts = [attrs for tag, attrs in seen.tags if attrs.get("class") == "text"]
     assert len(texts) == 4  # system, user, chosen, rejected
     assert all(attrs["dir"] == "auto" for attrs in texts)
 
 
 def test_long_texts_are_cut_and_say_so() -> None:
-    cut = page.shown("x" * (reports.CUT + 1234))
+    cut = page.shown("x" * (page.CUT + 1234))
     assert cut.endswith("… (1,234 more characters)")
     assert page.visible("a\tb\nc") == "a\tb\nc"
     assert page.visible("\x00\x7f\ud800") == "\u2400\u2421?"
@@ -401,7 +447,7 @@ def answer(i: int) -> Candidate:
 
 def close_round(store: Store, number: int, passes: int) -> None:
     measures = measured(passes, gain=Estimate(0.25, 0.15, 0.35) if number else None)
-    decision = {"stop": number == 1, "rule": "max_rounds" if number else "", "reason": f"{number} of 1", "evidence": {}}
+    decision: dict[str, Any] = {"stop": number == 1, "rule": "max_rounds" if number else "", "reason": f"{number} of 1", "evidence": {}}
     kept = {
         "round": number,
         "policy": f"policy {number}",
@@ -484,16 +530,139 @@ def test_write_is_whole_and_repeatable(store: Store) -> None:
     assert [item.name for item in path.parent.iterdir() if item.name.startswith(".")] == []
 
 
-def test_pairs_are_drawn_by_hash() -> None:
-    pairs = [preference(i, margin=i / 100) for i in range(50)]
-    drawn = sample_pairs(pairs)
-    assert len({pair.key for pair in drawn}) == 20
-    assert sample_pairs(pairs[::-1]) == drawn
-    assert [pair.margin for pair in drawn] == sorted((pair.margin for pair in drawn), reverse=True)
-    assert max(pair.margin for pair in pairs) > drawn[0].margin or min(p.margin for p in drawn) < 0.3  # not the surest
+def test_pairs_to_read_are_certain_disputed_and_drawn_by_hash() -> None:
+    """Of 50 pairs five are disputed by two of three judges, and four are the surest by margin."""
+    pairs = [preference(i, margin=i / 100, agreement=1.0) for i in range(45)]
+    pairs += [preference(100 + i, judges=3, agreement=1 / 3, margin=0.2) for i in range(5)]
+    found = pairs_to_read(pairs, 14)
+    by = {why: [shown.pair for shown in found if shown.why == why] for why in ("certain", "disputed", "drawn")}
+    assert {pair.judges for pair in by["disputed"]} == {3}
+    assert [pair.margin for pair in by["certain"]] == [0.44, 0.43, 0.42, 0.41]
+    assert {why: len(group) for why, group in by.items()} == {"certain": 4, "disputed": 4, "drawn": 6}
+    assert len({shown.pair.key for shown in found}) == 14
+    assert pairs_to_read(pairs[::-1], 14) == found
+    assert [pair.margin for pair in by["drawn"]] != sorted((pair.margin for pair in pairs), reverse=True)[4:10]
+
+
+def test_few_pairs_are_all_shown_once() -> None:
+    pairs = [preference(i, judges=1, agreement=1.0) for i in range(3)]
+    assert sorted(shown.pair.key for shown in pairs_to_read(pairs)) == sorted(pair.key for pair in pairs)
+    assert pairs_to_read([]) == []
+
+
+def judged(judge: str, better: str, worse: str, p_better: float) -> Judgment:
+    a, b = sorted((better, worse))
+    return Judgment(
+        key=digest(judge, better, worse), run="r", round=1, judge=judge, kind="pairwise", prompt_key=digest(0),
+        candidate_a=a, candidate_b=b, shown_first=None, verdict="a" if better == a else "b",
+        p_a=p_better if better == a else 1 - p_better, at=AT,
+    )  # fmt: skip
+
+
+def test_a_pair_is_shown_with_what_every_judge_said_of_it(store: Store) -> None:
+    chosen, rejected = digest(0, "c"), digest(0, "r")
+    store.append("judgments", [judged("strict", chosen, rejected, 0.9), judged("kind", rejected, chosen, 0.7)])
+    (shown,) = reports.with_votes(store, "r", [PairToRead("disputed", preference(0))])
+    assert {vote.judge: vote.says for vote in shown.votes} == {"strict": "chosen", "kind": "rejected"}
+    assert {vote.judge: round(vote.p_chosen, 6) for vote in shown.votes} == {"strict": 0.9, "kind": 0.3}
+
+
+def test_lengths_are_of_answers_that_there_are() -> None:
+    rows = [
+        {"key": "c", "round": 0, "split": "train", "kind": "sample", "failure": None, "tokens": 9},
+        {"key": "r", "round": 1, "split": "train", "kind": "sample", "failure": None, "tokens": 4},
+        {"key": "x", "round": 1, "split": "heldout", "kind": "sample", "failure": "timeout", "tokens": 7},
+        {"key": "p", "round": 1, "split": "heldout", "kind": "probe", "failure": None, "tokens": 7},
+        {"key": "h", "round": 1, "split": "heldout", "kind": "sample", "failure": None, "tokens": 5},
+    ]
+    pairs = [preference(1, chosen_key="c", rejected_key="r"), preference(2, chosen_key="c", rejected_key="gone")]
+    assert reports.lengths_of(rows, pairs) == Lengths({1: [5]}, [9], [4])
+
+
+def test_what_it_cost_is_told() -> None:
+    base = run_report()
+    paid = replace(base.rounds[1], tokens=41000, prompt_tokens=9000, cost=1.25)
+    told = story(replace(base, rounds=[base.rounds[0], paid]))
+    assert "It took 5 min 0 s, 41,000 tokens written and 9,000 read, for $1.25." in told
+    unknown = story(replace(base, rounds=[base.rounds[0], replace(paid, cost=None)]))
+    assert any("at a price that is not known for every answer" in sentence for sentence in unknown)
+    assert any(
+        "nothing of it paid for" in sentence for sentence in story(replace(base, rounds=[replace(paid, cost=0)]))
+    )
+
+
+def test_judges_beside_the_verifier_are_told_with_their_part() -> None:
+    base = run_report()
+    other = Judged(
+        "other", independent=True, win_rate=Estimate(0.6, 0.5, 0.7), length_controlled=Estimate(0.5, 0.4, 0.6)
+    )
+    best = replace(
+        base.rounds[1].report, judged=(other, Judged("own", independent=False, win_rate=Estimate(0.9, 0.8, 1)))
+    )  # type: ignore[type-var]
+    report = replace(base, rounds=[base.rounds[0], replace(base.rounds[1], report=best)])
+    told = " ".join(story(report))
+    assert "By the judge other, which did not label, it wins 60.0% (50.0% to 70.0%)" in told
+    assert "50.0% (40.0% to 60.0%) as it would be at equal lengths." in told
+    assert "By the judge own, which also labelled, it wins 90.0%" in told
+    html = page.render(report)
+    for words in ("win rate by other", "other (independent)", "own (labelled)", "Win rate at equal lengths"):
+        assert words in html
+
+
+def test_broken_answers_that_surely_became_more_are_told() -> None:
+    base = run_report()
+    before = replace(
+        base.rounds[0].report, broken={"loop": Estimate(0.01, 0.0, 0.05), "empty": Estimate(0.0, 0.0, 0.04)}
+    )  # type: ignore[type-var]
+    after = replace(base.rounds[1].report, broken={"loop": Estimate(0.3, 0.2, 0.4), "empty": Estimate(0.02, 0.0, 0.07)})  # type: ignore[type-var]
+    told = " ".join(
+        story(replace(base, rounds=[replace(base.rounds[0], report=before), replace(base.rounds[1], report=after)]))
+    )
+    assert "Answers of the kind 'loop' became more frequent: 30.0% (20.0% to 40.0%), at the start 1.0%" in told
+    assert "'empty'" not in told
+
+
+def test_a_run_without_constraints_is_told_by_win_rates() -> None:
+    base = run_report(final=None, final_start=None)
+    start = replace(base.rounds[0].report, pass_rate=None)  # type: ignore[type-var]
+    best = replace(base.rounds[1].report, pass_rate=None, gain=None, win_rate=Estimate(0.62, 0.55, 0.7))  # type: ignore[type-var]
+    told = " ".join(
+        story(replace(base, rounds=[replace(base.rounds[0], report=start), replace(base.rounds[1], report=best)]))
+    )
+    assert "wins 62.0% (55.0% to 70.0%) of its answers against the start policy" in told
+    assert "has not been measured" not in told
+
+
+def test_the_run_that_went_on_past_its_champion_says_so() -> None:
+    base = run_report()
+    later = replace(base.rounds[1], round=2, report=measured(30))
+    told = story(replace(base, rounds=[*base.rounds, later]))
+    assert "It went on to round 2 and gives back round 1." in told
+
+
+def test_the_whole_report_is_plain_json(store: Store) -> None:
+    found = collect(store, "r")
+    again = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert again["rounds"][1]["report"]["gain"] == [0.25, 0.15, 0.35]
+    assert again["pairs"][0]["pair"]["chosen"] == [{"role": "assistant", "content": "good"}]
+    assert set(again["provenance"]["hashes"]) == {"prompts, heldout", "preferences, round 1"}
+
+
+def test_hostile_names_of_judges_kinds_and_sources_are_texts() -> None:
+    name = "<script>alert(1)</script>"
+    panel = {
+        "judges": [AGREEMENT["judges"][0] | {"judge": name, "quarantined": 3, "quarantine": name}],
+        "pairs": [AGREEMENT["pairs"][0] | {"judge": name}],
+    }
+    base = run_report(panel=panel, provenance={"sources": {name: 1}, "hashes": {name: name}})
+    slices = (Slice(name, name, 3, Estimate(0.5, 0.4, 0.6)),)
+    best = replace(base.rounds[1].report, slices=slices, judged=(Judged(name, win_rate=Estimate(0.5, 0.4, 0.6)),))  # type: ignore[type-var]
+    html = page.render(replace(base, rounds=[base.rounds[0], replace(base.rounds[1], report=best)]))
+    assert "<script" not in html
+    assert Page(html).text.count(name) > 5
 
 
 def test_the_queries_run(store: Store) -> None:
     for _, sql in queries("r"):
         store.sql(sql)
-    assert shlex.split(reports.command_line(queries("it's")[0][1]))[2].count("'it''s'") == 1
+    assert shlex.split(stories.command_line(queries("it's")[0][1]))[2].count("'it''s'") == 1
