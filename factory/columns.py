@@ -43,7 +43,7 @@ _WANTED = {
     "number": "a number",
     "boolean": "true or false",
     "time": "a datetime",
-    "messages": "a list of {role, content} with text in both",
+    "messages": "a list of {role, content} with text in both, and perhaps name, tool_calls and tool_call_id",
     "json": "a value that has JSON",
 }
 _INT64 = 2**63
@@ -133,19 +133,36 @@ Check = Callable[[Any], Any]
 
 
 class Plan(NamedTuple):
-    """What `encode` goes over for each row of a table: how to get all values at once; and for every column its name,
-    the type whose values are right as they are, its check, and itself."""
+    """How `encode` takes a row of a table: all values at once, and the names of its columns."""
 
     values: Callable[[Row], tuple[Any, ...]]
-    columns: list[tuple[str, type | None, Check, Column]]
+    names: tuple[str, ...]
+    columns: tuple[Column, ...]
 
 
 @cache
 def _plan_of(table: str) -> Plan:
-    plain: dict[str, type] = {"number": float, "boolean": bool}
     known = columns_of(table)
-    columns = [(name, plain.get(column.kind), _CHECKS[column.kind], column) for name, column in known.items()]
-    return Plan(operator.attrgetter(*known), columns)
+    return Plan(operator.attrgetter(*known), tuple(known), tuple(known.values()))
+
+
+class Open(NamedTuple):
+    """The columns of which a value has to be looked at: text, for what is not ASCII, and others."""
+
+    texts: tuple[Column, ...]
+    others: tuple[Column, ...]
+
+
+_AS_THEY_ARE = {"number": float, "boolean": bool}
+
+
+@cache
+def _open(table: str, types: tuple[type, ...]) -> Open:
+    """What a row has to be checked for whose values have these types. Most rows of a table have the same."""
+    typed = [(column, kind) for column, kind in zip(_plan_of(table).columns, types, strict=True)
+             if kind is not _AS_THEY_ARE.get(column.kind) and not (kind is type(None) and column.nullable)]  # fmt: skip
+    texts = tuple(column for column, kind in typed if column.kind == "text" and kind is str)
+    return Open(texts, tuple(column for column, _ in typed if column not in texts))
 
 
 def _checked_dict(table: str, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,15 +177,17 @@ def _checked_row(table: str, row: Row) -> dict[str, Any]:
     if type(row) is not TABLES[table]:
         raise FactoryError(f"a row for the table {table} is a {TABLES[table].__name__}, not a {type(row).__name__}")
     plan = _plan_of(table)
-    body: dict[str, Any] = {}
-    for (name, plain, check, column), value in zip(plan.columns, plan.values(row), strict=True):
-        if type(value) is plain or (value is None and column.nullable):
-            body[name] = value
-            continue
+    values = plan.values(row)
+    body = dict(zip(plan.names, values, strict=True))
+    texts, others = _open(table, tuple(map(type, values)))
+    for column in texts:
+        if not (text := body[column.name]).isascii():
+            body[column.name] = clean(text)
+    for column in others:
         try:
-            body[name] = check(value)
+            body[column.name] = _CHECKS[column.kind](body[column.name])
         except (TypeError, ValueError):
-            body[name] = _checked(table, column, {name: value})
+            body[column.name] = _checked(table, column, body)
     return body
 
 
@@ -232,18 +251,37 @@ def _time(value: Any) -> str:
 
 
 def _messages(value: Any) -> list[dict[str, str]]:
+    """As JSON lines have them: the calls of a turn are JSON text there."""
     if not isinstance(value, (list, tuple)):
         raise TypeError
     return [_message(turn) for turn in value]
 
 
-_TURN = {"role", "content"}
+_TURN = ("role", "content")
+_OF_TOOLS = ("name", "tool_call_id", "tool_calls")  # what a turn may have besides
 
 
 def _message(turn: Any) -> dict[str, str]:
-    if not isinstance(turn, Mapping) or turn.keys() != _TURN:
+    if not isinstance(turn, Mapping) or not turn.keys() >= set(_TURN):
         raise TypeError
-    return {"role": _text(turn["role"]), "content": _text(turn["content"])}
+    plain = {"role": _text(turn["role"]), "content": _text(turn["content"])}
+    return plain if len(turn) == len(_TURN) else plain | _of_tools(turn)
+
+
+def _of_tools(turn: Mapping[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in turn.items():
+        if name in _OF_TOOLS:
+            found[name] = _calls(value) if name == "tool_calls" else _text(value)
+        elif name not in _TURN:
+            raise TypeError
+    return found
+
+
+def _calls(value: Any) -> str:
+    if not isinstance(value, (list, tuple)) or not value or not all(isinstance(call, Mapping) for call in value):
+        raise TypeError
+    return json_text(list(value))
 
 
 def json_text(value: Any) -> str:
@@ -302,7 +340,7 @@ def arrow_schema(table: str) -> pa.Schema:
         "number": pa.float64(),
         "boolean": pa.bool_(),
         "time": pa.timestamp("us"),
-        "messages": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+        "messages": pa.list_(pa.struct([(name, pa.string()) for name in (*_TURN, *_OF_TOOLS)])),
         "json": pa.string(),
     }
     return pa.schema([(c.name, kinds[c.kind]) for c in columns_of(table).values()])
@@ -352,12 +390,48 @@ def fill(table: str, data: pa.Table) -> pa.Table:
 
 
 def decode(table: str, data: pa.Table) -> list[dict[str, Any]]:
-    """Arrow rows as dicts of Python values, JSON columns decoded."""
+    """Arrow rows as dicts of Python values, JSON columns and calls of tools decoded."""
+    data = slim(data)
     lists = {name: data.column(name).to_pylist() for name in data.column_names}
     for column in columns_of(table).values():
         if column.kind == "json" and (name := column.name) in lists:
             lists[name] = [None if text is None else json.loads(text) for text in lists[name]]
+        if column.kind == "messages" and (name := column.name) in lists and _are_turns(data.column(name).type):
+            lists[name] = [None if turns is None else [_whole(turn) for turn in turns] for turns in lists[name]]
     return [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
+
+
+def _whole(turn: dict[str, Any]) -> dict[str, Any]:
+    found = {name: value for name, value in turn.items() if value is not None}
+    return found | {"tool_calls": json.loads(found["tool_calls"])} if "tool_calls" in found else found
+
+
+def slim(data: pa.Table) -> pa.Table:
+    """The same rows; conversations in which nobody calls a tool have role and content alone."""
+    import pyarrow as pa
+
+    plain = pa.list_(pa.struct([(name, pa.string()) for name in _TURN]))
+    for index, field in enumerate(data.schema):
+        if _are_turns(field.type) and not _has_tools(data.column(index)):
+            data = data.set_column(index, field.name, data.column(index).cast(plain))
+    return data
+
+
+def _are_turns(kind: pa.DataType) -> bool:
+    """Turns with all that they may have?"""
+    import pyarrow as pa
+
+    return bool(
+        pa.types.is_list(kind) and pa.types.is_struct(kind.value_type) and kind.value_type.names == [*_TURN, *_OF_TOOLS]
+    )
+
+
+def _has_tools(column: pa.ChunkedArray) -> bool:
+    """Does any turn have more than a role and its content?"""
+    import pyarrow.compute as pc
+
+    turns = pc.list_flatten(column)
+    return any(pc.struct_field(turns, name).null_count < len(turns) for name in _OF_TOOLS)
 
 
 def condition(table: str, where: Mapping[str, Any], absent: Iterable[str] = ()) -> Any:

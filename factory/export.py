@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factory.columns import columns_of, decode
+from factory.columns import columns_of, decode, slim
 from factory.faults import FactoryError
 from factory.query import QUOTED, Described, describe, extra_tables
 from factory.registry import unknown_name
@@ -73,6 +73,8 @@ def export(
     place = Path(out).expanduser().absolute()
     _check_free(place, force)
     data = _collected(store, tables or (tuple(TABLES) if form == "duckdb" else EXPORTED), run)
+    if form != "duckdb":
+        data = {name: _without_tools(name, table) for name, table in data.items()}
     rows = {name: table.num_rows for name, table in data.items() if table.num_rows}
     if not rows:
         what = f"run {run} has no rows in these tables" if run else "these tables have no rows"
@@ -86,7 +88,7 @@ def export(
 
 def to_pandas(store: Store, table: str, run: str | None = None) -> pd.DataFrame:
     """A table as a pandas frame, JSON columns decoded."""
-    data = store.table(table, where=_of_run(table, run))
+    data = slim(store.table(table, where=_of_run(table, run)))
     frame: pd.DataFrame = data.to_pandas()
     for column in columns_of(table).values():
         if column.kind == "json":
@@ -114,6 +116,13 @@ def _arranged(name: str, data: pa.Table, splits: Mapping[str, str]) -> pa.Table:
         return data
     found = [splits.get(key) or SPLITS[0] for key in data.column("prompt_key").to_pylist()]
     return data.append_column("split", pa.array(found, pa.string()))
+
+
+def _without_tools(name: str, data: pa.Table) -> pa.Table:
+    """The table without what is there for calls of tools, where nobody calls any."""
+    if name in FIRST and data.column("tools").null_count == data.num_rows:
+        data = data.drop_columns("tools")
+    return slim(data)
 
 
 # --------------------------------------------------------------------------------------------------------- place

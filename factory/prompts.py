@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Final, Protocol
 
@@ -277,7 +277,7 @@ class _Ledger:
         """Write those whose split is known by their prompt or group; keep the others for `settle`."""
         rows = _Rows()
         for example in examples:
-            key = digest(example.given.messages)
+            key = prompt_key(example)
             if not self._is_new(key, example):
                 continue
             group = group_of(example.group, example.topic, example.task)
@@ -339,7 +339,7 @@ class _Ledger:
             self._split[key] = split
             self._groups.add(group)
             rows.prompts.append(_prompt_row(key, example, split, group, self.source))
-        rows.add_given(example.given, key, self._split[key], self.run, self.source)
+        rows.add_given(example, key, self._split[key], self.run, self.source)
 
     def _clusters(self) -> dict[str, str]:
         """The group of each waiting prompt: that of the store's prompts near it, else a new one."""
@@ -381,6 +381,11 @@ def _said_text(messages: Messages) -> str:
     return "\n".join(m["content"] for m in messages if m["role"] != "system")
 
 
+def prompt_key(example: Example) -> str:
+    """The key of its prompt; tools are a part of it where there are any."""
+    return digest(example.given.messages, *([example.tools] if example.tools else []))
+
+
 def _prompt_row(key: str, example: Example, split: str, group: str, source: str) -> Prompt:
     return Prompt(
         key=key,
@@ -393,6 +398,7 @@ def _prompt_row(key: str, example: Example, split: str, group: str, source: str)
         reference=example.reference,
         rubric=example.rubric,
         source=source,
+        tools=example.tools,
         at=now(),
     )
 
@@ -406,8 +412,9 @@ class _Rows:
     preferences: list[Preference] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
 
-    def add_given(self, given: Given, prompt_key: str, split: str, run: str, source: str) -> None:
+    def add_given(self, example: Example, prompt_key: str, split: str, run: str, source: str) -> None:
         """The answers given with a prompt, and what was said of them."""
+        given = example.given
 
         def candidate(text: str) -> str:
             key = digest(run, 0, prompt_key, "given", text)
@@ -421,11 +428,13 @@ class _Rows:
 
         if given.chosen is not None and given.rejected is not None:
             keys = candidate(given.chosen), candidate(given.rejected)
-            self.preferences.append(_preference_row(given, given.chosen, given.rejected, keys, prompt_key, run, source))
+            made = _preference_row(given, given.chosen, given.rejected, keys, prompt_key, run, source)
+            self.preferences.append(replace(made, tools=example.tools))
         if given.answer is not None:
             key = candidate(given.answer)
             if given.label is not None:
-                self.labels.append(_label_row(given, given.answer, given.label, key, prompt_key, run, source))
+                label = _label_row(given, given.answer, given.label, key, prompt_key, run, source)
+                self.labels.append(replace(label, tools=example.tools))
 
 
 def _turn(text: str) -> Messages:

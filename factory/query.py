@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory import parts
-from factory.columns import clean, columns_of, from_bodies
+from factory.columns import clean, columns_of, from_bodies, slim
 from factory.faults import FactoryError
 from factory.journal import Snapshot
 from factory.schema import TABLES
-from factory.views import MARKS, RUNS, VIEWS
+from factory.views import MARKS, MESSAGES, RUNS, VIEWS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,7 +50,7 @@ _TYPES = {
     "number": "DOUBLE",
     "boolean": "BOOLEAN",
     "time": "TIMESTAMP",
-    "messages": "STRUCT(role VARCHAR, content VARCHAR)[]",
+    "messages": MESSAGES,
     "json": "VARCHAR",
 }
 
@@ -173,7 +173,7 @@ def run(
     reply, stream = _reply(child.returncode, out, errors, memory)
     if "error" in reply:
         _raise(store, snapshot, reply, memory)
-    return QueryResult(_read(stream), _cut(reply["cut"], limit, max_bytes), time.monotonic() - began)
+    return QueryResult(slim(_read(stream)), _cut(reply["cut"], limit, max_bytes), time.monotonic() - began)
 
 
 def has_isolation() -> bool:

@@ -51,7 +51,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, dict):
-        return {key: plain(inner) for key, inner in value.items()}
+        turn = value.keys() >= {"role", "content"}  # of a conversation: only what it has
+        return {key: plain(inner) for key, inner in value.items() if not (turn and inner is None)}
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
     return value

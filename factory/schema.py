@@ -13,7 +13,8 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, NamedTuple, NotRequired, TypedDict
 
 # ---------------------------------------------------------------------------------------------------------- keys
 
@@ -40,15 +41,21 @@ def now() -> datetime:
 # ------------------------------------------------------------------------------------------------- conversations
 
 
+Json = Any  # a column of this type is kept as JSON text and read back as Python values
+
+
 class Message(TypedDict):
-    """One turn."""
+    """One turn. An assistant's may call tools, as OpenAI's API has it: {"id"?, "type"?, "function": {"name",
+    "arguments"}}; the turn of a tool says which call it answers, and perhaps the tool's name."""
 
     role: str
     content: str
+    name: NotRequired[str]
+    tool_calls: NotRequired[list[Json]]
+    tool_call_id: NotRequired[str]
 
 
 Messages = list[Message]
-Json = Any  # a column of this type is kept as JSON text and read back as Python values
 
 
 class Estimate(NamedTuple):
@@ -80,7 +87,8 @@ class Request:
     `answers` are short texts ("A", "B", "1" ...) whose log-probability as the first token of the answer is wanted;
     `json_schema` constrains the text where the engine can. `prefix` is the start of the assistant's turn, already said
     (a judge uses it so that the next token is the verdict). `tag` is the caller's own name for the request (a prompt or
-    item key): it is handed back untouched and is no part of the key.
+    item key): it is handed back untouched and is no part of the key. `tools`: JSON schemas of functions that the answer
+    may call, for the chat template or the endpoint.
     """
 
     messages: Messages
@@ -91,6 +99,7 @@ class Request:
     json_schema: Mapping[str, Any] | None = None
     prefix: str = ""
     tag: str = ""
+    tools: tuple[Json, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +153,19 @@ def call_keys(identity: Identity, rendered: str, request: Request) -> list[str]:
 def _asked(identity: Identity, rendered: str, request: Request) -> str:
     """Canonical JSON of what is hashed, up to the sample: the start of a list."""
     sampling = request.sampling
-    kept = {
-        "stop": sampling.stop, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p
-    }  # fmt: skip
-    schema = request.json_schema
-    parts = (identity.kind, identity.content, rendered, kept, request.answers, schema, request.prefix, request.seed)
-    return _CANONICAL.encode(parts)[:-1]
+    kept = _hashed_sampling(sampling.temperature, sampling.top_p, sampling.top_k, sampling.stop)
+    rest = _CANONICAL.encode((request.answers, request.json_schema, request.prefix, request.seed))[1:-1]
+    return f"{_hashed_identity(identity)},{_CANONICAL.encode(rendered)},{kept},{rest}"
+
+
+@lru_cache(64)
+def _hashed_identity(identity: Identity) -> str:
+    return _CANONICAL.encode((identity.kind, identity.content))[:-1]
+
+
+@lru_cache(256, typed=True)  # 0 and 0.0 are equal, and not the same in JSON
+def _hashed_sampling(temperature: float, top_p: float, top_k: int, stop: tuple[str, ...]) -> str:
+    return _CANONICAL.encode({"stop": stop, "temperature": temperature, "top_k": top_k, "top_p": top_p})
 
 
 def _call_key(asked: str, sample: int) -> str:
@@ -173,8 +189,8 @@ class Prompt:
     """A conversation to be answered. Prompts belong to no run."""
 
     TABLE: ClassVar[str] = "prompts"
-    key: str = column("hash of the messages")
-    messages: Messages = column("the conversation, oldest turn first, ending with the user's")
+    key: str = column("hash of the messages, and of the tools where there are any")
+    messages: Messages = column("the conversation, oldest turn first, ending with the user's, or with a tool's")
     split: str = column(
         "train | heldout (decisions read it) | final (opened once, after the champion is fixed) | judging (what judges "
         "were asked, for a meta-judge)"
@@ -186,6 +202,7 @@ class Prompt:
     reference: str | None = column("a reference answer, where there is one", None)
     rubric: Json = column("criteria of its own: JSON list of {text, weight}; a negative weight is a fault's", None)
     source: str = column("the file or hub name it came from", "")
+    tools: Json = column("tools that the answer may call: JSON list of their schemas; null: none", None)
     at: datetime = column("when it was added (UTC)")
 
 
@@ -301,6 +318,7 @@ class Preference:
     chosen: Messages = column("the better answer, one assistant turn")
     rejected: Messages = column("the worse answer, one assistant turn")
     prompt_key: str = column("prompts.key")
+    tools: Json = column("tools that the answers may call: JSON list of their schemas; null: none", None)
     chosen_key: str = column("candidates.key of the chosen")
     rejected_key: str = column("candidates.key of the rejected")
     margin: float = column("how much better, in the units of the panel's combined score (0 to 1)")
@@ -326,6 +344,7 @@ class Label:
     completion: Messages = column("the answer, one assistant turn")
     label: bool = column("true = desirable")
     prompt_key: str = column("prompts.key")
+    tools: Json = column("tools that the answer may call: JSON list of their schemas; null: none", None)
     candidate_key: str = column("candidates.key")
     score: float | None = column("the panel's combined score (0 to 1)", None)
     weight: float = column("weight in training", 1.0)
@@ -578,7 +597,14 @@ class Decision:
 
 def text_of(messages: Sequence[Message]) -> str:
     """The conversation as plain text, for search and display (not for a model)."""
-    return "\n".join(f"{m['role']}: {m['content']}" for m in messages)
+    return "\n".join(f"{m['role']}: {' '.join(filter(None, (m['content'], calls_text(m))))}" for m in messages)
+
+
+def calls_text(turn: Message) -> str:
+    """The calls of tools in a turn, as text: name(arguments); empty: there are none."""
+    inner = [call.get("function", call) for call in turn.get("tool_calls") or []]
+    arguments = [a if isinstance(a := call.get("arguments", {}), str) else _CANONICAL.encode(a) for call in inner]
+    return " ".join(f"{call.get('name')}({said})" for call, said in zip(inner, arguments, strict=True))
 
 
 def unique(keys: Iterable[str]) -> list[str]:

@@ -2,8 +2,9 @@
 
 Known: plain prompts, TRL's prompt / completion / label and prompt / chosen / rejected (explicit and implicit prompts,
 texts or messages), HH-RLHF's texts, OpenAI messages, ShareGPT and Alpaca. Each shape is one function; a row that it
-cannot read raises `RowError`. Nothing is dropped: an answer that ends a conversation is kept as given, and what is not
-text (tool calls, images) is an error of its row.
+cannot read raises `RowError`. Nothing is dropped: an answer that ends a conversation is kept as given; calls of tools,
+what tools gave, and the tools themselves are kept in the form of OpenAI's API; and what is not text (images) is an
+error of its row.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Example:
     constraints: list[dict[str, Any]] | None = None
     reference: str | None = None
     rubric: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,10 @@ _ROLES: Final = {
     "user": "user", "human": "user", "prompter": "user",
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
 }  # fmt: skip
-_TOOLS: Final = frozenset(
-    ("tool", "function", "observation", "function_call", "function_response", "tool_call", "ipython")
-)
+_RESULTS: Final = frozenset(("tool", "function", "observation", "function_response", "tool_response", "ipython"))
+"""Roles of turns that hold what a tool gave."""
+_CALLS: Final = frozenset(("function_call", "tool_call"))
+"""Roles of turns whose text is the assistant's call of a tool, as JSON: {"name": ..., "arguments": ...}."""
 _HH: Final = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
 
 
@@ -123,15 +126,89 @@ def _turn(turn: Any, column: str) -> Message:
     said_by = turn.get("role") or turn.get("from")
     if not isinstance(said_by, str):
         raise RowError(column, "a message has no role")
-    if said_by.lower() in _TOOLS or any(turn.get(name) for name in ("tool_calls", "function_call", "tool_call_id")):
-        raise RowError(column, "tool calls are not text; only text conversations are read")
-    if said_by.lower() not in _ROLES:
-        raise RowError(column, f"a message by {said_by!r}; known: {', '.join(_ROLES)}")
-    role = _ROLES[said_by.lower()]
     content = _text_of_content(turn["content"] if turn.get("content") is not None else turn.get("value"), column)
-    if not content.strip() and role != "system":
+    if said_by.lower() in _CALLS:
+        return _calling(content, column)
+    if said_by.lower() in _RESULTS:
+        return _result(turn, content, column)
+    if said_by.lower() not in _ROLES:
+        raise RowError(column, f"a message by {said_by!r}; known: {', '.join((*_ROLES, *sorted(_RESULTS | _CALLS)))}")
+    role = _ROLES[said_by.lower()]
+    calls = _calls(turn, role, column)
+    if not content.strip() and role != "system" and not calls:
         raise RowError(column, f"an empty turn of the {role}")
-    return Message(role=role, content=content)
+    said = Message(role=role, content=content)
+    if calls:
+        said["tool_calls"] = calls
+    return said
+
+
+def _result(turn: Values, content: str, column: str) -> Message:
+    """The turn of a tool: what it gave, to which call."""
+    said = Message(role="tool", content=content)
+    names = _names(turn, ("name", "tool_call_id"), column)
+    if "name" in names:
+        said["name"] = names["name"]
+    if "tool_call_id" in names:
+        said["tool_call_id"] = names["tool_call_id"]
+    return said
+
+
+def _names(turn: Values, fields: Sequence[str], column: str) -> dict[str, str]:
+    """Those of the fields that have a value."""
+    found = {name: turn[name] for name in fields if turn.get(name) not in (None, "")}
+    for name, value in found.items():
+        if not isinstance(value, str):
+            raise RowError(column, f"the {name} of a tool's turn must be a text, not {type(value).__name__}")
+    return found
+
+
+def _calling(content: str, column: str) -> Message:
+    """The turn of an assistant that calls a tool, of the call's JSON (ShareGPT)."""
+    try:
+        call = json.loads(content)
+    except (ValueError, RecursionError):
+        raise RowError(column, "a call of a tool is not JSON") from None
+    return Message(role="assistant", content="", tool_calls=[_call(one, column) for one in _list_of(call)])
+
+
+def _list_of(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _calls(turn: Values, role: str, column: str) -> list[Any]:
+    """The turn's calls of tools."""
+    given = turn.get("tool_calls") or ([turn["function_call"]] if turn.get("function_call") else [])
+    given = _list_of(_parsed(given, column))
+    if given and role != "assistant":
+        raise RowError(column, f"a turn of the {role} calls tools; only the assistant can")
+    return [_call(call, column) for call in given]
+
+
+def _parsed(value: Any, column: str) -> Any:
+    """Calls that a table has as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise RowError(column, "the calls of tools are not JSON") from None
+
+
+def _call(call: Any, column: str) -> dict[str, Any]:
+    """A call in the form of OpenAI's API; keys without a value, which tables have, go."""
+    if not isinstance(call, Mapping):
+        raise RowError(column, f"a call of a tool must be an object, not {type(call).__name__}")
+    inner = call.get("function", call)
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
+        raise RowError(column, "a call of a tool has no name")
+    arguments = inner.get("arguments", inner.get("parameters"))
+    if not isinstance(arguments, str | Mapping | None):
+        raise RowError(column, f"the arguments of {inner['name']} must be an object or its JSON")
+    if isinstance(arguments, str) and not isinstance(_parsed(arguments or "{}", column), Mapping):
+        raise RowError(column, f"the arguments of {inner['name']} must be an object or its JSON")
+    named = {"id": call["id"]} if isinstance(call.get("id"), str) and "function" in call else {}
+    return {**named, "type": "function", "function": {"name": inner["name"], "arguments": arguments or {}}}
 
 
 def _text_of_content(content: Any, column: str) -> str:
@@ -147,8 +224,8 @@ def _text_of_content(content: Any, column: str) -> str:
 
 
 def ending_with_user(messages: Messages, column: str) -> Messages:
-    """The conversation, if its last turn is the user's."""
-    if not messages or messages[-1]["role"] != "user":
+    """The conversation, if its last turn is the user's, or what a tool gave."""
+    if not messages or messages[-1]["role"] not in ("user", "tool"):
         by = messages[-1]["role"] if messages else "nobody"
         raise RowError(column, f"the prompt must end with the user's turn; its last is by {by}")
     return messages
@@ -157,7 +234,7 @@ def ending_with_user(messages: Messages, column: str) -> Messages:
 def split_answer(messages: Messages, column: str) -> Given:
     """The conversation without the assistant's turn that ends it, and that turn as the given answer."""
     if messages[-1]["role"] == "assistant":
-        return Given(ending_with_user(messages[:-1], column), messages[-1]["content"])
+        return Given(ending_with_user(messages[:-1], column), _said(messages[-1], column))
     return Given(ending_with_user(messages, column))
 
 
@@ -204,11 +281,17 @@ def _answer(value: Any, messages: Messages, column: str) -> str:
     return _only(given, column)
 
 
+def _said(turn: Message, column: str) -> str:
+    if turn.get("tool_calls"):
+        raise RowError(column, "the answer calls tools; answers are text, and such turns are read before them only")
+    return turn["content"]
+
+
 def _only(messages: Messages, column: str) -> str:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         roles = ", ".join(m["role"] for m in messages) or "nothing"
         raise RowError(column, f"after the prompt there must be one turn of the assistant; found: {roles}")
-    return messages[0]["content"]
+    return _said(messages[0], column)
 
 
 def _label(row: Values) -> Given:
@@ -282,7 +365,7 @@ SHAPES: Final = (
 )
 """Tried in this order: the first whose needed columns a row has is the row's shape."""
 
-EXTRAS: Final = ("system", "topic", "task", "group", "constraints", "reference", "rubric", *expected.COLUMNS)
+EXTRAS: Final = ("system", "topic", "task", "group", "constraints", "reference", "rubric", "tools", *expected.COLUMNS)
 """Columns that any shape may have."""
 
 FIELDS: Final = tuple(dict.fromkeys([n for s in SHAPES for n in (*s.needs, *s.may)] + list(EXTRAS)))
@@ -327,6 +410,7 @@ def read_row(line: int, row: Values, shape: Shape, group_column: str = "group") 
         constraints=[*(_constraints(row.get("constraints")) or []), *asked] or None,
         reference=_plain(row, "reference") or (given.answer if given.label is None else None) or known,
         rubric=_rubric(row.get("rubric")),
+        tools=_tools(row.get("tools")),
     )
 
 
@@ -345,6 +429,24 @@ def _name(row: Values, column: str) -> str | None:
     return None if value is None or not str(value).strip() else str(value).strip()
 
 
+def _tools(value: Any) -> list[dict[str, Any]] | None:
+    """Schemas of functions: {"type": "function", "function": {"name", ...}}; a bare function is put into that form."""
+    value = _listed(value, "tools", deep=True)
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        raise RowError("tools", f"must be a list of tools, not {type(value).__name__}")
+    return [_tool(tool) for tool in value]
+
+
+def _tool(tool: Any) -> dict[str, Any]:
+    inner = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str):
+        raise RowError("tools", "a tool must be an object with a name")
+    whole = tool if "function" in tool else {"function": inner}
+    return {"type": "function", **whole}
+
+
 def _rubric(value: Any) -> list[dict[str, Any]] | None:
     value = _listed(value, "rubric")
     if value is None:
@@ -355,9 +457,9 @@ def _rubric(value: Any) -> list[dict[str, Any]] | None:
         raise RowError("rubric", "; ".join(fault.faults)) from None
 
 
-def _listed(value: Any, column: str) -> Any:
+def _listed(value: Any, column: str, *, deep: bool = False) -> Any:
     """A list of objects, itself or as JSON text; None for none. A table gives every object every key of the column,
-    null where it has none: those go."""
+    null where it has none: those go, with `deep` those of inner objects too."""
     if value is None or value == "" or value == []:
         return None
     if isinstance(value, str):
@@ -365,11 +467,19 @@ def _listed(value: Any, column: str) -> Any:
             value = json.loads(value)
         except (ValueError, RecursionError):
             raise RowError(column, "not JSON") from None
+    if deep:
+        return _without_nulls(value)
     if isinstance(value, list):
         return [
             {k: v for k, v in item.items() if v is not None} if isinstance(item, Mapping) else item for item in value
         ]
     return value
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
 
 
 def _constraints(value: Any) -> list[dict[str, Any]] | None:

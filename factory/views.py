@@ -22,6 +22,8 @@ class View(NamedTuple):
 
 
 TEXT, COUNT, NUMBER, FLAG, TIME = "VARCHAR", "BIGINT", "DOUBLE", "BOOLEAN", "TIMESTAMP"
+MESSAGES = "STRUCT(role VARCHAR, content VARCHAR, name VARCHAR, tool_call_id VARCHAR, tool_calls VARCHAR)[]"
+"""Calls of tools are JSON text in SQL."""
 _RUN = {"run": (TEXT, "run"), "round": (COUNT, "round")}
 
 RUNS: dict[str, tuple[str, str]] = {
@@ -43,7 +45,8 @@ MARKS: dict[str, tuple[str, str]] = {
 
 def _talk(column: str) -> str:
     """SQL for the messages of a column as lines of "role: content"."""
-    return f"array_to_string([m.role || ': ' || m.content FOR m IN {column}], chr(10))"
+    said = "m.role || ': ' || m.content || coalesce(' ' || m.tool_calls, '')"
+    return f"array_to_string([{said} FOR m IN {column}], chr(10))"
 
 
 _BLANKS = "' ' || chr(9) || chr(10) || chr(11) || chr(12) || chr(13)"
@@ -124,7 +127,7 @@ REVISIONS = View(
         "outcome": (TEXT, "revised | unchanged: it says what was criticised | failed"),
         "failure": (TEXT, "kind of failure; null when there is a revision"),
         "final": (FLAG, "is it usable, and does no usable revision follow it?"),
-        "messages": ("STRUCT(role VARCHAR, content VARCHAR)[]", "the conversation, as prompts.messages"),
+        "messages": (MESSAGES, "the conversation, as prompts.messages"),
         "completion": ("STRUCT(role VARCHAR, content VARCHAR)[]", "the revision as one assistant turn"),
     },
     f"""

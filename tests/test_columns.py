@@ -32,7 +32,8 @@ def test_arrow_schema_has_every_field_and_its_type(table: str) -> None:
                 "time": "timestamp[us]"}  # fmt: skip
     for column in columns.columns_of(table).values():
         if column.kind == "messages":
-            assert schema.field(column.name).type.value_type.names == ["role", "content"]
+            turn = ["role", "content", "name", "tool_call_id", "tool_calls"]
+            assert schema.field(column.name).type.value_type.names == turn
         else:
             assert str(schema.field(column.name).type) == expected[column.kind]
 
@@ -93,6 +94,10 @@ def test_a_value_that_does_not_fit_names_table_column_and_value(change: dict[str
         [{"role": "user"}],
         [{"role": "user", "content": None}],
         [{"role": "user", "content": "x", "tool_calls": []}],
+        [{"role": "user", "content": "x", "tool_calls": "f()"}],
+        [{"role": "user", "content": "x", "tool_calls": ["f()"]}],
+        [{"role": "user", "content": "x", "name": None}],
+        [{"role": "user", "content": "x", "images": "x"}],
         [["user", "x"]],
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -12,6 +13,10 @@ from factory.shapes import FIELDS, Example, RowError, mapped, read_row, shape_of
 U, A = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 S = {"role": "system", "content": "Be brief."}
 NO = {"role": "assistant", "content": "No."}
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "sea"}'}}
+CALLS: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+GAVE = {"role": "tool", "content": "wet", "name": "look", "tool_call_id": "c1"}
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {"at": {}}}}}
 HH = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Why?\n\nAssistant:"
 HH_TURNS = [
     {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Why?"},
@@ -82,6 +87,29 @@ def test_preferences(row: dict[str, Any], messages: list[Any]) -> None:
     assert example.given.answer is None
 
 
+def test_calls_of_tools_are_kept() -> None:
+    asked = [U, {**CALLS, "content": None}, GAVE]
+    assert read({"messages": asked}).given.messages == [U, CALLS, GAVE]
+    whole = read({"messages": [*asked, A], "tools": json.dumps([TOOL])})
+    assert (whole.given.messages, whole.given.answer, whole.tools) == ([U, CALLS, GAVE], "Because.", [TOOL])
+    pair = read({"prompt": asked, "chosen": [A], "rejected": [NO], "tools": [TOOL["function"]]})
+    assert (pair.given.messages, pair.given.chosen, pair.tools) == ([U, CALLS, GAVE], "Because.", [TOOL])
+
+
+def test_calls_of_tools_in_older_forms() -> None:
+    plain = {"type": "function", "function": {"name": "look", "arguments": {"at": "sea"}}}
+    wanted = [U, {**CALLS, "tool_calls": [plain]}, {"role": "tool", "content": "wet"}]
+    said = json.dumps({"name": "look", "arguments": {"at": "sea"}})
+    sharegpt = [("human", "Why?"), ("function_call", said), ("observation", "wet")]
+    found = read({"conversations": [{"from": who, "value": text} for who, text in sharegpt]})
+    assert found.given.messages == wanted
+    old = {"role": "assistant", "content": None, "function_call": json.loads(said)}
+    found = read({"messages": [U, old, {"role": "function", "name": "look", "content": "wet"}]})
+    assert found.given.messages == [*wanted[:2], {**wanted[2], "name": "look"}]
+    table = {**CALLS, "tool_calls": [{**CALL, "index": None}], "name": None}  # as a Parquet file has them
+    assert read({"messages": [{**U, "tool_calls": None, "tool_call_id": None}, table, GAVE]}).given.messages[1] == CALLS
+
+
 @pytest.mark.parametrize(("value", "label"), [(True, True), (0, False), ("false", False), ("1", True), (1.0, True)])
 def test_labels(value: Any, label: bool) -> None:
     example = read({"prompt": "Why?", "completion": "Because.", "label": value})
@@ -102,9 +130,18 @@ def test_labels(value: Any, label: bool) -> None:
         ({"messages": ["Why?"]}, "messages", "a message must be an object, not str"),
         ({"messages": [{"role": "narrator", "content": "x"}]}, "messages", "a message by 'narrator'"),
         ({"messages": [{"role": "user", "content": " "}]}, "messages", "an empty turn of the user"),
-        ({"messages": [U, {"role": "assistant", "tool_calls": [{"id": "1"}]}]}, "messages", "tool calls are not text"),
-        ({"messages": [U, {"role": "tool", "content": "42"}]}, "messages", "tool calls are not text"),
-        ({"conversations": [{"from": "function_call", "value": "f()"}]}, "conversations", "tool calls are not text"),
+        ({"messages": [U, {"role": "assistant", "tool_calls": [{"id": "1"}]}, U]}, "messages", "tool has no name"),
+        ({"messages": [U, {**A, "tool_calls": [{"name": "f", "arguments": "[1]"}]}, U]}, "messages", "arguments of f"),
+        ({"messages": [U, {**A, "tool_calls": [{"name": "f", "arguments": 3}]}, U]}, "messages", "arguments of f"),
+        ({"messages": [{**U, "tool_calls": [{"name": "f"}]}]}, "messages", "only the assistant can"),
+        ({"messages": [U, {**A, "tool_calls": "f()"}, U]}, "messages", "not JSON"),
+        ({"messages": [U, CALLS]}, "messages", "the answer calls tools"),
+        ({"prompt": [U], "chosen": [CALLS], "rejected": [A]}, "chosen", "the answer calls tools"),
+        ({"messages": [U, CALLS, {**GAVE, "tool_call_id": 7}]}, "messages", "tool_call_id of a tool's turn"),
+        ({"conversations": [{"from": "function_call", "value": "f()"}]}, "conversations", "call of a tool is not JSON"),
+        ({"prompt": "Why?", "tools": "{"}, "tools", "not JSON"),
+        ({"prompt": "Why?", "tools": {"name": "f"}}, "tools", "must be a list of tools, not dict"),
+        ({"prompt": "Why?", "tools": [{"function": {}}]}, "tools", "an object with a name"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages", "content of type image_url is not text",
@@ -150,7 +187,11 @@ def test_no_shape() -> None:
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text() | st.sampled_from([U, A, S, HH, "Human:", "user", "text"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
+    | st.sampled_from([U, A, S, CALLS, GAVE, CALL, TOOL, HH, "Human:", "user", "text"]),
     lambda v: (
         st.lists(v, max_size=4) | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "type"]), v)
     ),
@@ -168,8 +209,7 @@ def test_any_row_is_read_or_refused(row: dict[str, Any]) -> None:
         example = read_row(1, row, shape)
     except RowError:
         return
-    assert example.given.messages[-1]["role"] == "user"
-    assert all(
-        isinstance(m["content"], str) and m["role"] in {"system", "user", "assistant"} for m in example.given.messages
-    )
+    assert example.given.messages[-1]["role"] in {"user", "tool"}
+    roles = {"system", "user", "assistant", "tool"}
+    assert all(isinstance(m["content"], str) and m["role"] in roles for m in example.given.messages)
     assert example.given.chosen is None or example.given.chosen != example.given.rejected
