@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from factory.commands import agreement, data, health, labels, pairs, policies, revise, runs
+from factory.commands import agreement, bon, data, health, labels, pairs, policies, revise, runs
 from factory.console import note
 from factory.faults import FactoryError
 
@@ -66,6 +66,7 @@ app.command("train")(policies.train)
 app.command("methods")(policies.methods)
 app.command("merge")(policies.merge)
 app.command("evaluate")(policies.evaluate)
+app.command("bon")(bon.bon)
 app.command("run")(runs.run)
 app.command("status")(runs.status)
 app.command("report")(runs.report)

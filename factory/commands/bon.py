@@ -1,0 +1,70 @@
+"""The command that studies what picking the best of n answers does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from factory import console
+from factory.commands import options
+from factory.faults import FactoryError
+
+FORMS = {".svg", ".html"}
+
+
+def bon(
+    judge: Annotated[
+        str, typer.Option(help="What picks: a judge whose scores are in the store, or tokens | words | relevance.")
+    ] = "verifier",
+    independent: Annotated[
+        list[str] | None,
+        typer.Option("--independent", help="What is watched and picks nothing: likewise; repeatable [default: words]."),
+    ] = None,
+    n: Annotated[
+        list[int] | None, typer.Option("--n", min=1, help="A size of best-of-n; repeatable (default: 1, 2, 4 ... all).")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of the answers' prompts.")] = "heldout",
+    model: options.Model = options.EMBEDDED,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the charts: FILE.svg or FILE.html.")] = None,
+    seed: options.Seed = 0,
+    run: options.Run = None,
+    round_number: options.RoundOf = None,
+    store: options.StoreFolder = options.STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Best-of-n from judged answers: quality by the judge that picks and by others, KL, passes, where it is fooled."""
+    from factory.best_of_n import load, page, picture, study
+
+    watched = independent or ["words"]
+    if judge in watched:
+        raise FactoryError(f"{judge!r} picks: it is not independent of itself", todo="name another with --independent")
+    if out is not None and out.suffix not in FORMS:
+        raise FactoryError("charts are written as SVG or HTML", where=str(out), todo="end its name in .svg or .html")
+    with options.opened(store) as opened:
+        name = options.newest(opened, "candidates", run, split=split)
+        number = options.newest_round(opened, "candidates", name, round_number, split=split)
+        scorer = None
+        if "relevance" in (judge, *watched):
+            from factory.evaluation import ModelScorer
+
+            scorer = ModelScorer(opened)
+        answers, left_out = load(
+            opened,
+            run=name,
+            round=number,
+            split=split,
+            judge=judge,
+            independent=watched,
+            scorer=scorer,
+            model=model,
+            limit=limit,
+        )
+    found = study(answers, judge=judge, sizes=n, seed=seed, left_out=left_out)
+    if out is not None:
+        out.write_text(page(found) if out.suffix == ".html" else picture(found), encoding="utf-8")
+        console.note(f"charts: {out}")
+    text = f"{console.table(found.rows())}\n\n{found.words()}"
+    console.emit({"run": name, "round": number} | found.to_json(), as_json=as_json, text=text)
