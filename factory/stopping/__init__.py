@@ -9,7 +9,7 @@ docs/stopping.md says what each rule reads and why its defaults are what they ar
     decide(evidence, config).stop, champion(evidence, config)
 """
 
-from factory.stopping.deciding import All, Either, StopConfig, champion, decide, flagged
+from factory.stopping.deciding import All, Either, StopConfig, champion, decide, decide_marked, flagged, mark
 from factory.stopping.drift import Degeneration, DiversityCollapse, LengthDrift
 from factory.stopping.evidence import RoundEvidence
 from factory.stopping.gain import NoGain
@@ -21,5 +21,5 @@ from factory.stopping.signal import JudgeAgreement, MarginSaturation
 __all__ = [
     "All", "Budget", "Degeneration", "DiversityCollapse", "Either", "JudgeAgreement", "KlBudget", "LabelStarvation",
     "LengthDrift", "MarginSaturation", "MaxRounds", "NoGain", "RewardHacking", "RoundEvidence", "Rule", "StopConfig",
-    "champion", "decide", "flagged", "rules",
+    "champion", "decide", "decide_marked", "flagged", "mark", "rules",
 ]  # fmt: skip

@@ -125,7 +125,11 @@ class StopConfig(BaseModel):
 def decide(history: Sequence[RoundEvidence], config: StopConfig) -> Decision:
     """Stop after the last round of `history`? The first rule that says so is the decision's; others that agree stand in
     its evidence under "also". Going on, the reason is what every rule saw."""
-    marked = flagged(history, config)
+    return decide_marked(flagged(history, config), config)
+
+
+def decide_marked(marked: Sequence[RoundEvidence], config: StopConfig) -> Decision:
+    """`decide` for a history whose rounds have their flags already."""
     checks: list[StopRule] = [*config.any, MaxRounds(rounds=config.max_rounds)]
     said = [check(marked) for check in checks]
     firing = [decision for decision in said if decision.stop]
@@ -146,10 +150,15 @@ def champion(history: Sequence[RoundEvidence], config: StopConfig | None = None)
 def flagged(history: Sequence[RoundEvidence], config: StopConfig) -> list[RoundEvidence]:
     """The history with each round's `flags`: the barring rules that would have fired on it. Each round is read with the
     flags of those before it, so that a champion is one that no rule bars."""
-    barring = [rule for rule in config.leaves() if rules.facts(rule.rule).get("bars")]
     marked: list[RoundEvidence] = []
     for evidence in history:
-        seen = [*marked, dataclasses.replace(evidence, flags=())]
-        flags = tuple(dict.fromkeys(rule.rule for rule in barring if rule.check(seen).stop))
-        marked.append(dataclasses.replace(evidence, flags=flags))
+        marked.append(mark(marked, evidence, config))
     return marked
+
+
+def mark(marked: Sequence[RoundEvidence], evidence: RoundEvidence, config: StopConfig) -> RoundEvidence:
+    """A round with its flags, given the rounds before it with theirs."""
+    barring = (rule for rule in config.leaves() if rules.facts(rule.rule).get("bars"))
+    seen = [*marked, dataclasses.replace(evidence, flags=())]
+    flags = tuple(dict.fromkeys(rule.rule for rule in barring if rule.check(seen).stop))
+    return dataclasses.replace(evidence, flags=flags)
