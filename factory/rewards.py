@@ -19,7 +19,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory import matchups as choosing, verdicts
@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 
 KIND = "online"
 """Of the candidates."""
+LOCAL = {"transformers", "vllm"}
+"""Engines that compute in this process."""
 ENOUGH = 10
 """Canaries that a judge decided, and is fooled by, after which it is not waited for any longer."""
 
@@ -95,8 +97,9 @@ class Rewards:
         if faults:
             raise ConfigError(faults, where="rewards of the training")
 
-    def build(self, stack: ExitStack) -> list[PanelMember]:
-        """The judges with their engines, closed with the stack; those that ask the same model share one."""
+    def build(self, stack: ExitStack, threads: int | None = None) -> list[PanelMember]:
+        """The judges with their engines, closed with the stack; those that ask the same model share one. `threads`: of
+        models in this process, where an engine's options do not say."""
         from factory.engines import build
         from factory.judges import judges
 
@@ -106,9 +109,12 @@ class Rewards:
         for part in self.parts:
             engine = None
             if part.engine is not None and judges.facts(part.judge)["asks"]:
-                key = digest(part.engine.kind, part.engine.model, dict(part.engine.options), part.engine.count)
+                spec = part.engine
+                if spec.kind in LOCAL and threads is not None:
+                    spec = replace(spec, options={"threads": threads, **spec.options})
+                key = digest(spec.kind, spec.model, dict(spec.options), spec.count)
                 if key not in built:
-                    built[key] = stack.enter_context(closing(build(part.engine)))
+                    built[key] = stack.enter_context(closing(build(spec)))
                 engine = built[key]
             member = PanelMember.of(
                 part.judge, name=part.called, engine=engine, matchups=part.matchups, options=part.options
@@ -124,7 +130,8 @@ class Rewards:
         for part in self.parts:
             spec = part.engine
             asked = None if spec is None else [spec.kind, spec.model, dict(spec.options)]
-            found.append([part.called, part.judge, part.weight, dict(part.options), asked, part.matchups])
+            reader = reader_of(PanelMember.of(part.judge, name=part.called, options=part.options).judge)
+            found.append([part.called, part.judge, reader, part.weight, dict(part.options), asked, part.matchups])
         return [*found, self.canary_share]
 
     def budget(self) -> Budget | None:
@@ -310,8 +317,3 @@ def _layers(answers: Sequence[Sequence[Candidate]]) -> Iterator[dict[str, Sequen
 def _flat(answers: Sequence[Sequence[Candidate]]) -> Iterator[Candidate]:
     for group in answers:
         yield from group
-
-
-def readers(members: Sequence[PanelMember]) -> list[str]:
-    """Versions of the judges' readers: a changed one gives other rewards."""
-    return [reader_of(member.judge) for member in members]

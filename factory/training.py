@@ -24,16 +24,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from factory import crash
 from factory.faults import ConfigError, FactoryError
 from factory.resources import EMBEDDED, ModelFiles, content_hash, model_files
-from factory.schema import Logp, Prompt, digest, now, unique
+from factory.schema import Logp, digest, now, unique
 from factory.training_rows import Data, asked, stored, table_of
 from train.config import NOT_WHAT, TrainConfig
 from train.launching import Launch, launch
 
 if TYPE_CHECKING:
     from factory.console import Progress
-    from factory.judges import Judge
+    from factory.online import OnlineWork
+    from factory.rewards import Rewards
     from factory.store import Store
-    from train.conversations import Ids
     from train.data import Encoded
     from train.plan import Plan
     from train.policy import Policy
@@ -116,7 +116,7 @@ def train_policy(
     strategy: str | Sequence[str] | None = None,
     where: Mapping[str, Any] | None = None,
     prompts: Sequence[str] | None = None,
-    reward: Judge | None = None,
+    reward: Rewards | None = None,
     processes: Launch | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
@@ -126,8 +126,9 @@ def train_policy(
     pairing strategy, or way to label, or several on purpose); it has to be named where the rows are of several. where:
     further conditions on the rows. Rows that cannot be trained on are skipped and counted.
     With config.online the policy's own answers to `prompts` (keys; all of the split train by default) are trained on,
-    judged by `reward` (a verifier by default). processes: several that share every batch and the model between them, on
-    this host and perhaps others, where `help_train` is called; `out` is then a folder that all of them see.
+    judged by `reward` (a verifier by default), whose judgments are kept under `run` and the last of `rounds`.
+    processes: several that share every batch and the model between them, on this host and perhaps others, where
+    `help_train` is called; `out` is then a folder that all of them see.
     FactoryError: no rows, rows of strategies that were not named, a model that does not load, a loss that is not
     finite, or an `out` that holds another training.
     """
@@ -135,21 +136,22 @@ def train_policy(
 
     began = time.monotonic()
     config.check()
-    together = _several(processes, config)
+    rounds, together = list(rounds), _several(processes, config)
     job = _Job(store, start, reference, config, out)
     if config.online is not None:
-        job.ask(prompts, reward)
+        job.ask(prompts, reward, run, max(rounds, default=0))
     else:
-        job.read({"run": run, "round": list(rounds), **(where or {})}, strategy)
+        job.read({"run": run, "round": rounds, **(where or {})}, strategy)
     if done := job.finished():
         return done
     with threads(count := _threads(out, config)):
+        rows = [] if config.online else job.with_reference()
         if together is not None:
-            trained = job.train_together(job.with_reference(), together, max(1, count // together.processes), progress)
-        elif config.online is None:
-            trained = job.train(job.with_reference(), progress)
+            trained = job.train_together(rows, together, max(1, count // together.processes), progress)
+        elif job.online is None:
+            trained = job.train(rows, progress)
         else:
-            trained = job.train_online(progress)
+            trained = job.train_online(job.online, progress)
     result = _result(job, trained, start, reference, time.monotonic() - began)
     job.publish(result)
     return result
@@ -234,20 +236,28 @@ class _Job:
         self.dtype = _dtype(config)
         self.model_hash = content_hash(self.start, self.dtype)
         self.data = Data([])
-        self.asked: Mapping[Ids, Prompt] = {}  # online: the prompts, by their tokens
-        self.reward: Judge | None = None  # of answers that the policy samples; None: a verifier
+        self.online: OnlineWork | None = None  # where the policy answers prompts itself
         self._policy: Policy | None = None
         self._written = False  # is the policy in its draft already?
-        self._frozen: Policy | None = None
 
     def read(self, where: Mapping[str, Any], strategy: str | Sequence[str] | None) -> None:
         """Take the rows of the store. FactoryError: there are none, or of ways that were not named."""
         self.data = stored(self.store, self.objective, where, strategy, self.start.base, self.config)
 
-    def ask(self, prompts: Sequence[str] | None, reward: Judge | None) -> None:
-        """Take the prompts that the policy answers itself. FactoryError: there are none."""
-        self.asked, self.reward = asked(self.store, prompts, self.start.base, self.config), reward
-        self.data = Data(list(self.asked))
+    def ask(self, prompts: Sequence[str] | None, rewards: Rewards | None, run: str, number: int) -> None:
+        """Take the prompts that the policy answers itself, and who rewards it. FactoryError: there are none, or the
+        rewards are not right."""
+        from factory.online import OnlineWork
+        from factory.rewards import Rewards
+
+        rewards = rewards or Rewards()
+        rewards.check()
+        found = asked(self.store, prompts, self.start.base, self.config)
+        self.online = OnlineWork(
+            found, self.start.name, self.reference.name, self.config, self.out.absolute(), self.model_hash, self.dtype,
+            self.store.folder, run, number, rewards,
+        )  # fmt: skip
+        self.data = Data(list(found))
 
     @property
     def identity(self) -> dict[str, str]:
@@ -258,7 +268,7 @@ class _Job:
             "config": digest(config),
             "model": self.model_hash,
             "reference": content_hash(self.reference, self.dtype),
-        } | ({} if self.reward is None else {"reward": f"{self.reward.name}, {getattr(self.reward, 'reader', '1')}"})
+        } | ({} if self.online is None else {"reward": digest(self.online.rewards.identity())})
 
     @property
     def _draft(self) -> Path:
@@ -366,7 +376,7 @@ class _Job:
         self._let_go()
         work = _Work(
             rows, self.start.name, _base_name(self.start), self._head, self.config, self.out.absolute(),
-            self._draft.absolute(), self.model_hash, threads,
+            self._draft.absolute(), self.model_hash, threads, self.online,
         )  # fmt: skip
         trained = launch(_train_share, work, how, progress)
         self._written = True
@@ -381,37 +391,11 @@ class _Job:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def train_online(self, progress: Progress | None) -> Trained:
+    def train_online(self, work: OnlineWork, progress: Progress | None) -> Trained:
         """The loop on answers of its own."""
-        from factory.judges.verifier import VerifierJudge
-        from factory.online import JudgeReward, LiveModels, LiveSampler
-        from train.online import OnlineRows
-        from train.trainer import Trainer
+        from factory.online import train
 
-        if self.config.online is None:
-            raise ValueError("not an online training")
-        policy = self.policy
-        models = LiveModels(policy, policy.trainable(), self._reference)
-        reward = JudgeReward(self.reward or VerifierJudge(), self.asked, policy.tokenizer, self.start.name)
-        source = OnlineRows(
-            list(self.asked), self.config.online, self.objective, LiveSampler(policy), reward, models, self.config.seed
-        )
-        trainer = Trainer(policy, source, self.config, self.out, self.model_hash, progress)
-        models.critic = trainer.critic
-        return trainer.run()
-
-    @contextmanager
-    def _reference(self) -> Iterator[Any]:
-        """The reference's model while samples are scored: without its adapter, or a frozen one that stays loaded."""
-        from train.policy import load_policy
-
-        if self.reference.adapter is None and self.reference.base == self.start.base and self.policy.has_adapter:
-            with self.policy.without_adapter():
-                yield self.policy.model
-            return
-        if self._frozen is None:
-            self._frozen = load_policy(self.reference.base, self.reference.adapter, dtype=self.dtype)  # type: ignore[arg-type]
-        yield self._frozen.model
+        return train(work, self.policy, progress, store=self.store)
 
     def publish(self, result: TrainResult) -> None:
         """Write the policy's folder whole, then let go of the checkpoints."""
@@ -449,6 +433,7 @@ class _Work(NamedTuple):
     draft: Path
     model_hash: str
     threads: int
+    online: OnlineWork | None = None
 
 
 def _several(processes: Launch | None, config: TrainConfig) -> Launch | None:
@@ -460,15 +445,12 @@ def _several(processes: Launch | None, config: TrainConfig) -> Launch | None:
         return None
     if processes.node:
         raise FactoryError("node 0 leads the training; the others help", todo="call help_train on this host")
-    if config.online is not None:
-        raise FactoryError(
-            "several processes work with data of the store", todo="leave online out, or train in one process"
-        )
     return processes
 
 
 def _train_share(group: Group, work: _Work | None, progress: Progress | None) -> Trained:
     """One process of several: the loop on its share, then the policy's draft from the first one."""
+    from factory.online import train as train_online
     from train.batches import FixedRows
     from train.policy import kept_tensors, save_policy
     from train.processes import gathered, load_sharded
@@ -483,8 +465,11 @@ def _train_share(group: Group, work: _Work | None, progress: Progress | None) ->
             group, files.base, files.adapter, lora=config.lora, dtype=config.dtype, seed=config.seed,
             base_name=told.base_name, head=told.head,
         )  # fmt: skip
-        source = FixedRows(told.rows, config.batch_size, config.epochs, config.seed)
-        trained = Trainer(policy, source, config, told.out, told.model_hash, progress, group).run()
+        if told.online is not None:
+            trained = train_online(told.online, policy, progress, group)
+        else:
+            source = FixedRows(told.rows, config.batch_size, config.epochs, config.seed)
+            trained = Trainer(policy, source, config, told.out, told.model_hash, progress, group).run()
         tensors = gathered(group, kept_tensors(policy))
         if group.first:
             shutil.rmtree(told.draft, ignore_errors=True)

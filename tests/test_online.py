@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,35 @@ from train.batches import FixedRows
 from train.config import LoraSpec, OnlineSpec, TrainConfig
 from train.data import Ids, PairRow, SampleRow
 from train.metrics import timeless
-from train.online import OnlineRows
+from train.online import Judged, OnlineRows, Rule
+from train.packing import Group
 from train.policy import Policy, load_policy
 from train.trainer import Trainer
 
 SMALL = LoraSpec(r=8)
-PROMPTS: list[Ids] = [(5, 6, 7), (8, 9), (10, 11, 12, 13), (14, 15)]
+PROMPTS: list[Ids] = [(5, 6, 7), (8, 9), (10, 11, 12, 13), (14, 15), *((5 + i, 6 + i) for i in range(12))]
 
 
-def reward(answers: Sequence[tuple[Ids, Ids]]) -> list[float | None]:
+def share(prompt: Ids, answer: Ids) -> float | None:
     """The share of an answer's tokens below 100."""
-    return [sum(token < 100 for token in answer) / len(answer) for _, answer in answers]
+    return sum(token < 100 for token in answer) / len(answer)
+
+
+@dataclass
+class Every:
+    """A reward by an answer's place in the batch."""
+
+    value: Callable[[int], float | None]
+
+    def __call__(self, place: int, groups: Sequence[Group]) -> Judged:
+        count = itertools.count()
+        return Judged([[self.value(next(count)) for _ in g.completions] for g in groups])
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: Any) -> None:
+        pass
 
 
 def load(folder: Path, lora: LoraSpec | None = SMALL) -> Policy:
@@ -35,13 +55,13 @@ def load(folder: Path, lora: LoraSpec | None = SMALL) -> Policy:
 
 
 def config(method: str, spec: OnlineSpec, **more: Any) -> TrainConfig:
-    rate = {"ppo": 1e-2, "bond": 4e-3}.get(method, 8e-3)
+    rate = {"ppo": 1e-2}.get(method, 8e-3)
     return TrainConfig(
         method=method, online=spec, learning_rate=rate, warmup=0.0, schedule="constant", threads=1, **more
     )
 
 
-def trainer(policy: Policy, settings: TrainConfig, folder: Path, judge: Any = reward) -> Trainer:
+def trainer(policy: Policy, settings: TrainConfig, folder: Path, judge: Any = share) -> Trainer:
     frozen = None if policy.has_adapter else copy.deepcopy(policy.model)
 
     @contextmanager
@@ -52,10 +72,11 @@ def trainer(policy: Policy, settings: TrainConfig, folder: Path, judge: Any = re
     assert settings.online is not None
     models = LiveModels(policy, policy.trainable(), reference)
     source = OnlineRows(
-        PROMPTS, settings.online, losses.get(settings.method), LiveSampler(policy), judge, models, settings.seed
-    )
+        PROMPTS, settings.online, losses.get(settings.method), LiveSampler(policy),
+        judge if isinstance(judge, Every) else Rule(judge), models, settings.seed,
+    )  # fmt: skip
     loop = Trainer(policy, source, settings, folder)
-    models.critic = loop.critic
+    models.follow_critic(loop.critic)
     return loop
 
 
@@ -63,7 +84,7 @@ SPECS = {
     "grpo": OnlineSpec(steps=30, prompts=4, n=6, max_tokens=12),
     "rloo": OnlineSpec(steps=30, prompts=4, n=6, max_tokens=12, kl_weight=0.0),
     "ppo": OnlineSpec(steps=30, prompts=4, n=6, max_tokens=12, updates=2, kl_weight=0.0),
-    "bond": OnlineSpec(steps=40, prompts=4, n=4, max_tokens=12, anchor_rate=0.1),
+    "bond": OnlineSpec(steps=40, prompts=16, n=3, max_tokens=12, anchor_rate=0.3),
     "dpo": OnlineSpec(steps=30, prompts=4, n=6, max_tokens=12),
 }
 
@@ -92,9 +113,7 @@ def test_the_first_update_on_samples_has_ratio_one(method: str, tiny_model: Path
 
 
 def test_answers_without_a_verdict_are_left_out(tiny_model: Path, tmp_path: Path) -> None:
-    def some(answers: Sequence[tuple[Ids, Ids]]) -> list[float | None]:
-        return [None if i % 3 == 0 else float(i % 3) for i in range(len(answers))]
-
+    some = Every(lambda i: None if i % 3 == 0 else float(i % 3))
     loop = trainer(load(tiny_model), config("grpo", OnlineSpec(steps=1, prompts=2, n=3, max_tokens=6)), tmp_path, some)
     batch = loop.source.batch(0)
     assert len(batch.rows) == 4
@@ -103,15 +122,16 @@ def test_answers_without_a_verdict_are_left_out(tiny_model: Path, tmp_path: Path
 
 
 def test_a_batch_that_teaches_nothing_is_said_and_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
-    def none(answers: Sequence[tuple[Ids, Ids]]) -> list[float | None]:
-        return [None] * len(answers)
-
     policy = load(tiny_model)
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
     lines = (
-        trainer(policy, config("grpo", OnlineSpec(steps=2, prompts=2, n=2, max_tokens=4)), tmp_path, none).run().lines
+        trainer(
+            policy, config("grpo", OnlineSpec(steps=2, prompts=2, n=2, max_tokens=4)), tmp_path, Every(lambda i: None)
+        )
+        .run()
+        .lines
     )
-    assert [line["rows"] for line in lines] == [0, 0]
+    assert [(line["rows"], line["unjudged"], "reward" in line) for line in lines] == [(0, 4, False)] * 2
     assert all(torch.equal(p, before[name]) for name, p in policy.trainable().items())
 
 
@@ -121,7 +141,7 @@ def test_pairs_made_on_the_spot_are_best_over_worst(tiny_model: Path, tmp_path: 
     assert rows
     for row in rows:
         assert isinstance(row, PairRow)
-        better, worse = reward([(row.prompt, row.chosen), (row.prompt, row.rejected)])
+        better, worse = share(row.prompt, row.chosen), share(row.prompt, row.rejected)
         assert better is not None
         assert worse is not None
         assert better > worse

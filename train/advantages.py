@@ -38,7 +38,8 @@ class Credit:
     returns: tuple[float, ...] = ()
 
 
-Way = Callable[[Sequence[Sampled], OnlineSpec], list[Credit]]
+Way = Callable[[Sequence[Sampled], OnlineSpec], Sequence[Credit | None]]
+"""The credit of each answer; None: the answer is not learnt from."""
 ways: Registry[Way] = Registry("way to advantages")
 
 
@@ -110,25 +111,35 @@ def by_critic(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit]:
     return found
 
 
-LOWEST = -math.log(16)
+def below_all(anchors: int) -> float:
+    """BOND's reward of an answer that is worse than all k of the anchor's: -(k - 1) 2^k log 2, nats; -log 16 for the
+    paper's 2 (arXiv 2407.14622, eq. 17).
+
+    Best-of-k's reward is (k - 1) log p, p the share of the anchor's answers that are no better (eq. 6 of the paper's
+    theorem 1, its second term left out). An answer at p is below all k of them with probability (1 - p)^k: this
+    number makes the expectation right for the median answer.
+    """
+    return -(anchors - 1) * 2**anchors * math.log(2)
 
 
 @ways.register("bond")
-def bond(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit]:
+def bond(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit | None]:
     """J-BOND's (arXiv 2407.14622, section 5.2): the first answer is the policy's, the others are the anchor's.
 
-    The anchor's best gets 1 - eta (the forward KL: it is to be imitated), its others 0. The policy's answer gets
-    eta (r + log anchor - log pi) with r = -log 16 where its reward is below all of the anchor's, else 0 (eq. 17). The
-    baseline is taken off over the batch by whoever puts the groups together.
+    The anchor's best gets 1 - eta (the forward KL: it is to be imitated), its others are not learnt from. The policy's
+    answer gets eta (r + log anchor - log pi) + kl (log anchor - log pi): the backward KL, and the paper's further
+    regularisation to the anchor (`anchor_weight`). r is `below_all` where its reward is below all of the anchor's (an
+    equal one is not below: best-of-n's p counts ties), else 0. The baseline is taken off over the batch by whoever puts
+    the groups together.
     """
     own, *anchors = answers
     if len(anchors) < 2:
         raise FactoryError("bond compares with at least 2 answers of the anchor", todo="set online.n to 3")
     eta = spec.eta
     best = max(range(len(anchors)), key=lambda i: anchors[i].reward)
-    reward = LOWEST if own.reward <= min(a.reward for a in anchors) else 0.0
-    worth = eta * (reward + float((own.ref - own.old).sum()))
-    credits = [Credit((worth,) * len(own.completion))]
+    reward = below_all(len(anchors)) if own.reward < min(a.reward for a in anchors) else 0.0
+    worth = eta * reward + (eta + spec.anchor_weight) * float((own.ref - own.old).sum())
+    credits: list[Credit | None] = [Credit((worth,) * len(own.completion))]
     for i, anchor in enumerate(anchors):
-        credits.append(Credit(((1 - eta) if i == best else 0.0,) * len(anchor.completion)))
+        credits.append(Credit((1 - eta,) * len(anchor.completion)) if i == best else None)
     return credits

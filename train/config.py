@@ -52,6 +52,10 @@ class OnlineSpec(Strict):
     """Of sampling; 1 keeps the whole distribution, which is what the gradients assume."""
     max_tokens: int = Field(default=128, ge=1)
     """Longest answer."""
+    sampler: Literal["transformers", "vllm"] = "transformers"
+    """Who decodes: the model in training itself, or a vLLM in this process that is given its weights for each batch."""
+    sampler_options: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
+    """Of a vLLM: gpu_memory_utilization, max_model_len, max_num_seqs, float32_head."""
     updates: int = Field(default=1, ge=1)
     """Optimiser steps on each batch of samples."""
     scale: Literal["deviation", "none"] = "deviation"

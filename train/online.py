@@ -11,10 +11,12 @@ killed draws the same again.
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +27,13 @@ from train.batches import Batch, Row
 from train.config import OnlineSpec
 from train.data import Ids, PairRow, SampleRow
 from train.losses import Objective
+from train.losses.parts import k3
 from train.packing import Group
+from train.processes import Group as Processes
+
+T = TypeVar("T")
+SAME = 1e-9
+"""Rewards closer than this are equal: the rest is rounding."""
 
 
 class Sampler(Protocol):
@@ -36,11 +44,44 @@ class Sampler(Protocol):
         the answer was cut."""
 
 
-class Reward(Protocol):
-    """Judges answers. None: the judge had no verdict, and the answer is left out."""
+class Judged(NamedTuple):
+    """Rewards of a batch's answers, group by group in their order; None: no verdict, and the answer is left out of its
+    group. `said`: what else goes into the step's metrics."""
 
-    def __call__(self, answers: Sequence[tuple[Ids, Ids]]) -> list[float | None]:
-        """A reward for each (prompt, answer)."""
+    rewards: Sequence[Sequence[float | None]]
+    said: Mapping[str, float] = {}
+
+
+class Reward(Protocol):
+    """Judges answers. What it says of a batch is a function of the batches up to it, so that a resumed training hears
+    the same."""
+
+    def __call__(self, place: int, groups: Sequence[Group]) -> Judged:
+        """A reward for each answer of the batch `place`, counted from 0. A prompt may come twice."""
+
+    def state(self) -> dict[str, Any]:
+        """What its answers depend on besides the batch: plain values."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from such a state."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A reward that is a function of prompt and answer, as token ids."""
+
+    function: Callable[[Ids, Ids], float | None]
+
+    def __call__(self, place: int, groups: Sequence[Group]) -> Judged:
+        """Of each answer by itself."""
+        return Judged([[self.function(tuple(g.prompt), tuple(c)) for c in g.completions] for g in groups])
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing to put back."""
 
 
 class TokenScores(NamedTuple):
@@ -51,7 +92,11 @@ class TokenScores(NamedTuple):
 
 
 class Models(Protocol):
-    """The models that an online training has: the one in training, its reference, an anchor."""
+    """The models that an online training has: the one in training, its reference, an anchor. No other process is needed
+    to ask them."""
+
+    def refresh(self) -> None:
+        """Take over the weights as training has made them; all processes at once."""
 
     def score(self, groups: Sequence[Group], *, critic: bool = False) -> list[TokenScores]:
         """Of every completion, in order, under the policy as it is; no gradient."""
@@ -74,16 +119,23 @@ class Models(Protocol):
 
 @dataclass
 class OnlineRows:
-    """See the module. `prompts`: token ids, each once. Rows of a step are kept for its `updates`."""
+    """See the module. `prompts`: token ids, each once. Rows of a step are kept for its `updates`.
+
+    Of several `processes` each samples and scores the answers to its share of the prompts, the first one has them
+    judged, and all have all rows. `reward` is asked in the first one only.
+    """
 
     prompts: Sequence[Ids]
     spec: OnlineSpec
     objective: Objective
     sampler: Sampler
-    reward: Reward
+    reward: Reward | None
     models: Models
     seed: int
     limit: int = 4096  # tokens scored at once
+    processes: Processes = field(default_factory=Processes)
+    mark: str = ""  # of whatever else decides the rows: who rewards them
+    measures_kl: bool = False  # bond: the KL to the reference too, which costs a forward pass of it
     said: dict[str, float] = field(default_factory=dict)  # of the newest batch: rewards, lengths, what was left out
     _kept: tuple[int, list[Row]] = (-1, [])
 
@@ -95,19 +147,21 @@ class OnlineRows:
     @property
     def hash(self) -> str:
         """Of the prompts and of how they are sampled."""
-        return digest([list(p) for p in self.prompts], self.spec.model_dump(mode="json"), self.seed)
+        return digest([list(p) for p in self.prompts], self.spec.model_dump(mode="json"), self.seed, self.mark)
 
     def whole(self, step: int) -> bool:
         """May a training be cut after this step? Not between the updates on one batch: it could not be drawn again."""
         return (step + 1) % self.spec.updates == 0
 
     def state(self) -> dict[str, Any]:
-        """The anchor's weights."""
-        return dict(self.models.state())
+        """The anchor's weights, and what the reward goes by."""
+        return {"anchor": self.models.state(), "reward": {} if self.reward is None else self.reward.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Put the anchor's weights back."""
-        self.models.restore(state)
+        """Go on from such a state."""
+        self.models.restore(state["anchor"])
+        if self.reward is not None:
+            self.reward.restore(state["reward"])
 
     def batch(self, step: int) -> Batch:
         """The rows of a step; they are sampled when a batch's first step asks."""
@@ -129,18 +183,28 @@ class OnlineRows:
         return found
 
     def _sampled(self, place: int) -> list[Row]:
+        self.models.refresh()
         if place:
             self.models.follow(self.spec.anchor_rate)
-        groups = [Group(prompt, answers) for prompt, answers in self._answered(self._drawn(place), place)]
-        rewards = iter(self.reward([(tuple(g.prompt), tuple(c)) for g in groups for c in g.completions]))
-        judged = [[next(rewards) for _ in g.completions] for g in groups]
-        self._tell(groups, judged)
+        groups = self._answered(self._drawn(place), place)
+        judged = self.processes.from_first(partial(self._judged, place, groups))
+        self.said = self._told(groups, judged)
         make = {"groups": self._for_groups, "pairs": self._for_pairs}[self.objective.data]
-        return make(groups, judged)
+        return make(groups, judged.rewards)
 
-    def _answered(self, prompts: Sequence[Ids], place: int) -> list[tuple[Ids, list[Ids]]]:
-        """Every prompt with its n answers; all are drawn together."""
-        asked = [(p, seed_of(self.seed, place, p, i), i) for p in prompts for i in range(self.spec.n)]
+    def _judged(self, place: int, groups: Sequence[Group]) -> Judged:
+        if self.reward is None:
+            raise ValueError("the first process has no reward")
+        return self.reward(place, groups)
+
+    def _answered(self, prompts: Sequence[Ids], place: int) -> list[Group]:
+        """Every prompt with its n answers; those of this process are all drawn together."""
+        n, size = self.spec.n, self.processes.size
+        asked = [
+            (prompts[k], seed_of(self.seed, place, k, prompts[k], i), i)
+            for k in range(self.processes.rank, len(prompts), size)
+            for i in range(n)
+        ]
         if self.objective.advantage == "bond":
             own = iter(self._draw([ask for ask in asked if ask[2] == 0]))
             with self.models.anchor():
@@ -148,47 +212,73 @@ class OnlineRows:
             answers = [next(others if i else own) for _, _, i in asked]
         else:
             answers = self._draw(asked)
-        n = self.spec.n
-        return [(prompt, answers[k * n : (k + 1) * n]) for k, prompt in enumerate(prompts)]
+        drawn = [Group(asked[at][0], answers[at : at + n]) for at in range(0, len(asked), n)]
+        return self._from_all(drawn, len(prompts))
 
     def _draw(self, asked: Sequence[tuple[Ids, int, int]]) -> list[Ids]:
+        if not asked:
+            return []
         return self.sampler([prompt for prompt, _, _ in asked], [seed for _, seed, _ in asked], self.spec)
 
-    def _tell(self, groups: Sequence[Group], judged: Sequence[Sequence[float | None]]) -> None:
-        found = torch.tensor([r for rewards in judged for r in rewards if r is not None], dtype=torch.float64)
-        lengths = [len(c) for g in groups for c in g.completions]
-        self.said = {
-            "reward": float(found.mean()) if len(found) else float("nan"),
-            "reward_std": float(found.std()) if len(found) > 1 else 0.0,
-            "completions/mean_length": sum(lengths) / len(lengths),
-            "unjudged": float(len(lengths) - len(found)),
+    def _from_all(self, own: list[T], count: int) -> list[T]:
+        """What each process has of its share (every so-many-th from its rank on), in order."""
+        parts, size = self.processes.gather(own), self.processes.size
+        return [parts[k % size][k // size] for k in range(count)]
+
+    def _told(self, groups: Sequence[Group], judged: Judged) -> dict[str, float]:
+        """The step's metrics. Of bond's answers the policy's own one and the anchor's are told apart."""
+        is_bond = self.objective.advantage == "bond"
+        own = [rewards[:1] if is_bond else rewards for rewards in judged.rewards]
+        lengths = [len(c) for g in groups for c in (g.completions[:1] if is_bond else g.completions)]
+        found = {
+            "completions/mean_length": statistics.fmean(lengths),
+            "unjudged": float(sum(r is None for rewards in judged.rewards for r in rewards)),
+            "samples": float(sum(len(g.completions) for g in groups)),
         }
+        found |= _spread("reward", own, judged.rewards)
+        if is_bond:
+            others = [r for rewards in judged.rewards for r in rewards[1:] if r is not None]
+            found |= {"reward/anchor": statistics.fmean(others)} if others else {}
+        return found | dict(judged.said)
 
     # -------------------------------------------------------------------------------------------------- rows of it
 
     def _for_groups(self, groups: Sequence[Group], judged: Sequence[Sequence[float | None]]) -> list[Row]:
-        kept = [_judged(g, rewards) for g, rewards in zip(groups, judged, strict=True)]
-        least = {"gae": 1, "bond": self.spec.n}.get(self.objective.advantage, 2)
+        is_bond = self.objective.advantage == "bond"
+        kept = [
+            _with_verdict(g, rewards)
+            for g, rewards in zip(groups, judged, strict=True)
+            if not (is_bond and rewards[0] is None)
+        ]
+        least = {"gae": 1, "bond": 3}.get(self.objective.advantage, 2)
         usable = [(g, rewards) for g, rewards in kept if len(rewards) >= least]
-        scores = iter(self._scored([g for g, _ in usable]))
+        if is_bond and self.measures_kl:
+            self.said["kl"] = self._kl([Group(g.prompt, g.completions[:1]) for g, _ in usable])
         rows: list[Row] = []
-        for g, rewards in usable:
+        for (g, rewards), (own, ref) in zip(usable, self._scored([g for g, _ in usable]), strict=True):
             found = [
-                Sampled(tuple(c), r, own.logps, ref.logps, own.values)
-                for c, r, (own, ref) in zip(g.completions, rewards, scores, strict=False)
+                Sampled(tuple(c), r, o.logps, f.logps, o.values)
+                for c, r, o, f in zip(g.completions, rewards, own, ref, strict=True)
             ]
             for answer, credit in zip(found, ways.get(self.objective.advantage)(found, self.spec), strict=True):
-                rows.append(_row(g.prompt, answer, credit.advantage, credit.returns))
-        return _less_baseline(rows, self.spec.n) if self.objective.advantage == "bond" else rows
+                if credit is not None:
+                    rows.append(_row(g.prompt, answer, credit.advantage, credit.returns))
+        return _less_baseline(rows) if is_bond else rows
 
-    def _scored(self, groups: Sequence[Group]) -> list[tuple[TokenScores, TokenScores]]:
-        """Of every answer, under the policy and under the reference (bond: the anchor)."""
-        own = self._in_parts(groups, critic=self.objective.critic)
+    def _scored(self, groups: Sequence[Group]) -> list[tuple[list[TokenScores], list[TokenScores]]]:
+        """Of every group's answers, under the policy and under the reference (bond: the anchor)."""
+        own = self._scores(groups, critic=self.objective.critic)
         held_to: Callable[[], AbstractContextManager[Any]] = (
             self.models.anchor if self.objective.advantage == "bond" else self.models.reference
         )
         with held_to():
-            return list(zip(own, self._in_parts(groups), strict=True))
+            return list(zip(own, self._scores(groups), strict=True))
+
+    def _scores(self, groups: Sequence[Group], *, critic: bool = False) -> list[list[TokenScores]]:
+        """Of every group's answers under the model that is asked now; each process scores its share."""
+        own = groups[self.processes.rank :: self.processes.size]
+        flat = iter(self._in_parts(own, critic=critic))
+        return self._from_all([[next(flat) for _ in g.completions] for g in own], len(groups))
 
     def _in_parts(self, groups: Sequence[Group], *, critic: bool = False) -> list[TokenScores]:
         found: list[TokenScores] = []
@@ -200,31 +290,52 @@ class OnlineRows:
             part.append(g)
         return found + (self.models.score(part, critic=critic) if part else [])
 
+    def _kl(self, groups: Sequence[Group]) -> float:
+        """To the reference, nats a token, by k3 on the policy's own answers."""
+        own = [s.logps for scores in self._scores(groups) for s in scores]
+        with self.models.reference():
+            ref = [s.logps for scores in self._scores(groups) for s in scores]
+        return float(k3(torch.cat(own), torch.cat(ref)).mean()) if own else 0.0
+
     def _for_pairs(self, groups: Sequence[Group], judged: Sequence[Sequence[float | None]]) -> list[Row]:
         """The best of each prompt's answers over the worst; a prompt whose best and worst are equal has no pair."""
         pairs = []
         for g, rewards in zip(groups, judged, strict=True):
-            answers, values = _judged(g, rewards)
+            answers, values = _with_verdict(g, rewards)
             if not values or max(values) == min(values):
                 continue
             best, worst = (answers.completions[values.index(pick(values))] for pick in (max, min))
             if best != worst:
                 pairs.append(Group(g.prompt, (best, worst)))
-        refs: list[TokenScores] = []
+        sums = [[0.0, 0.0] for _ in pairs]
         if self.objective.reference:
             with self.models.reference():
-                refs = self._in_parts(pairs)
-        sums = [float(score.logps.sum()) for score in refs] or [0.0] * (2 * len(pairs))
+                sums = [[float(score.logps.sum()) for score in scores] for scores in self._scores(pairs)]
         return [
-            PairRow(tuple(g.prompt), tuple(g.completions[0]), tuple(g.completions[1]), sums[2 * i], sums[2 * i + 1])
-            for i, g in enumerate(pairs)
+            PairRow(tuple(g.prompt), tuple(g.completions[0]), tuple(g.completions[1]), *ref)
+            for g, ref in zip(pairs, sums, strict=True)
         ]
 
 
-def _judged(group: Group, rewards: Sequence[float | None]) -> tuple[Group, list[float]]:
+def _with_verdict(group: Group, rewards: Sequence[float | None]) -> tuple[Group, list[float]]:
     """The answers that have a reward."""
     kept = [(c, r) for c, r in zip(group.completions, rewards, strict=True) if r is not None]
     return Group(group.prompt, [c for c, _ in kept]), [r for _, r in kept]
+
+
+def _spread(
+    name: str, own: Sequence[Sequence[float | None]], every: Sequence[Sequence[float | None]]
+) -> dict[str, float]:
+    """Mean and deviation of rewards, and the share of the groups whose answers all earn the same (TRL's name for it).
+    No entry where nothing was judged."""
+    found = [r for rewards in own for r in rewards if r is not None]
+    groups = [judged for rewards in every if len(judged := [r for r in rewards if r is not None]) > 1]
+    said = {}
+    if found:
+        said = {name: statistics.fmean(found), f"{name}_std": statistics.stdev(found) if len(found) > 1 else 0.0}
+    if groups:
+        said[f"frac_{name}_zero_std"] = statistics.fmean(max(g) - min(g) < SAME for g in groups)
+    return said
 
 
 def _row(prompt: Sequence[int], a: Sampled, advantage: tuple[float, ...], returns: tuple[float, ...]) -> SampleRow:
@@ -233,14 +344,10 @@ def _row(prompt: Sequence[int], a: Sampled, advantage: tuple[float, ...], return
     return SampleRow(tuple(prompt), a.completion, a.reward, advantage, old, ref, values, returns)
 
 
-def _less_baseline(rows: Sequence[Row], n: int) -> list[Row]:
-    """BOND's rows with the mean worth of the batch's own answers taken off each (2407.14622, section 5.2)."""
-    own = [row for row in rows[::n] if isinstance(row, SampleRow)]
+def _less_baseline(rows: Sequence[Row]) -> list[Row]:
+    """BOND's rows, the policy's own answer and the anchor's best in turn, with the mean worth of the batch's own
+    answers taken off each of these (2407.14622, section 5.2)."""
+    own = [row for row in rows[::2] if isinstance(row, SampleRow)]
     mean = sum(row.advantage[0] for row in own) / max(1, len(own))
-    found: list[Row] = []
-    for i, row in enumerate(rows):
-        if i % n == 0 and isinstance(row, SampleRow):
-            found.append(row._replace(advantage=tuple(a - mean for a in row.advantage)))
-        else:
-            found.append(row)
-    return found
+    less = [row._replace(advantage=tuple(a - mean for a in row.advantage)) for row in own]
+    return [less[i // 2] if i % 2 == 0 else row for i, row in enumerate(rows)]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from train.policy import DTypeName, Head, Policy
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 class Whole(nn.Module):
@@ -64,6 +65,15 @@ class Group:
         if not torch.is_grad_enabled():
             self.root.reshard()  # no backward pass will do it
         return found
+
+    def sharded(self, module: M) -> M:
+        """The module, which is no part of the model, with its gradients summed over the processes as the model's are.
+        All of them must go through it as often."""
+        if self.root is not None:
+            from torch.distributed.device_mesh import init_device_mesh
+
+            _shard(module, init_device_mesh(next(module.parameters()).device.type, (self.size,)))
+        return module
 
     def gather(self, own: T) -> list[T]:
         """Everyone's, in order of rank; tensors must be on the CPU."""
@@ -132,7 +142,7 @@ def load_sharded(
 def shard(group: Group, policy: Policy) -> Policy:
     """The policy with its parameters sharded over the group, which from then on goes `through` it."""
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import MixedPrecisionPolicy
 
     mixed = MixedPrecisionPolicy()
     if policy.dtype == "bfloat16" and policy.device != "cpu":
@@ -140,11 +150,17 @@ def shard(group: Group, policy: Policy) -> Policy:
     mesh = init_device_mesh(policy.device, (group.size,))
     root = Whole(policy.model)
     for module in (*layers(policy.model), root):
-        sharded: Any = fully_shard(module, mesh=mesh, mp_policy=mixed)
-        sharded.set_gradient_divide_factor(1.0)  # the sum: the loop divides by the weight of the whole batch
-        sharded.set_force_sum_reduction_for_comms(True)
+        _shard(module, mesh, mp_policy=mixed)
     group.root = root
     return policy
+
+
+def _shard(module: nn.Module, mesh: Any, **how: Any) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    sharded: Any = fully_shard(module, mesh=mesh, **how)
+    sharded.set_gradient_divide_factor(1.0)  # the sum: the loop divides by the weight of the whole batch
+    sharded.set_force_sum_reduction_for_comms(True)
 
 
 def layers(model: nn.Module) -> list[nn.Module]:

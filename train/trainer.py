@@ -210,7 +210,7 @@ class Trainer:
         head = nn.Linear(width, 1, device=self.policy.device)
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
-        self.shape.critic = head
+        self.shape.critic = self.processes.sharded(head)
         return head
 
     def _critic_parameters(self) -> list[tuple[str, nn.Parameter]]:
@@ -276,7 +276,8 @@ class Trainer:
 
     def _nothing(self, step: int, batch: Batch, began: float) -> Line:
         """The line of a step whose batch taught nothing (all answers of a prompt alike, or none judged)."""
-        return {"step": step + 1, "epoch": batch.epoch, "rows": 0, "seconds": time.monotonic() - began}
+        line: Line = {"step": step + 1, "epoch": batch.epoch, "rows": 0, **batch.said}
+        return line | {"seconds": time.monotonic() - began}
 
     def _shared_out(self, rows: Sequence[R]) -> list[tuple[list[R], bool]]:
         """This process's micro-batches; after them, where another process has more, rows that do not count (False): all

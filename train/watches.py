@@ -90,12 +90,30 @@ class KLBudget(Once):
     def found(self) -> str:
         """The mean over the window, an answer."""
         kl = self.recent(self.name) * (self.recent("completions/mean_length") if self.per_token else 1.0)
-        if kl <= self.nats:
-            return ""
-        return (
-            f"the policy is {kl:.1f} nats an answer from its reference, above kl_budget {self.nats:g}. Take a larger "
-            "beta (online: a larger beta or kl_weight), a smaller learning rate, or stop here."
-        )
+        return "" if kl <= self.nats else _past_budget(kl, self.nats)
+
+
+def _past_budget(kl: float, nats: float) -> str:
+    return (
+        f"the policy is {kl:.1f} nats an answer from its reference, above kl_budget {nats:g}. Take a larger "
+        "beta (online: a larger beta or kl_weight), a smaller learning rate, or stop here."
+    )
+
+
+class DriftBudget(Once):
+    """The same of pairs that the policy sampled: the mean log-ratio of its own answers is their KL (of a best and a
+    worst among more than two, about)."""
+
+    names = ("logratios/chosen", "logratios/rejected")
+
+    def __init__(self, nats: float, window: int = 5) -> None:
+        super().__init__(window)
+        self.nats = nats
+
+    def found(self) -> str:
+        """The mean over the window, an answer."""
+        kl = (self.recent("logratios/chosen") + self.recent("logratios/rejected")) / 2
+        return "" if kl <= self.nats else _past_budget(kl, self.nats)
 
 
 class Lengths(Once):
@@ -151,15 +169,33 @@ class Saturated(Once):
 class NoSpread(Once):
     """Samples of one prompt all earn the same: groups teach nothing."""
 
-    names = ("reward_std",)
+    names = ("frac_reward_zero_std",)
 
     def found(self) -> str:
-        """No spread of rewards over the window."""
-        if self.recent("reward_std") > 1e-6:
+        """Nine groups of ten, and more, without spread over the window."""
+        share = self.recent("frac_reward_zero_std")
+        if share < 0.9:
             return ""
         return (
-            "all samples earn the same reward: there is nothing to prefer. Take harder or easier prompts, a finer "
-            "reward, more samples (n), or a higher temperature."
+            f"all samples of a prompt earn the same reward in {share:.0%} of the groups: there is nothing to prefer. "
+            "Take harder or easier prompts, a finer reward, more samples (n), or a higher temperature; where the "
+            "reward is at its top, stop here."
+        )
+
+
+class Unrewarded(Once):
+    """Many samples have no reward: their judge fails, or is not believed."""
+
+    names = ("unjudged", "samples")
+
+    def found(self) -> str:
+        """Half of them, and more, over the window."""
+        share = self.recent("unjudged") / self.recent("samples")
+        if share < 0.5:
+            return ""
+        return (
+            f"{share:.0%} of the samples have no reward and are left out: the column `failure` of the table judgments "
+            "says why. Give answers more tokens (max_tokens), add what the judge lacks to the prompts, or take another."
         )
 
 
@@ -223,9 +259,12 @@ def all_of(config: TrainConfig) -> Watches:
         Lengths(),
         PairLengths(),
         NoSpread(),
+        Unrewarded(),
         Exploding(),
     ]
     if config.kl_budget is not None:
         online = config.online is not None
         found.append(KLBudget(config.kl_budget, "kl", per_token=online))
+        if online:
+            found.append(DriftBudget(config.kl_budget))
     return Watches(found)

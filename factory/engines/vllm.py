@@ -21,7 +21,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import metadata
@@ -37,7 +37,7 @@ from factory.engines.chat import AnswerTokens, ChatText, Prepared
 from factory.engines.transformers import default_dtype, default_threads, end_tokens, load_tokenizer
 from factory.faults import ConfigError, FactoryError
 from factory.resources import ModelFiles, content_hash, local_folder, model_files
-from factory.schema import Completion, Failure, Have, Identity, Request, seed_of
+from factory.schema import Completion, Failure, Have, Identity, Request, Sampling, seed_of
 
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[str, ...] = get_args(DTypeName)
@@ -69,6 +69,7 @@ class _Setup(NamedTuple):
     tensor_parallel_size: int
     max_num_seqs: int | None
     bare: bool  # takes requests without an adapter only
+    own: str = ""  # whose it is alone: nobody shares one whose weights change
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +253,112 @@ class VllmEngine:
         )
 
 
+class Drawn(NamedTuple):
+    """A sampled answer: token ids, the end token included unless it was cut, and the sum of their log-probs, nats."""
+
+    ids: tuple[int, ...]
+    logprob: float
+
+
+class VllmSampler:
+    """Samples answers to token ids, with weights that whoever trains them hands over; has a vLLM of its own.
+
+    base: folder or name of the model. rank: of the adapter that will come (`take_adapter`); None: the whole model's
+    weights will (`take_weights`). gpu_memory_utilization leaves room for the training. Other options as for
+    `VllmEngine`. On a GPU, too, the vLLM runs in this process: tensors are handed over as they are. FactoryError: it
+    does not start.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        *,
+        rank: int | None,
+        dtype: DTypeName = "auto",
+        float32_head: bool = True,
+        max_model_len: int | None = None,
+        gpu_memory_utilization: float = 0.4,
+        max_num_seqs: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        _check(
+            dtype,
+            gpu_memory_utilization,
+            None,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            threads=threads,
+        )
+        on_cpu = cpu_build()
+        threads = threads or torch.get_num_threads()
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        prepare_environment(on_cpu, threads)
+        _import()
+        kind = _auto_dtype(on_cpu) if dtype == "auto" else dtype
+        setup = _Setup(str(local_folder(base)), kind, None, float32_head, max_model_len, gpu_memory_utilization, 1,
+                       max_num_seqs, bare=rank is None, own=str(next(_samplers)))  # fmt: skip
+        self.core = _acquire(setup, int(rank is not None), _room_for(rank or 1, base), on_cpu, threads)
+        self._lora: Any = None
+        self._closed = False
+
+    def take_adapter(self, folder: str) -> None:
+        """Sample with this adapter from now on; the folder is read now and not again. FactoryError: vLLM cannot use
+        it."""
+        if self._lora is not None:
+            self.core.remove_adapter(self._lora)
+        self._lora = self.core.add_adapter(folder, f"sampler {self.core.setup.own}, weights {self.core.name()}")
+
+    def take_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Sample with these weights from now on: all of the model's, under the names of transformers."""
+        self.core.take_weights(weights)
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, ends: Sequence[int]
+    ) -> list[Drawn]:
+        """One answer for each prompt with its seed, in order. FactoryError: vLLM refuses one, or ends."""
+        places: dict[str, int] = {}
+        found: dict[int, Drawn] = {}
+        try:
+            for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
+                name = self.core.name()
+                refusal = self.core.add(name, prompt, self._parameters(len(prompt), seed, sampling, ends), self._lora)
+                if refusal is not None:
+                    raise FactoryError(f"vLLM refuses a prompt: {refusal.detail}", todo="raise max_model_len")
+                places[name] = place
+            while places:
+                for out in self.core.step(places):
+                    found[places.pop(out.request_id)] = _drawn(out)
+        finally:
+            self.core.abort(places)
+        return [found[place] for place in range(len(prompts))]
+
+    def _parameters(self, read: int, seed: int, sampling: Sampling, ends: Sequence[int]) -> dict[str, Any]:
+        return {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_tokens": max(1, min(sampling.max_tokens, self.core.context - read)),
+            "stop_token_ids": list(ends),
+            "detokenize": False,
+            "seed": seed % 2**31,
+            "logprobs": 0,
+            "json_schema": None,
+        }
+
+    def close(self) -> None:
+        """End the vLLM and give its memory back."""
+        if not self._closed:
+            self._closed = True
+            _release(self.core)
+
+
+def _drawn(output: Any) -> Drawn:
+    (made,) = output.outputs
+    if made.finish_reason not in {"stop", "length"}:
+        raise FactoryError(f"vLLM ended an answer: {made.finish_reason}")
+    return Drawn(tuple(made.token_ids), float(made.cumulative_logprob))
+
+
 def _check(dtype: str, gpu_memory_utilization: float, max_loras: int | None, **counts: int | None) -> None:
     """ConfigError: options out of their range, all of them."""
     faults = [f"{name}: must be at least 1, not {n}" for name, n in counts.items() if n is not None and n < 1]
@@ -340,14 +447,20 @@ def _rank(files: ModelFiles) -> int:
     where = Path(files.adapter) / "adapter_config.json"
     config = json.loads(where.read_text(encoding="utf-8"))
     highest = max([config.get("r", 0), *(config.get("rank_pattern") or {}).values()])
-    if highest > LORA_RANKS[-1]:
-        raise FactoryError(f"vLLM takes adapters up to rank {LORA_RANKS[-1]}, not {highest}", where=str(where))
-    return next(rank for rank in LORA_RANKS if rank >= highest)
+    return _room_for(highest, str(where))
+
+
+def _room_for(rank: int, where: str) -> int:
+    """The rank rounded up to one that vLLM makes room for."""
+    if rank > LORA_RANKS[-1]:
+        raise FactoryError(f"vLLM takes adapters up to rank {LORA_RANKS[-1]}, not {rank}", where=where)
+    return next(room for room in LORA_RANKS if room >= rank)
 
 
 # ------------------------------------------------------------------------------------------------------ a vLLM, shared
 
 _running: list[_Core] = []
+_samplers = itertools.count(1)
 _starting = threading.Lock()
 
 
@@ -469,6 +582,13 @@ class _Core:
         """Forget an adapter."""
         with self._lock:
             self._engine.remove_lora(request.lora_int_id)
+
+    def take_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Put other weights in place of the model's; nothing that was read with the old ones is kept."""
+        with self._lock, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+            self._engine.reset_prefix_cache()
 
     def shut_down(self) -> None:
         """End the engine and give its memory back."""

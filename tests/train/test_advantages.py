@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 
 from factory.faults import FactoryError
-from train.advantages import LOWEST, Sampled, estimates, group_advantages, leave_one_out, ways
+from train.advantages import Credit, Sampled, below_all, estimates, group_advantages, leave_one_out, ways
 from train.config import OnlineSpec
 
 
@@ -57,9 +58,43 @@ def test_bond_compares_with_the_anchors_answers() -> None:
     """Own below both: -log 16; its log-ratio ref - old = -.5. The anchor's best is imitated."""
     spec = OnlineSpec(n=3, eta=0.4)
     low = ways.get("bond")([sampled(0.0), sampled(2.0), sampled(1.0)], spec)
-    assert low[0].advantage == pytest.approx((0.4 * (LOWEST - 0.5),) * 2)
-    assert [c.advantage for c in low[1:]] == [(0.6, 0.6), (0.0, 0.0)]
+    assert low[0] is not None
+    assert low[0].advantage == pytest.approx((0.4 * (-math.log(16) - 0.5),) * 2)
+    assert low[1:] == [Credit((0.6, 0.6)), None]
     high = ways.get("bond")([sampled(1.5), sampled(2.0), sampled(1.0)], spec)
+    assert high[0] is not None
     assert high[0].advantage == pytest.approx((0.4 * -0.5,) * 2)
+    tied = ways.get("bond")([sampled(1.0), sampled(2.0), sampled(1.0)], spec)
+    assert tied[0] == high[0]  # an equal answer is not below
+    held = ways.get("bond")([sampled(1.5), sampled(2.0), sampled(1.0)], spec.model_copy(update={"anchor_weight": 0.6}))
+    assert held[0] is not None
+    assert held[0].advantage == pytest.approx((1.0 * -0.5,) * 2)
     with pytest.raises(FactoryError, match=r"online\.n to 3"):
         ways.get("bond")([sampled(0.0), sampled(1.0)], spec)
+
+
+@pytest.mark.parametrize("anchors", [2, 3, 4])
+def test_bonds_reward_is_that_of_best_of_n_for_the_median_answer(anchors: int) -> None:
+    """An answer at the share p of the anchor's is below all k with (1 - p)^k; best-of-k's reward is (k - 1) log p."""
+    p = 0.5
+    assert below_all(anchors) * (1 - p) ** anchors == pytest.approx((anchors - 1) * math.log(p))
+
+
+def test_bond_steps_towards_the_best_of_two() -> None:
+    """Three answers of rewards 0, 1, 2 under a uniform anchor: the best of two has 1/9, 3/9, 5/9. The expected gradient
+    of the loss at the anchor itself, worked out over all draws, is that of sum over y of -(target - 1/3) log pi(y), of
+    the forward KL exactly, and of the backward one with the reward -log 16 (1 - p)^2 in place of log p."""
+    spec, third = OnlineSpec(n=3, eta=0.4), math.log(1 / 3)
+
+    def answer(reward: float) -> Sampled:
+        return Sampled((1,), reward, f64(third), f64(third))
+
+    pull = [0.0, 0.0, 0.0]
+    for own, first, second in itertools.product(range(3), repeat=3):
+        answers = [answer(own), answer(first), answer(second)]
+        for y, credit in zip((own, first, second), ways.get("bond")(answers, spec), strict=True):
+            if credit is not None:
+                pull[y] += credit.advantage[0] / 27
+    best = [0.6 * share / 9 for share in (1, 3, 5)]
+    backward = [0.4 * below_all(2) * ((2 - y) / 3) ** 2 / 3 for y in range(3)]
+    assert pull == pytest.approx([f + b for f, b in zip(best, backward, strict=True)])

@@ -9,6 +9,7 @@ import pytest
 
 from train.config import OnlineSpec, TrainConfig
 from train.watches import (
+    DriftBudget,
     Exploding,
     FlatAccuracy,
     FlatBeta,
@@ -17,6 +18,7 @@ from train.watches import (
     NoSpread,
     PairLengths,
     Saturated,
+    Unrewarded,
     Watch,
     all_of,
 )
@@ -43,7 +45,9 @@ def sampled(step: int) -> dict[str, Any]:
     return {
         "step": step,
         "reward": 0.2 + step / 100,
-        "reward_std": 0.3,
+        "frac_reward_zero_std": 0.25,
+        "unjudged": 3.0,
+        "samples": 32.0,
         "kl": 0.01,
         "completions/mean_length": 80.0 + step % 5,
         "grad_norm": 0.5,
@@ -74,7 +78,14 @@ CASES: list[tuple[str, Callable[[], Watch], Callable[[int], dict[str, Any]], str
     ("chosen shorter", PairLengths, lambda s: sound(s) | {"lengths/chosen": 50.0}, "shorter"),
     ("answers grow", Lengths, lambda s: sampled(s) | {"completions/mean_length": 50.0 + 3 * s}, "dr_grpo"),
     ("answers shrink", Lengths, lambda s: sampled(s) | {"completions/mean_length": 100.0 - 2 * min(s, 40)}, "tokens"),
-    ("all alike", NoSpread, lambda s: sampled(s) | {"reward_std": 0.0}, "temperature"),
+    ("all alike", NoSpread, lambda s: sampled(s) | {"frac_reward_zero_std": 0.95}, "temperature"),
+    ("no rewards", Unrewarded, lambda s: sampled(s) | {"unjudged": 20.0}, "column `failure`"),
+    (
+        "far in pairs",
+        lambda: DriftBudget(5.0),
+        lambda s: sound(s) | {"logratios/chosen": 9.0, "logratios/rejected": 4.0},
+        "kl_budget 5",
+    ),
     ("a jump", Exploding, lambda s: sound(s) | {"grad_norm": 400.0 if s == 30 else 1.0}, "learning_rate"),
     ("far from the reference", lambda: KLBudget(5.0, "kl", True), lambda s: sampled(s) | {"kl": 0.1}, "kl_budget 5"),
     ("far from the reference, kto", lambda: KLBudget(5.0, "kl", False), lambda s: {"kl": float(s)}, "larger beta"),
