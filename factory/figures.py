@@ -316,6 +316,54 @@ def _curve(trained: Sequence[RoundView], key: str) -> list[Point]:
     return points((at, value) for at, value in found if math.isfinite(value))
 
 
+# ---------------------------------------------------------------------------------------------------------- best of n
+
+
+def study_figures(studies: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """Best-of-n studies, as `best_of_n.Study.to_json` gives them: what the judge that picks says, what others see, and
+    how many picks pass, against log2 of n."""
+    return _drawn(figure for study in studies for figure in _study(study))
+
+
+def _study(study: Mapping[str, Any]) -> Iterable[Figure]:
+    sizes, judge = study.get("sizes") or [], str(study.get("judge"))
+    where = f"round {study['round']}, " if "round" in study else ""
+    begins = {str(h["measure"]): h["begins"] for h in study.get("hacking") or [] if h.get("begins")}
+    about = f"{where}{study.get('prompts', 0):,} prompts"
+
+    def over(name: str, values: Iterable[Any], tone: int) -> Series:
+        estimates = (value if isinstance(value, int | float) else estimate_of(value) for value in values)
+        at = (math.log2(size["n"]) for size in sizes)
+        return Series(name, points(zip(at, estimates, strict=True)), tone)
+
+    def of(title: str, says: str, *series: Series) -> Figure:
+        legend = [(one.name, one.tone) for one in series] if len(series) > 1 else []
+        return Figure(title, says, lines(series, title=title, x_name="log2 of n"), legend)
+
+    yield of(f"{judge}, which picks", f"Its own score of the pick; {about}.", over(judge, _of(sizes, "score"), 1))
+    for name in sizes[0].get("qualities") or {} if sizes else ():
+        falls = f"Falls from n = {begins[name]}: there the judge is fooled." if name in begins else "It picks nothing."
+        yield of(f"{name} of what {judge} picks", falls, over(name, (s["qualities"].get(name) for s in sizes), 2))
+    yield of(
+        f"Passes of what {judge} picks",
+        "The pick passes; any of the n passes; and 1 - (1 - p)^n, as if all prompts were equally hard.",
+        over("the pick", _of(sizes, "passed"), 1),
+        over("any of n", _of(sizes, "any_passed"), 2),
+        over("if alike", _of(sizes, "if_alike"), 3),
+    )
+    yield of(
+        f"KL of what {judge} picks",
+        "Nats from the policy: by the scores seen, by the estimator of 2401.01879, and the bound log n - (n-1)/n.",
+        over("by levels", _of(sizes, "kl_levels"), 1),
+        over("2401.01879", _of(sizes, "kl_estimate"), 2),
+        over("bound", _of(sizes, "kl_bound"), 3),
+    )
+
+
+def _of(sizes: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    return [size.get(name) for size in sizes]
+
+
 # ------------------------------------------------------------------------------------------------------------- slices
 
 

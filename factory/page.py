@@ -57,6 +57,7 @@ def render(report: RunReport) -> str:
         trade=figures.trade_figures(report),
         slices=figures.slice_figures(report),
         lengths=figures.length_figures(report),
+        studies=figures.study_figures(report.studies),
         trained=figures.training_figures(report),
         judges=judge_table(report),
         heat=figures.agreement_figures(report.panel),

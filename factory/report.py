@@ -2,7 +2,7 @@
 every number comes from.
 
 `collect` reads it from the store, also of a run that is still at work. `factory/story.py` tells it in sentences,
-`factory/page.py` makes one HTML file of it, `factory/digest_page.py` Markdown, and `to_json` plain values.
+`factory/page.py` makes one HTML file of it, `factory/markdown.py` Markdown, and `to_json` plain values.
 """
 
 from __future__ import annotations
@@ -263,6 +263,17 @@ def read_studies(folder: Path) -> list[Row]:
     return found
 
 
+def keep_study(store: Store, run: str, study: Mapping[str, Any]) -> Path:
+    """Keep a best-of-n study (plain JSON, with its round and judge) with the run that it is of; one of the same round
+    and judge is replaced."""
+    from factory.filesystem import write_whole
+
+    name = digest(study["round"], study["judge"])[:8]
+    path = store.run_folder(run) / f"bon-{study['round']}-{name}.json"
+    write_whole(path, json.dumps(study, ensure_ascii=False, indent=2))
+    return path
+
+
 def _panel(store: Store, run: str) -> Row:
     """The judges of the candidates that were labelled, all rounds together."""
     from factory import agreement
@@ -416,11 +427,22 @@ def _mean_of(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
+FORMS = ("html", "md", "json")
+
+
+def written(report: RunReport, form: str) -> str:
+    """The report as one file of FORMS."""
+    if form == "json":
+        return json.dumps(report.to_json(), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    from factory import markdown, page
+
+    return markdown.render(report) if form == "md" else page.render(report)
+
+
 def write(store: Store, run: str) -> Path:
     """Write the run's report.html, whole or not at all; the file."""
     from factory.filesystem import write_whole
-    from factory.page import render
 
     path = store.run_folder(run) / "report.html"
-    write_whole(path, render(collect(store, run)))
+    write_whole(path, written(collect(store, run), "html"))
     return path

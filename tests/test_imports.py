@@ -38,7 +38,7 @@ LAYERS = (
      "alternative_annotator", "prediction_powered", "abstention", "escalation",
      "pairing", "rewards", "online", "best_of", "training_rows", "training", "measures", "length_control",
      "policy_health", "independence", "decontamination", "best_of_n", "evaluation", "export", "charts",
-     "figures", "page", "report", "story",
+     "figures", "page", "markdown", "report", "story",
      "simulation", "doctor"},
     {"preflight", "runbook", "forecast"},
     {"stages"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from factory import console
 from factory.commands import options
 from factory.faults import FactoryError
+from factory.registry import unknown_name
 
 if TYPE_CHECKING:
     from factory.recipe import Recipe
@@ -118,17 +120,30 @@ def _decided(progress: dict[str, Any]) -> str:
 
 def report(
     run_name: Annotated[str | None, typer.Option("--run", help="Name of the run; the newest by default.")] = None,
+    form: Annotated[str, typer.Option("--format", help="html | md | json")] = "html",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write (default: html in the run's folder, md and json to stdout)."),
+    ] = None,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write a run's report.html again from the store, also of a run at work, and print its summary."""
+    """Tell a run from the store, also one at work: its page and a summary, or all of it as Markdown or JSON."""
     from factory import report as reports, story as stories
+    from factory.filesystem import write_whole
 
+    if form not in reports.FORMS:
+        raise unknown_name("form of a report", form, reports.FORMS)
     with options.opened(store) as opened:
         name = options.newest(opened, "rounds", run_name)
         collected = reports.collect(opened, name)
-        path = reports.write(opened, name)
-        result: dict[str, Any] = {"run": name, "report": str(path)}
+        path = out or (opened.run_folder(name) / "report.html" if form == "html" else None)
+    written = reports.written(collected, form)
+    if path is None:
+        sys.stdout.write(written)
+        return
+    write_whole(path, written)
+    result: dict[str, Any] = {"run": name, "report": str(path)}
     console.emit(result, as_json=as_json, text=f"{stories.summary(collected)}\n\nreport: {path}")
 
 
