@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from factory import console
-from factory.commands import options
+from factory.commands import options, rewarding
 
 LOCAL = {"transformers", "vllm"}
 """Engines whose model lies here, so that KL and relevance can be scored."""
@@ -34,10 +34,18 @@ def train(
         list[str] | None,
         typer.Option("--online", help="Train on answers that the policy samples: steps=50, n=4 ...; repeatable."),
     ] = None,
-    reward: Annotated[str, typer.Option(help="Judge that rewards sampled answers.")] = "verifier",
-    reward_option: Annotated[
-        list[str] | None, typer.Option("--reward-option", help="Option of that judge: model=...; repeatable.")
-    ] = None,
+    reward: rewarding.Judges = None,
+    reward_option: rewarding.Options = None,
+    reward_model: rewarding.Model = None,
+    reward_engine: rewarding.EngineKind = "transformers",
+    reward_engine_option: rewarding.EngineOptions = None,
+    reward_matchups: rewarding.Matchups = "all",
+    canary_share: rewarding.CanaryShare = 0.02,
+    unsafe_exec: options.UnsafeExec = False,
+    retry_failed: rewarding.RetryFailed = False,
+    concurrency: options.Concurrency = None,
+    max_cost: options.MaxCost = None,
+    max_tokens_total: options.MaxTokensTotal = None,
     model: options.Model = options.EMBEDDED,
     reference: Annotated[
         str | None, typer.Option(help="The frozen reference; by default the model that training begins with.")
@@ -58,7 +66,6 @@ def train(
 ) -> None:
     """Train a policy on a run's preferences or labels, or on answers of its own (--online). The same command again goes
     on from the last checkpoint."""
-    from factory.judges import judges
     from factory.training import config_of, help_train, needs, plan_training, train_policy
     from train.launching import Launch
 
@@ -84,13 +91,25 @@ def train(
                 console.note(f"note: {note}")
             console.emit(found.to_json(), as_json=as_json, text=console.facts(found.facts()))
             return
-        judge: Any = judges.get(reward)(**options.settings(reward_option, "--reward-option")) if config.online else None
+        rewards = None
+        if config.online:
+            spec = options.spec(reward_engine, reward_model or model, reward_engine_option, concurrency=concurrency)
+            rewards = rewarding.rewards(
+                reward, reward_option, spec, own_model=reward_model, matchups=reward_matchups, unsafe_exec=unsafe_exec
+            )
+            rewards = replace(
+                rewards,
+                canary_share=canary_share,
+                retry_failed=retry_failed,
+                max_cost=max_cost,
+                max_tokens=max_tokens_total,
+            )
         with opened.run_lock(name), console.progress("training steps") as counter:
             result = train_policy(
                 opened,
                 **wanted,
                 out=out or opened.run_folder(name) / f"round-{number}",
-                reward=judge,
+                reward=rewards,
                 progress=counter,
             )
     console.emit(result.to_json(), as_json=as_json, text=console.facts(result.to_json()))
