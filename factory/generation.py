@@ -85,7 +85,10 @@ def generate(
     budget, an endpoint or the user ends it early, the answers that came are candidates all the same.
     """
     prompts = {prompt.key: prompt for prompt in chosen_prompts(store, split=split, keys=keys, limit=limit)}
-    requests = [Request(prompt.messages, sampling, n=n, seed=seed, tag=key) for key, prompt in prompts.items()]
+    requests = [
+        Request(prompt.messages, sampling, n=n, seed=seed, tag=key, tools=tuple(prompt.tools or ()))
+        for key, prompt in prompts.items()
+    ]
     began, clock = now(), time.monotonic()
     count = reused = tokens = 0
     reasons: Counter[str] = Counter()

@@ -132,7 +132,7 @@ def asked(store: Store, keys: Sequence[str] | None, base: str, config: TrainConf
     refused: Counter[str] = Counter()
     for prompt in store.rows(Prompt, where):
         try:
-            found[prompt_ids(tokenizer, prompt.messages)] = prompt
+            found[prompt_ids(tokenizer, prompt.messages, prompt.tools or ())] = prompt
         except RowError as fault:
             refused[str(fault)] += 1
     if refused:
@@ -230,7 +230,9 @@ def _pairs(store: Store, where: Mapping[str, Any], skipped: Counter[str]) -> _Te
         return answer_of(messages, ended=key not in cut)
 
     pairs = [
-        Pair(r.prompt, answer(r.chosen, r.chosen_key), answer(r.rejected, r.rejected_key), r.weight, r.margin)
+        Pair(
+            r.prompt, answer(r.chosen, r.chosen_key), answer(r.rejected, r.rejected_key), r.weight, r.margin, _tools(r)
+        )
         for r in found
     ]
     return _Texts(pairs, pair_row)
@@ -249,7 +251,8 @@ def _labelled(store: Store, rows: Sequence[Label]) -> list[Labelled]:
 
     cut = _cut(store, [row.candidate_key for row in rows])
     return [
-        Labelled(r.prompt, answer_of(r.completion, ended=r.candidate_key not in cut), r.label, r.weight) for r in rows
+        Labelled(r.prompt, answer_of(r.completion, ended=r.candidate_key not in cut), r.label, r.weight, _tools(r))
+        for r in rows
     ]
 
 
@@ -270,6 +273,11 @@ def _best(store: Store, where: Mapping[str, Any], skipped: Counter[str], wanted:
 
 
 READERS = {"pairs": _pairs, "labels": _labels, "completions": _completions, "scores": _pairs}
+
+
+def _tools(row: Preference | Label) -> tuple[Any, ...]:
+    """Schemas of what its answers may call."""
+    return tuple(row.tools or ())
 
 
 def _cut(store: Store, candidates: Iterable[str]) -> set[str]:

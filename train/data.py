@@ -140,9 +140,11 @@ class Labelled(NamedTuple):
     tools: tuple[Any, ...] = ()
 
 
-def encode(tokenizer: Tokenizer, prompt: Sequence[Turn], completion: str, *, ended: bool = True) -> Encoded:
+def encode(
+    tokenizer: Tokenizer, prompt: Sequence[Turn], completion: str, tools: Sequence[Any] = (), *, ended: bool = True
+) -> Encoded:
     """A prompt and its answer as token ids. RowError: nothing to condition on, or an empty completion."""
-    return Encoded(_conditions(tokenizer, prompt), completion_ids(tokenizer, Answer(completion, ended)))
+    return Encoded(_conditions(tokenizer, prompt, tools), completion_ids(tokenizer, Answer(completion, ended)))
 
 
 def _conditions(tokenizer: Tokenizer, prompt: Sequence[Turn], tools: Sequence[Any] = ()) -> Ids:

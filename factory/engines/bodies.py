@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from factory.schema import Request
+from factory.schema import Message, Messages, Request
 
 if TYPE_CHECKING:
     from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
@@ -33,6 +33,8 @@ OWN = frozenset(
      "stop", "logprobs", "top_logprobs", "response_format", "continue_final_message", "add_generation_prompt"}
 )  # fmt: skip
 """The fields that a request sets; `extra_body` may hold any other."""
+RENDERED = 256
+"""Requests whose text is kept between its key and its call."""
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 _canonical = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
@@ -62,14 +64,24 @@ class Bodies:
         self.extra = dict(extra)
         self.limit_name: LimitName = limit_name
         self._tails: dict[object, bytes] = {}
+        self._rendered: dict[int, tuple[Request, str]] = {}  # by id: what will most likely be sent next
+
+    def render(self, request: Request) -> str:
+        """The messages as canonical JSON, and the tools where there are any."""
+        text = canonical(_sent(request.messages))
+        if len(self._rendered) >= RENDERED:
+            self._rendered.clear()
+        self._rendered[id(request)] = request, text
+        return text + canonical(request.tools) if request.tools else text
 
     def messages(self, request: Request) -> bytes:
         """The conversation as it is sent, with the started answer as its last turn. What is no valid Unicode is
         replaced, as it is in the store."""
-        turns: list[Any] = list(request.messages)
+        rendered, text = self._rendered.pop(id(request), (None, ""))
         if request.prefix:
-            turns.append({"role": "assistant", "content": request.prefix})
-        text = _canonical(turns)
+            text = canonical([*_sent(request.messages), {"role": "assistant", "content": request.prefix}])
+        elif rendered is not request:
+            text = canonical(_sent(request.messages))
         try:
             return text.encode()
         except UnicodeEncodeError:
@@ -80,7 +92,7 @@ class Bodies:
         form = request.json_schema
         key = (
             request.sampling, bool(request.answers), bool(request.prefix), self.limit_name,
-            None if form is None else _canonical(form),
+            None if form is None else _canonical(form), request.tools and _canonical(request.tools),
         )  # fmt: skip
         tail = self._tails.get(key)
         if tail is None:
@@ -109,6 +121,8 @@ class Bodies:
             body["top_k"] = sampling.top_k
         if sampling.stop:
             body["stop"] = list(sampling.stop)
+        if request.tools:
+            body["tools"] = list(request.tools)
         self._add_answer_form(body, request)
         body.update(self.extra)  # type: ignore[typeddict-item]  # of the user's, checked against OWN
         return body
@@ -123,6 +137,25 @@ class Bodies:
         if request.prefix:
             body["continue_final_message"] = True
             body["add_generation_prompt"] = False
+
+
+def _sent(messages: Messages) -> Sequence[Any]:
+    """The turns as an endpoint takes them: every call of a tool has a type and an id, and its arguments are JSON
+    text."""
+    if not any("tool_calls" in turn for turn in messages):
+        return messages
+    return [_calling(turn) if "tool_calls" in turn else turn for turn in messages]
+
+
+def _calling(turn: Message) -> dict[str, Any]:
+    calls = []
+    for number, call in enumerate(turn["tool_calls"]):
+        inner = call.get("function", call)
+        said = inner.get("arguments", {})
+        function = {**inner, "arguments": said if isinstance(said, str) else canonical(said)}
+        outer = call if "function" in call else {}
+        calls.append({"id": f"call_{number}", "type": "function", **outer, "function": function})
+    return {**turn, "content": turn["content"] or None, "tool_calls": calls}
 
 
 def schema_form(schema: Mapping[str, Any]) -> ResponseFormatJSONSchema:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import TemplateError
 
 from factory.schema import Failure, Request
+from train.conversations import RowError, render
 
 AnswerTokens = Mapping[str, Sequence[int]]
 
@@ -43,7 +44,7 @@ class ChatText:
         template refuses renders as its canonical JSON; `prepare` gives its failure."""
         try:
             return self._render(request)
-        except TemplateError:
+        except (TemplateError, RowError):
             return json.dumps(request.messages, ensure_ascii=False, sort_keys=True)
 
     def prepare(self, request: Request) -> Prepared | Failure:
@@ -52,7 +53,7 @@ class ChatText:
             return fault
         try:
             rendered = self._render(request)
-        except TemplateError as error:
+        except (TemplateError, RowError) as error:
             return Failure("template", str(error))
         ids = self._encode(rendered)
         if not ids:
@@ -72,6 +73,8 @@ class ChatText:
         return text[: min(cuts)] if cuts else text
 
     def _render(self, request: Request) -> str:
+        if request.tools or any(len(turn) > 2 for turn in request.messages):
+            return render(self.tokenizer, request.messages, request.tools, opened=True) + request.prefix
         text: str = self.tokenizer.apply_chat_template(request.messages, tokenize=False, add_generation_prompt=True)
         return text + request.prefix
 

@@ -123,7 +123,8 @@ class ScriptedEngine:
 
     def render(self, request: Request) -> str:
         """The conversation as text, `prefix` said."""
-        return f"{text_of(request.messages)}\nassistant: {request.prefix}"
+        tools = [f"tools: {digest(request.tools)}\n"] if request.tools else []
+        return f"{''.join(tools)}{text_of(request.messages)}\nassistant: {request.prefix}"
 
     def close(self) -> None:
         """Nothing to free."""

@@ -133,7 +133,13 @@ class ImplicitJudge:
         if candidate.failure:
             return Reading(failure="candidate_failed")
         try:
-            row = encode(policy.tokenizer, prompt.messages, candidate.text, ended=candidate.finish_reason != "length")
+            row = encode(
+                policy.tokenizer,
+                prompt.messages,
+                candidate.text,
+                prompt.tools or (),
+                ended=candidate.finish_reason != "length",
+            )
         except RowError as fault:
             return Reading(failure="unreadable", detail={"why": str(fault)})
         model: Any = policy.model

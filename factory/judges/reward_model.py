@@ -169,7 +169,7 @@ class _Loaded:
     def encode(self, messages: Messages, answer: str) -> _Row:
         """The conversation with its answer as token ids, by the chat template where there is one; else question and
         answer as a pair. What spells a special token is taken out of both."""
-        told: Messages = [{"role": m["role"], "content": self._plain(m["content"])} for m in messages]
+        told: Messages = [{**m, "content": self._plain(m["content"])} for m in messages]
         said = self._plain(answer)
         stripped = sum(m["content"].count(fence.REMOVED) for m in told) + said.count(fence.REMOVED)
         stripped -= sum(m["content"].count(fence.REMOVED) for m in messages) + answer.count(fence.REMOVED)
