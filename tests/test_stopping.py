@@ -125,7 +125,7 @@ def test_no_gain_runs_out_of_patience() -> None:
     decision = NoGain(patience=2)(history(20, 60, 58, 59))
     assert decision.stop
     assert "2 rounds without a better policy" in decision.reason
-    assert not NoGain(patience=2)(history(20, 60, 58, 61)).stop
+    assert not NoGain(patience=2)(history(20, 60, 58, 64)).stop
 
 
 def test_no_gain_counts_an_equal_rate_as_none() -> None:
