@@ -6,6 +6,7 @@ store holds by key is neither asked nor written twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict
@@ -15,7 +16,7 @@ from factory import console
 from factory.faults import FactoryError
 from factory.recipe import FRAME
 from factory.runbook import Detail, Run
-from factory.schema import PolicyReport, Prompt, digest, now
+from factory.schema import Judgment, PolicyReport, Prompt, digest, now
 
 if TYPE_CHECKING:
     from factory.engines import Engine
@@ -102,6 +103,10 @@ def label(run: Run, number: int) -> Detail:
     from factory import agreement
     from factory.labelling import label as label_candidates
 
+    part = run.here.label
+    where = {"run": run.name, "round": number, "split": part.split, "kind": part.kind}
+    if not run.store.read("candidates", columns=["key"], where=where):
+        return {"labels": None, "skipped": f"there are no candidates of kind {part.kind} to prompts in {part.split}"}
     with ExitStack() as stack:
         panel = _panel(run, number, stack)
         counter = stack.enter_context(console.progress("judgments"))
@@ -110,8 +115,8 @@ def label(run: Run, number: int) -> Detail:
             panel,
             run=run.name,
             round=number,
-            split=run.here.label.split,
-            kind=run.here.label.kind,
+            split=part.split,
+            kind=part.kind,
             seed=run.here.seed + number,
             budget=run.budget(),
             progress=counter,
@@ -138,6 +143,9 @@ def pair(run: Run, number: int) -> Detail:
     from factory.preflight import labels_of
 
     part, seed, lead = run.here.pair, run.here.seed + number, run.here.lead
+    if reason := _nothing_to_pair(run, number):
+        console.note(f"note: nothing to pair: {reason}")
+        return {"pairs": None, "skipped": reason}
     alike = None
     if part.weights == "consistency" and part.previous is not None:
         alike = consistency.weights(run.store, run=run.name, round=number, judge=lead or "", previous=part.previous)
@@ -166,6 +174,24 @@ def pair(run: Run, number: int) -> Detail:
     return {"pairs": report.to_json()}
 
 
+def _nothing_to_pair(run: Run, number: int) -> str | None:
+    """Why there is nothing that pairs could be made of; None where there is."""
+    from factory import verdicts
+    from factory.pairing import strategies
+
+    part = run.here.pair
+    lineage = bool(strategies.facts(part.strategy).get("lineage"))
+    kind = "revision" if lineage else part.kind
+    where = {"run": run.name, "round": number, "split": part.split, "kind": kind}
+    if not run.store.read("candidates", columns=["key"], where=where):
+        return f"there are no candidates of kind {kind} to prompts in {part.split}"
+    said = run.store.rows(Judgment, {"run": run.name, "round": number})
+    if lineage or verdicts.read(said, quarantine=part.quarantine).judges():
+        return None
+    fooled = len(verdicts.quarantined(said)) if part.quarantine else 0
+    return f"canaries fooled the judges in all {fooled} batches" if fooled else "no judge said anything of use"
+
+
 def train(run: Run, number: int) -> Detail:
     """Train the next policy; skipped, with the reason, when there is too little to train on."""
     from factory.training import needs, train_policy
@@ -173,11 +199,12 @@ def train(run: Run, number: int) -> Detail:
 
     part, seed = run.here.train, run.here.seed + number
     wanted, least = needs(part.config), run.recipe.stop.min_preferences
-    strategy = None if wanted == "prompts" else list(part.pairings or run.here.pair.trained_on(wanted))
-    if strategy is not None:
-        made = _made(run, number, wanted, strategy)
-        if made < least:
-            return {"training": None, "skipped": f"{made} {wanted} are fewer than {least}"}
+    strategy = None
+    if wanted != "prompts":
+        made = _made(run, number, wanted)
+        strategy = sorted(made)
+        if made.total() < least:
+            return {"training": None, "skipped": f"{made.total()} {wanted} are fewer than {least}"}
     begin = run.current(number) if part.begin_from == "round" else run.recipe.model
     threads = part.config.threads or run.threads
     with ExitStack() as stack:
@@ -199,10 +226,17 @@ def train(run: Run, number: int) -> Detail:
     return {"training": result.to_json()}
 
 
-def _made(run: Run, number: int, table: str, strategy: list[str]) -> int:
-    """Rows of these pairings in the round; None of another table count."""
-    where = {"run": run.name, "round": number, "strategy": strategy}
-    return len(run.store.read(table, columns=["key"], where=where))
+def _made(run: Run, number: int, table: str) -> Counter[str]:
+    """Rows to train on by pairing; for a method that learns good answers alone, the good ones."""
+    from train import losses
+
+    part = run.here.train
+    rounds = list(range(1, number + 1)) if part.all_rounds else [number]
+    names = list(part.pairings or run.here.pair.trained_on(table))
+    where: dict[str, Any] = {"run": run.name, "round": rounds, "strategy": names}
+    if losses.get(part.config.method).data == "completions":
+        where["label"] = True
+    return Counter(str(row["strategy"]) for row in run.store.read(table, columns=["strategy"], where=where))
 
 
 def _reward(run: Run, number: int) -> Rewards | None:

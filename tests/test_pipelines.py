@@ -19,12 +19,15 @@ WANTED = {
 }  # fmt: skip
 RULES = """
 - {match: Write it anew, reply: [A better answer without any., "Another answer, and better."]}
-- {match: "Score: <", reply: ["It says something. Score: 1", "It is good. Score: 4", "It will do. Score: 3"]}
+- {match: "Score: <", reply: ["It says something.\\nScore: 1", "It is good.\\nScore: 4", "It will do.\\nScore: 3"]}
+- {match: judgments, asks: true, answer_logprobs: {A: -0.2, B: -2.0}}
 """
 
 
 def scripted(part: dict[str, Any], rules: Path) -> dict[str, Any]:
     """A judge that asks a model asks a scripted one; programs stay as they are."""
+    if part["judge"] == "verifier":  # a random model's words have no substance
+        part = part | {"options": {"least": 0}}
     asks = judges.facts(part["judge"])["asks"]
     return part | {"engine": {"kind": "scripted", "model": str(rules)}} if asks else part
 
@@ -40,6 +43,8 @@ def shrunk(name: str, model: Path, prompts: Path, rules: Path, **more: Any) -> s
     data["evaluate"] |= {"n": 1, "max_tokens": 8, "limit": 4, "score_limit": 2}
     data["stop"] = {"max_rounds": 1, "any": []}
     data["panel"] = [scripted(part, rules) for part in data["panel"]]
+    if data["train"]["reward"]:
+        data["train"]["reward"] = scripted(data["train"]["reward"], rules)
     small = {"batch_size": 4, "dtype": "float32", "threads": 1, "save_every": 1, "epochs": 1}
     for config in [data["train"]["config"], *(s["set"].get("train.config", {}) for s in data["stages"])]:
         config |= small
@@ -56,7 +61,11 @@ def shrunk(name: str, model: Path, prompts: Path, rules: Path, **more: Any) -> s
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run.write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    limit = [{"kind": "max_words", "count": 2}]  # some of a random model's eight tokens meet it
+    lines = [{"prompt": f"Tell me about thing number {i}.", "topic": f"t{i}", "constraints": limit} for i in range(32)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
 
 
 @pytest.fixture(scope="module")
