@@ -58,7 +58,8 @@ soak: $(VENV)/.dev $(VENV)-vllm/.ready
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/generate.py
-	$(BIN)/python benchmarks/train_vs_trl.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train_vs_trl.py --pairs 4
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/techniques.py
 	$(BIN)/python benchmarks/labelling.py
 	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/judging_simulation.py
