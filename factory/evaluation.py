@@ -9,20 +9,24 @@ and gives the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-from factory import crash, measures
+from factory import confidence_sequences, crash, decontamination, intervals, length_control, measures, policy_health
 from factory.faults import FactoryError
-from factory.judges import judges
+from factory.judged import Labellers, Versus, is_independent, judged
+from factory.judges import judges as known_judges
 from factory.measures import Graded, Scored
+from factory.policy_health import Weighed
 from factory.schema import (
     Candidate,
     Estimate,
+    Judged,
     Judgment,
     Logp,
     Matchup,
@@ -40,11 +44,16 @@ if TYPE_CHECKING:
     from factory.budget import Budget
     from factory.console import Progress
     from factory.engines import Engine
+    from factory.panel import PanelMember
     from factory.store import Store
     from train.data import Encoded
     from train.policy import Policy
 
 VERIFIER = "verifier"
+TEMPERED = "tempered"
+"""KL is measured on answers of another temperature than 1, or of a cut distribution: it is a log-ratio there."""
+UNTEMPERED = "policy"
+"""KL is measured on answers of the policy as it is."""
 NEUTRAL: Messages = [{"role": "user", "content": "Say something."}]
 """The prompt that an answer's prompt is compared with for relevance: it asks for nothing in particular."""
 
@@ -56,6 +65,7 @@ class Item(NamedTuple):
     messages: Messages
     text: str
     ended: bool = True
+    tools: tuple[Any, ...] = ()
 
 
 class Scorer(Protocol):
@@ -89,7 +99,11 @@ def evaluate(
     until: datetime | None = None,
     scorer: Scorer | None = None,
     score_limit: int | None = None,
+    probes: int | None = None,
     verifier: Mapping[str, Any] | None = None,
+    judges: Sequence[PanelMember] = (),
+    labelled_by: Labellers | None = None,
+    look: int = 1,
     budget: Budget | None = None,
     progress: Progress | None = None,
 ) -> PolicyReport:
@@ -99,37 +113,113 @@ def evaluate(
     `baseline_round`: the round of this run whose answers to the same prompts are the ones to beat. `start`: the model
     that KL and relevance are measured from; without a scorer these two stay unmeasured. Scoring reads every answer
     three times, which on a CPU takes longer than writing it: `score_limit` is for that, the prompts (the first by key)
-    whose answers are scored. `verifier`: options of the verifier that grades (code, unsafe_exec ...). FactoryError: the
-    split has no prompts, or the baseline has no answers.
-    """
-    from factory.generation import generate
+    whose answers are scored. `probes`: where `sampling` is tempered or cut, KL and entropy are measured on one more
+    answer of temperature 1 to each of so many prompts; without it on the answers themselves, which gives a log-ratio.
 
-    prompts, sampling = held_prompts(store, split, limit, until), sampling or Sampling()
-    keys = [prompt.key for prompt in prompts]
-    generate(
-        store,
-        engine,
-        run=run,
-        round=round,
-        keys=keys,
-        n=n,
-        sampling=sampling,
-        seed=seed,
-        purpose="evaluate",
-        budget=budget,
-        progress=progress,
-    )
-    crash.point("evaluate.after_answers")
-    places = {place: key for prompt in prompts for place, key in _call_keys(engine, prompt, n, sampling, seed)}
-    slots = answers_of(store, run=run, round=round, split=split, prompts=prompts, places=places)
+    `verifier`: options of the verifier that grades (code, unsafe_exec ...). `judges`: others that compare the answers
+    with the baseline's. `labelled_by`: who labelled what the policy was trained on, to tell which of these are
+    independent. `look`: how many times these prompts have been looked at with this one, for the intervals that allow
+    for it. FactoryError: the split has no prompts, or the baseline has no answers.
+    """
+    prompts, left_out = _held(store, split, limit, until)
+    sampling = sampling or Sampling()
+    ask = _Ask(store, engine, run, round, split, seed, budget, progress)
+    slots = ask.answers(prompts, n, sampling)
     graded = grade(store, slots, verifier)
     crash.point("evaluate.after_verdicts")
     baseline = None if baseline_round is None else _baseline(store, run, baseline_round, split, prompts, verifier)
-    scored = {prompt.key for prompt in prompts[:score_limit]}
-    to_score = [slot for slot in slots if slot.prompt.key in scored]
-    likelihoods = None if scorer is None else _likelihoods(scorer, policy, start, to_score)
-    name = _name(store, policy)
-    return report_of(Evidence(name, split, len(prompts), graded, baseline, likelihoods, seed))
+    scored = prompts[:score_limit]
+    keys = {prompt.key for prompt in scored}
+    to_score = [slot for slot in slots if slot.prompt.key in keys]
+    probing = probes is not None and _is_tempered(sampling)
+    probed = ask.answers(scored[:probes], 1, _untempered(sampling), kind="probe") if probing and scorer else None
+    likelihoods = None if scorer is None else _likelihoods(scorer, policy, start, to_score, probed)
+    pairs = [] if scorer is None or baseline is None else _weighed(scorer, policy, start, baseline, keys)
+    versus = [] if baseline is None else _versus(slots, baseline.slots)
+    said = [
+        judged(
+            store, member, versus, run=run, round=round, labelled_by=labelled_by, seed=seed, budget=budget,
+            progress=progress,
+        )
+        for member in (judges if versus else ())
+    ]  # fmt: skip
+    return report_of(
+        Evidence(
+            policy=_name(store, policy),
+            split=split,
+            prompts=prompts,
+            graded=graded,
+            baseline=baseline,
+            likelihoods=likelihoods,
+            seed=seed,
+            tempered=_is_tempered(sampling) and probed is None,
+            pairs=pairs,
+            judged=said,
+            labelled_by=labelled_by,
+            near_trained=left_out,
+            look=look,
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """Where answers come from and belong."""
+
+    store: Store
+    engine: Engine
+    run: str
+    round: int
+    split: str
+    seed: int
+    budget: Budget | None
+    progress: Progress | None
+
+    def answers(self, prompts: Sequence[Prompt], n: int, sampling: Sampling, *, kind: str = "sample") -> list[Slot]:
+        """`n` answers to each prompt; what is held is not asked for again."""
+        from factory.generation import generate
+
+        generate(
+            self.store,
+            self.engine,
+            run=self.run,
+            round=self.round,
+            keys=[prompt.key for prompt in prompts],
+            n=n,
+            sampling=sampling,
+            seed=self.seed,
+            purpose="evaluate",
+            kind=kind,
+            budget=self.budget,
+            progress=self.progress,
+        )
+        crash.point("evaluate.after_answers")
+        places = {
+            place: key for prompt in prompts for place, key in _call_keys(self.engine, prompt, n, sampling, self.seed)
+        }
+        return answers_of(
+            self.store, run=self.run, round=self.round, split=self.split, prompts=prompts, places=places, kind=kind
+        )
+
+
+def _is_tempered(sampling: Sampling) -> bool:
+    """Are answers drawn from another distribution than the policy's own? One cut at its limit or at a stop is drawn
+    from it as far as it goes."""
+    return sampling.temperature != 1 or sampling.top_p < 1 or sampling.top_k > 0
+
+
+def _untempered(sampling: Sampling) -> Sampling:
+    return replace(sampling, temperature=1.0, top_p=1.0, top_k=0)
+
+
+def _versus(ours: Sequence[Slot], theirs: Sequence[Slot]) -> list[Versus]:
+    """The answers of the same number to the same prompt, where both sides have a place."""
+    other = {(slot.prompt.key, slot.sample): slot.answer for slot in theirs}
+    return [
+        Versus(slot.prompt, slot.answer, other[slot.prompt.key, slot.sample])
+        for slot in ours
+        if (slot.prompt.key, slot.sample) in other
+    ]
 
 
 def compare(
@@ -152,14 +242,41 @@ def compare(
     )
 
 
+class Held(NamedTuple):
+    """The prompts that measure, in the order of their keys, and how many more of the split stand too near one that may
+    be trained on."""
+
+    prompts: list[Prompt]
+    left_out: int
+
+
 def held_prompts(store: Store, split: str, limit: int | None = None, until: datetime | None = None) -> list[Prompt]:
-    """The prompts of a split in the order of their keys: the first `limit` of those added by the time `until`."""
-    prompts = [prompt for prompt in store.rows(Prompt, {"split": split}) if until is None or prompt.at <= until][:limit]
+    """The prompts of a split: the first `limit` of those added by the time `until`. A prompt that is the same as one of
+    the train split, or nearly (`factory/decontamination.py`), is left out: the policy may have been trained on it."""
+    return _held(store, split, limit, until).prompts
+
+
+def _held(store: Store, split: str, limit: int | None, until: datetime | None) -> Held:
+    prompts = _added(store, split, until)
     if not prompts:
         raise FactoryError(
             f"there are no prompts in the split {split!r}", where=str(store.folder), todo="factory prompts add FILE"
         )
-    return prompts
+    if split == "train":
+        return Held(prompts[:limit], 0)
+    near = {hit.key for hit in decontamination.near_trained(prompts, _added(store, "train", until))}
+    clear = [prompt for prompt in prompts if prompt.key not in near]
+    if not clear:
+        raise FactoryError(
+            f"every prompt of the split {split!r} is near one of the split 'train'",
+            where=str(store.folder),
+            todo="add other prompts; factory decontaminate shows which",
+        )
+    return Held(clear[:limit], len(near))
+
+
+def _added(store: Store, split: str, until: datetime | None) -> list[Prompt]:
+    return [prompt for prompt in store.rows(Prompt, {"split": split}) if until is None or prompt.at <= until]
 
 
 # ---------------------------------------------------------------------------------------------- answers and grades
@@ -181,13 +298,14 @@ def answers_of(
     split: str,
     prompts: Sequence[Prompt],
     places: Mapping[tuple[str, int], str] | None = None,
+    kind: str = "sample",
 ) -> list[Slot]:
     """The answers of an evaluated round, prompt by prompt and sample by sample; of several, the newest.
 
     `places`: the call key that each (prompt key, sample) must have; all of them are in the result, filled or not.
     Without it whatever the round holds for the prompts counts, and every prompt has as many places as any of them.
     """
-    where = {"run": run, "round": round, "split": split, "kind": "sample"}
+    where = {"run": run, "round": round, "split": split, "kind": kind}
     found: dict[tuple[str, int], Candidate] = {}
     for answer in sorted(store.rows(Candidate, where), key=lambda c: (c.at, c.key)):
         place = answer.prompt_key, answer.sample
@@ -202,7 +320,7 @@ def _call_keys(
     engine: Engine, prompt: Prompt, n: int, sampling: Sampling, seed: int
 ) -> Iterator[tuple[tuple[str, int], str]]:
     """The keys of this evaluation's own calls, so that answers asked with another seed or sampling are not mixed in."""
-    request = Request(prompt.messages, sampling, n=n, seed=seed)
+    request = Request(prompt.messages, sampling, n=n, seed=seed, tools=tuple(prompt.tools or ()))
     rendered = engine.render(request)
     for sample in range(n):
         yield (prompt.key, sample), call_key(engine.identity, rendered, request, sample)
@@ -210,7 +328,7 @@ def _call_keys(
 
 def grade(store: Store, slots: Sequence[Slot], options: Mapping[str, Any] | None = None) -> list[Graded]:
     """What the verifier says of each answer; its judgments are stored. A missing answer is graded as a failed one."""
-    verifier: Any = judges.get(VERIFIER)(**(options or {}))
+    verifier: Any = known_judges.get(VERIFIER)(**(options or {}))
     shown = [Matchup(slot.prompt, slot.answer) for slot in slots if slot.answer is not None]
     with closing(verifier):
         verdicts = list(verifier.vote(shown))
@@ -237,10 +355,11 @@ def _graded(slot: Slot, verdict: Judgment | None) -> Graded:
 
 
 class Baseline(NamedTuple):
-    """The answers to beat, and the name of the policy that gave them."""
+    """The answers to beat, what they are worth, and the name of the policy that gave them."""
 
     policy: str
     graded: list[Graded]
+    slots: list[Slot]
 
 
 def _baseline(
@@ -254,7 +373,7 @@ def _baseline(
             where=str(store.folder),
             todo=f"evaluate round {round} on {split} first",
         )
-    return Baseline(_name(store, sorted(names)[-1]), grade(store, slots, verifier))
+    return Baseline(_name(store, sorted(names)[-1]), grade(store, slots, verifier), slots)
 
 
 def _name(store: Store, policy: str) -> str:
@@ -269,22 +388,65 @@ def _name(store: Store, policy: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Likelihoods:
-    """Scores of the answers there are, in one order. `policy` is None for the start policy itself."""
+    """Scores of answers. `clusters`, `policy`, `start` are of those that KL is measured on, in one order (`policy` is
+    None for the start policy itself); `about`, `prompted`, `neutral` of those that relevance is measured on."""
 
     clusters: list[str]
     policy: list[Scored] | None
     start: list[Scored]
+    about: list[str]
+    prompted: list[Scored]
     neutral: list[Scored]
 
 
-def _likelihoods(scorer: Scorer, policy: str, start: str, slots: Sequence[Slot]) -> Likelihoods:
-    """Each answer under the policy and under the start model, and under the start model after the neutral prompt."""
+def _likelihoods(
+    scorer: Scorer, policy: str, start: str, slots: Sequence[Slot], probed: Sequence[Slot] | None
+) -> Likelihoods:
+    """Each answer under the policy and under the start model, and under the start model after the neutral prompt; of
+    the probes, where there are some, what KL needs."""
+    about, items = _items(slots)
+    clusters, moved = (about, items) if probed is None else _items(probed)
+    ours = None if policy == start else scorer.score(policy, moved)
+    extra = [] if probed is None else moved
+    under_start = scorer.score(start, [*items, *(item._replace(messages=NEUTRAL) for item in items), *extra])
+    prompted, neutral = under_start[: len(items)], under_start[len(items) : 2 * len(items)]
+    own = prompted if probed is None else under_start[2 * len(items) :]
+    return Likelihoods(clusters, ours, own, about, prompted, neutral)
+
+
+def _items(slots: Sequence[Slot]) -> tuple[list[str], list[Item]]:
+    """The answers there are, to be scored, and the keys of their prompts."""
     given = [(slot.prompt, slot.answer) for slot in slots if slot.answer is not None and not slot.answer.failure]
     items = [Item(prompt.messages, answer.text, answer.finish_reason != "length") for prompt, answer in given]
-    ours = None if policy == start else scorer.score(policy, items)
-    under_start = scorer.score(start, [*items, *(item._replace(messages=NEUTRAL) for item in items)])
-    clusters = [prompt.key for prompt, _ in given]
-    return Likelihoods(clusters, ours, under_start[: len(items)], under_start[len(items) :])
+    return [prompt.key for prompt, _ in given], items
+
+
+def _weighed(scorer: Scorer, policy: str, start: str, baseline: Baseline, keys: Collection[str]) -> list[Weighed]:
+    """Of each prompt of `keys` the best and the worst of the baseline's answers, by the verifier, where they differ,
+    under the policy and under the start. The same pairs every round: what is looked at is the policy, not its
+    answers."""
+    pairs = _best_and_worst(baseline, keys)
+    if not pairs or policy == start:
+        return []
+    _, items = _items([slot for pair in pairs for slot in pair])
+    ours, before = scorer.score(policy, items), scorer.score(start, items)
+    return [
+        Weighed(pair[0].prompt.key, ours[2 * i], ours[2 * i + 1], before[2 * i], before[2 * i + 1])
+        for i, pair in enumerate(pairs)
+    ]
+
+
+def _best_and_worst(baseline: Baseline, keys: Collection[str]) -> list[tuple[Slot, Slot]]:
+    by_prompt: dict[str, list[tuple[float, Slot]]] = {}
+    for slot, grade_ in zip(baseline.slots, baseline.graded, strict=True):
+        if slot.prompt.key in keys and grade_.score is not None and grade_.failure is None:
+            by_prompt.setdefault(slot.prompt.key, []).append((grade_.score, slot))
+    found = []
+    for graded in by_prompt.values():
+        best, worst = max(graded, key=lambda g: g[0]), min(graded, key=lambda g: g[0])
+        if best[0] > worst[0]:
+            found.append((best[1], worst[1]))
+    return found
 
 
 class ModelScorer:
@@ -313,14 +475,17 @@ class ModelScorer:
         dtype = resolve_dtype(self.dtype, device, whole=False)
         model_hash = content_hash(files, dtype)
         rows = encoded(load_tokenizer(files.base), items)
-        keys = [digest(model_hash, dtype, row.prompt_ids, row.completion_ids) for row in rows]
+        keys = [digest(model_hash, dtype, row.prompt_ids, row.completion_ids, "by token") for row in rows]
         wanted = {key: row for key, row in zip(keys, rows, strict=True) if row.completion_ids}
         missing = set(self.store.missing("logps", wanted))
         if missing:
             loaded = load_policy(files.base, files.adapter, dtype=self.dtype, device=device)
             self._compute(loaded, wanted, missing, model_hash)
-        held = {row.key: Scored(row.logprob, row.tokens) for row in self.store.rows(Logp, {"key": list(wanted)})}
-        return [held.get(key, Scored(0.0, 0)) for key in keys]
+        held = {
+            row.key: Scored(row.logprob, row.tokens, tuple(row.by_token or ()))
+            for row in self.store.rows(Logp, {"key": list(wanted)})
+        }
+        return [held.get(key, Scored(0.0, 0, ())) for key in keys]
 
     def _compute(self, loaded: Policy, wanted: Mapping[str, Encoded], missing: set[str], model_hash: str) -> None:
         """Score what is missing and keep each batch as it is done."""
@@ -329,13 +494,15 @@ class ModelScorer:
         keys, rows = list(wanted), list(wanted.values())
         with loaded.precision():
             for batch in score(loaded.model, rows, needed=lambda i: keys[i] in missing):
-                found = zip(batch.rows, batch.logps, strict=True)
-                self.store.append("logps", [_logp(keys[i], model_hash, loaded.dtype, *sums) for i, sums in found])
+                found = zip(batch.rows, batch.logps, batch.by_token, strict=True)
+                kept = [_logp(keys[i], model_hash, loaded.dtype, *sums, each) for i, sums, each in found]
+                self.store.append("logps", kept)
                 crash.point("evaluate.after_scores")
 
 
-def _logp(key: str, model_hash: str, dtype: str, logprob: float, tokens: int) -> Logp:
-    return Logp(key=key, model_hash=model_hash, dtype=dtype, logprob=logprob, tokens=tokens, at=now())
+def _logp(key: str, model_hash: str, dtype: str, logprob: float, tokens: int, by_token: Sequence[float]) -> Logp:
+    rounded = [round(value, 6) for value in by_token]
+    return Logp(key=key, model_hash=model_hash, dtype=dtype, logprob=logprob, tokens=tokens, by_token=rounded, at=now())
 
 
 def encoded(tokenizer: Any, items: Sequence[Item]) -> list[Encoded]:
@@ -347,7 +514,7 @@ def encoded(tokenizer: Any, items: Sequence[Item]) -> list[Encoded]:
 
     def one(item: Item) -> Encoded:
         text = tokenizer(item.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return Encoded(prompt_ids(tokenizer, item.messages), (*text, *(end if item.ended else ())))
+        return Encoded(prompt_ids(tokenizer, item.messages, item.tools), (*text, *(end if item.ended else ())))
 
     return [one(item) for item in items]
 
@@ -361,44 +528,109 @@ class Evidence:
 
     policy: str
     split: str
-    prompts: int
+    prompts: list[Prompt]
     graded: list[Graded]
     baseline: Baseline | None
     likelihoods: Likelihoods | None
     seed: int = 0
+    tempered: bool = False
+    pairs: Sequence[Weighed] = ()
+    judged: Sequence[Judged] = ()
+    labelled_by: Labellers | None = None
+    near_trained: int | None = None
+    look: int = 1
 
 
 def report_of(evidence: Evidence) -> PolicyReport:
     """The measures of one policy's answers. No I/O."""
     graded, baseline, seed = evidence.graded, evidence.baseline, evidence.seed
-    moved, about = _distances(evidence.likelihoods, seed)
+    texts = [answer.text for answer in graded if not answer.failure]
     return PolicyReport(
         policy=evidence.policy,
         split=evidence.split,
-        prompts=evidence.prompts,
+        prompts=len(evidence.prompts),
         answers=len(graded),
         failures=sum(1 for answer in graded if answer.failure),
         pass_rate=measures.pass_rate(graded, seed=seed),
         score=measures.mean_score(graded, seed=seed),
-        win_rate=baseline and measures.win_rate(graded, baseline.graded, seed=seed),
-        baseline=baseline.policy if baseline else "",
-        gain=baseline and measures.gain(graded, baseline.graded, seed=seed),
         tokens=measures.mean_tokens(graded, seed=seed),
         words=measures.mean_words(graded, seed=seed),
-        relevance=about,
-        distinct_2=measures.distinct_2(answer.text for answer in graded if not answer.failure),
-        kl_sequence=moved and moved.sequence,
-        kl_token=moved and moved.token,
-        scored=len(evidence.likelihoods.start) if evidence.likelihoods else 0,
+        distinct_1=measures.distinct(texts, 1),
+        distinct_2=measures.distinct(texts, 2),
+        distinct_3=measures.distinct(texts, 3),
+        self_bleu=policy_health.self_bleu(texts),
+        broken=policy_health.broken(graded, {prompt.key: prompt.messages for prompt in evidence.prompts}, seed=seed),
+        implicit=policy_health.implicit(evidence.pairs, seed=seed),
+        implicit_pairs=len(evidence.pairs),
         by_constraint=measures.by_kind(graded, seed=seed),
+        slices=measures.slices(graded, baseline and baseline.graded, _cuts(evidence.prompts, graded), seed=seed),
+        judged=tuple(evidence.judged),
+        independent=_independent(evidence),
+        near_trained=evidence.near_trained,
+        look=evidence.look,
+        **(_against(evidence, baseline) if baseline else {}),
+        **(_distances(evidence.likelihoods, evidence) if evidence.likelihoods else {}),
     )
 
 
-def _distances(found: Likelihoods | None, seed: int) -> tuple[measures.Divergence | None, Estimate | None]:
-    """KL from the start (exactly zero for the start policy) and relevance."""
-    if found is None or not found.start:
-        return None, None
-    about = measures.relevance(found.start, found.neutral, found.clusters, seed=seed)
-    if found.policy is None:
-        return measures.Divergence(Estimate(0.0, 0.0, 0.0), Estimate(0.0, 0.0, 0.0)), about
-    return measures.divergence(found.policy, found.start, found.clusters, seed=seed), about
+def _against(evidence: Evidence, baseline: Baseline) -> dict[str, Any]:
+    """What is said of the answers against the baseline's."""
+    graded, seed = evidence.graded, evidence.seed
+    spent = (1 - intervals.LEVEL) * 6 / (math.pi * evidence.look) ** 2  # of the allowance of all looks together
+    wins, gains = measures.wins_by_prompt(graded, baseline.graded), measures.gains_by_prompt(graded, baseline.graded)
+    return {
+        "win_rate": measures.win_rate(graded, baseline.graded, seed=seed),
+        "length_controlled": length_control.win_rate(measures.compared(graded, baseline.graded), seed=seed),
+        "gain": measures.gain(graded, baseline.graded, seed=seed),
+        "baseline": baseline.policy,
+        "win_rate_anytime": confidence_sequences.sequence([wins], alpha=spent, low=0.0, high=1.0) if wins else None,
+        "gain_anytime": confidence_sequences.sequence([gains], alpha=spent) if gains else None,
+    }
+
+
+def _cuts(prompts: Sequence[Prompt], graded: Sequence[Graded]) -> dict[str, dict[str, str]]:
+    """How the prompts are cut into slices: by source, by their length, and by the mean length of the answers to
+    them."""
+    lengths: dict[str, list[int]] = {}
+    for answer in graded:
+        if answer.failure is None:
+            lengths.setdefault(answer.prompt_key, []).append(answer.tokens)
+    return {
+        "source": {prompt.key: prompt.source or "unknown" for prompt in prompts},
+        "prompt words": {
+            prompt.key: measures.bucket(len(decontamination.said(prompt.messages).split()), measures.PROMPT_WORDS)
+            for prompt in prompts
+        },
+        "answer tokens": {
+            key: measures.bucket(sum(each) / len(each), measures.ANSWER_TOKENS) for key, each in lengths.items()
+        },
+    }
+
+
+def _independent(evidence: Evidence) -> bool | None:
+    """Does anything that gives a rate here not label?"""
+    if evidence.labelled_by is None:
+        return None
+    graded = any(answer.passed is not None for answer in evidence.graded)
+    verifier = graded and bool(is_independent(VERIFIER, VERIFIER, "", evidence.labelled_by))
+    return verifier or any(each.independent for each in evidence.judged)
+
+
+def _distances(found: Likelihoods, evidence: Evidence) -> dict[str, Any]:
+    """KL from the start (exactly zero for the start policy), entropy and relevance."""
+    seed, clusters = evidence.seed, found.clusters
+    if not found.start:
+        return {}
+    none = measures.Divergence(Estimate(0.0, 0.0, 0.0), Estimate(0.0, 0.0, 0.0))
+    moved = measures.divergence(found.policy, found.start, clusters, seed=seed) if found.policy else none
+    third = measures.divergence_k3(found.policy, found.start, clusters, seed=seed) if found.policy else none
+    return {
+        "kl_sequence": moved and moved.sequence,
+        "kl_token": moved and moved.token,
+        "kl3_sequence": third and third.sequence,
+        "kl3_token": third and third.token,
+        "kl_on": TEMPERED if evidence.tempered else UNTEMPERED,
+        "entropy": policy_health.entropy(found.policy or found.start, clusters, seed=seed),
+        "relevance": measures.relevance(found.prompted, found.neutral, found.about, seed=seed),
+        "scored": len(found.start),
+    }

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from factory import intervals
+from factory.length_control import Compared
 from factory.schema import Estimate, Slice
 
 DISTINCT_SAMPLE = 500  # word pairs in each of the equal-size samples that distinct-2 is about
@@ -81,6 +82,12 @@ def gain(answers: Sequence[Graded], baseline: Sequence[Graded], *, seed: int = 0
     return intervals.paired_shares([ours[key] for key in common], [theirs[key] for key in common], seed=seed)
 
 
+def gains_by_prompt(answers: Sequence[Graded], baseline: Sequence[Graded]) -> list[float]:
+    """The gain of each prompt that both answered, -1 to 1, in the order of their keys."""
+    ours, theirs = _rates_by_prompt(answers), _rates_by_prompt(baseline)
+    return [ours[key] - theirs[key] for key in sorted(ours) if key in theirs]
+
+
 def _rates_by_prompt(answers: Sequence[Graded]) -> dict[str, float]:
     passed: dict[str, list[bool]] = {}
     for answer in answers:
@@ -97,6 +104,26 @@ def win_rate(answers: Sequence[Graded], baseline: Sequence[Graded], *, seed: int
     if not common:
         return None
     return intervals.win_rate([_beats(ours[key], theirs[key]) for key in common], seed=seed)
+
+
+def wins_by_prompt(answers: Sequence[Graded], baseline: Sequence[Graded]) -> list[float]:
+    """The win rate on each prompt that both answered, in the order of their keys."""
+    ours, theirs = _scores_by_prompt(answers), _scores_by_prompt(baseline)
+    return [_beats(ours[key], theirs[key]) for key in sorted(ours) if key in theirs]
+
+
+def compared(answers: Sequence[Graded], baseline: Sequence[Graded]) -> list[Compared]:
+    """The policy's answers against the baseline's of the same number, with their lengths in tokens; how hard a prompt
+    is is told by the baseline's mean score there. Failed answers have no length and are left out."""
+    theirs = {(b.prompt_key, b.sample): b for b in baseline if b.score is not None and b.failure is None}
+    level = {key: -sum(scores) / len(scores) for key, scores in _scores_by_prompt(baseline).items()}
+    found = []
+    for a in answers:
+        b = theirs.get((a.prompt_key, a.sample))
+        if b is not None and b.score is not None and a.score is not None and a.failure is None:
+            won = _beats([a.score], [b.score])
+            found.append(Compared(won, float(a.tokens - b.tokens), level[a.prompt_key], a.prompt_key))
+    return found
 
 
 def _scores_by_prompt(answers: Sequence[Graded]) -> dict[str, list[float]]:

@@ -1,15 +1,15 @@
 """Clusters of near-duplicate texts: MinHash over word trigrams with banded look-up (Broder 1997), in numpy.
 
 Two texts are near when about six tenths of their distinct word trigrams are common (Jaccard); a cluster is what is
-connected by such pairs. Deterministic, and about linear in the number of texts: in a bucket each text is compared with
-the first and with the one before it, not with all.
+connected by such pairs. `nearest` looks texts up in another set the same way. Deterministic, and about linear in the
+number of texts: in a bucket each text is compared with the first and with the one before it, not with all.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ THRESHOLD: Final = 0.6  # Jaccard
 PERMUTATIONS: Final = 128
 BANDS: Final = 32  # of 4 rows: a pair at Jaccard 0.6 shares a bucket with probability 1 - (1 - 0.6^4)^32 = 0.99
 WORDS_READ: Final = 4000
+IN_BUCKET: Final = 64  # texts of another set that one text is compared with in each bucket
 _CHUNK: Final = 8192  # texts or pairs worked on at a time
 
 
@@ -33,6 +34,39 @@ def clusters(texts: Sequence[str]) -> list[int]:
         return []
     first, second = _near_pairs(signatures(texts))
     return [int(label) for label in _components(len(texts), first, second)]
+
+
+class Near(NamedTuple):
+    """The text of another set that is nearest: its place there, and the Jaccard similarity of the two as estimated."""
+
+    index: int
+    similarity: float
+
+
+def nearest(texts: Sequence[str], others: Sequence[str], *, threshold: float = THRESHOLD) -> list[Near | None]:
+    """For each text the most similar of `others` (the first of several as similar) where it reaches `threshold`.
+
+    One at the threshold of 0.6 is found with probability 0.99, at 0.5 with 0.87; of a bucket the first IN_BUCKET are
+    looked at.
+    """
+    if not texts or not others:
+        return [None] * len(texts)
+    ours, theirs = signatures(texts), signatures(others)
+    near: list[set[int]] = [set() for _ in texts]
+    for mine, its in zip(np.split(ours, BANDS, axis=1), np.split(theirs, BANDS, axis=1), strict=True):
+        keys = _bucket_keys(its)
+        order = np.argsort(keys, kind="stable")
+        wanted, held = _bucket_keys(mine), keys[order]
+        first, last = np.searchsorted(held, wanted, "left"), np.searchsorted(held, wanted, "right")
+        for i in np.flatnonzero(last > first):
+            near[i].update(int(j) for j in order[first[i] : min(last[i], first[i] + IN_BUCKET)])
+    found: list[Near | None] = []
+    for row, candidates in zip(ours, near, strict=True):
+        at = sorted(candidates)
+        similar = (theirs[at] == row).mean(axis=1) if at else np.empty(0)
+        best = int(similar.argmax()) if at else 0
+        found.append(Near(at[best], float(similar[best])) if at and similar[best] >= threshold else None)
+    return found
 
 
 def signatures(texts: Sequence[str]) -> NDArray[np.uint32]:
@@ -97,9 +131,7 @@ def _near_pairs(rows: NDArray[np.uint32]) -> tuple[Indices, Indices]:
 
 def _bucket_pairs(band: NDArray[np.uint32]) -> Indices:
     """Of each bucket, every member with the first and with the one before it; a pair is first * texts + second."""
-    keys = np.zeros(len(band), dtype=np.uint64)
-    for column in band.T:
-        keys = _mix(keys + column)
+    keys = _bucket_keys(band)
     order = np.argsort(keys, kind="stable").astype(np.int64)
     follows = np.concatenate([[False], keys[order][1:] == keys[order][:-1]])
     places = np.arange(len(order))
@@ -108,6 +140,14 @@ def _bucket_pairs(band: NDArray[np.uint32]) -> Indices:
     before = order[places[follows] - 1]
     pairs: Indices = np.unique(np.concatenate([heads[follows] * len(order) + member, before * len(order) + member]))
     return pairs
+
+
+def _bucket_keys(band: NDArray[np.uint32]) -> Hashes:
+    """What texts of one bucket have in common: (texts,)."""
+    keys: Hashes = np.zeros(len(band), dtype=np.uint64)
+    for column in band.T:
+        keys = _mix(keys + column)
+    return keys
 
 
 def _components(count: int, first: Indices, second: Indices) -> Indices:

@@ -37,7 +37,7 @@ LAYERS = (
      "labelling", "meta_judging", "consistency", "evidence", "habits", "ranking", "agreement", "gold", "calibration",
      "alternative_annotator", "prediction_powered", "abstention", "escalation",
      "pairing", "rewards", "online", "best_of", "training_rows", "training", "measures", "length_control",
-     "policy_health", "independence", "decontamination", "best_of_n", "evaluation", "export", "charts",
+     "policy_health", "judged", "decontamination", "best_of_n", "evaluation", "export", "charts",
      "figures", "page", "markdown", "report", "story",
      "simulation", "doctor"},
     {"preflight", "runbook", "forecast"},

@@ -369,10 +369,12 @@ def completion_logps(forward: Forward, groups: Sequence[Group]) -> Tensor:
 
 
 class Scored(NamedTuple):
-    """One batch of scored rows: `rows` are their indices in the list that was given."""
+    """One batch of scored rows: `rows` are their indices in the list that was given; `by_token`: each learnt token's own
+    log-probability."""
 
     rows: list[int]
     logps: list[LogpSum]
+    by_token: list[list[float]]
 
 
 def score(
@@ -399,9 +401,13 @@ def score(
         for batch in batches:
             groups = [Group(prompt, [rows[i].completion_ids for i in members]) for prompt, members in batch]
             with torch.inference_mode():
-                sums = completion_logps(forward, groups).tolist()
+                found = forward.token_logps(groups)
             order = [i for _, members in batch for i in members]
-            yield Scored(order, [LogpSum(s, learnt(rows[i].completion_ids)) for i, s in zip(order, sums, strict=True)])
+            sums = [
+                LogpSum(s, learnt(rows[i].completion_ids)) for i, s in zip(order, found.sums().tolist(), strict=True)
+            ]
+            by_token = [part.tolist() for part in found.values.float().split(found.lengths.tolist())]
+            yield Scored(order, sums, by_token)
     finally:
         model.train(was_training)
 
