@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from factory.commands import agreement, bon, data, health, labels, pairs, policies, revise, runs
+from factory.commands import agreement, bon, data, health, labels, pairs, policies, revise, runs, simulate
 from factory.console import note
 from factory.faults import FactoryError
 
@@ -74,6 +74,7 @@ recipe.command("list")(runs.list_recipes)
 recipe.command("show")(runs.show_recipe)
 recipe.command("check")(runs.check_recipe)
 app.add_typer(recipe, name="recipe")
+app.command("simulate")(simulate.simulate)
 app.command("query")(data.query)
 app.command("schema")(data.schema)
 app.command("export")(data.export)
