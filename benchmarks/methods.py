@@ -46,18 +46,19 @@ SMALL = Size(
     fewer_online=("--online", "steps=1", "--online", "prompts=2", "--online", "n=2", "--online", "max_tokens=16"),
 )  # fmt: skip
 
-ONE_EPOCH = ("--set", "epochs=1", "--set", "batch_size=4")
+SHORT = ("--set", "epochs=1", "--set", "batch_size=4")
+CLEAR = ("--run", "data", "--strategy", "clear", *SHORT)
 METHODS: dict[str, tuple[str, ...]] = {
-    "dpo": ("--run", "data", "--strategy", "best_worst", *ONE_EPOCH, "--set", "learning_rate=5e-4"),
-    "kto": ("--run", "data", "--strategy", "clear", *ONE_EPOCH, "--set", "learning_rate=1e-3"),
-    "orpo": ("--run", "data", "--strategy", "clear", *ONE_EPOCH, "--set", "learning_rate=1e-3", "-p", "beta=0.5"),
-    "simpo": ("--run", "data", "--strategy", "clear", *ONE_EPOCH, "--set", "learning_rate=5e-4"),
+    "dpo": (*CLEAR, "-p", "beta=0.1", "--add", "sft=0.2", "--set", "learning_rate=2e-3"),
+    "kto": (*CLEAR, "--set", "learning_rate=2e-3"),
+    "orpo": (*CLEAR, "-p", "beta=0.5", "--set", "learning_rate=1e-3"),
+    "simpo": (*CLEAR, "--set", "learning_rate=2e-3"),
     "grpo": (
-        "--reward", "verifier", "--set", "learning_rate=1e-3", "--online", "steps=16", "--online", "prompts=4",
+        "--reward", "verifier", "--set", "learning_rate=2e-3", "--online", "steps=12", "--online", "prompts=4",
         "--online", "n=8", "--online", "max_tokens=80",
     ),
-    "raft": ("--run", "data", "--strategy", "threshold", *ONE_EPOCH, "--set", "learning_rate=1e-3"),
-    "reward_model": ("--run", "data", "--strategy", "best_worst", *ONE_EPOCH, "--set", "learning_rate=1e-3"),
+    "raft": ("--run", "data", "--strategy", "threshold", *SHORT, "--set", "learning_rate=1e-3"),
+    "reward_model": (*CLEAR, "--set", "learning_rate=1e-3"),
 }  # fmt: skip
 
 
@@ -150,36 +151,33 @@ def row_of_policy(factory: Runner, size: Size, name: str, start: dict[str, Any])
     return [
         name, str(trained.result["steps"]), "pass rate", points(start["pass_rate"]), points(report["pass_rate"]),
         points(report["gain"], sign="+"), figures(report["kl_sequence"]), figures(report["tokens"]),
-        f"{report['relevance']['value']:.2f}", f"{report['distinct_2']:.2f}", f"{trained.seconds / 60:.1f}",
+        figures(report["relevance"]), f"{report['distinct_2']:.2f}", f"{trained.seconds / 60:.1f}",
     ]  # fmt: skip
 
 
 def row_of_scorer(factory: Runner, size: Size, name: str) -> list[str]:
     """A line of the table: the reward model, whose measure begins at a coin's."""
     trained = train(factory, size, name)
-    value, low, high = found_better(factory, name)
-    after, gain = (
-        {"value": value, "low": low, "high": high},
-        {"value": value - 0.5, "low": low - 0.5, "high": high - 0.5},
-    )
+    accuracy = found_better(factory, name)
+    gain = points([end - 0.5 for end in accuracy], sign="+")
+    moved = ["", "", "", ""]
     minutes = f"{trained.seconds / 60:.1f}"
-    return [name, str(trained.result["steps"]), "pairs right", "50", points(after), points(gain, sign="+"),
-            "", "", "", "", minutes]  # fmt: skip
+    return [name, str(trained.result["steps"]), "pairs right", "50", points(accuracy), gain, *moved, minutes]
 
 
-def points(estimate: dict[str, float] | None, sign: str = "") -> str:
-    """An estimate between 0 and 1 in points, with its interval."""
-    if estimate is None:
-        return "unknown"
-    value, low, high = (f"{100 * estimate[end]:{sign}.1f}" for end in ("value", "low", "high"))
+def points(estimate: Sequence[float] | None, sign: str = "") -> str:
+    """An estimate (value, low, high) between 0 and 1, in points."""
+    return "unknown" if estimate is None else _with_interval([100 * end for end in estimate], sign)
+
+
+def figures(estimate: Sequence[float] | None) -> str:
+    """An estimate (value, low, high) as it is."""
+    return "unknown" if estimate is None else _with_interval(estimate)
+
+
+def _with_interval(estimate: Sequence[float], sign: str = "") -> str:
+    value, low, high = (f"{end:{sign}.1f}" for end in estimate)
     return f"{value} ({low} to {high})"
-
-
-def figures(estimate: dict[str, float] | None) -> str:
-    """An estimate with its interval."""
-    if estimate is None:
-        return "0"
-    return f"{estimate['value']:.1f} ({estimate['low']:.1f} to {estimate['high']:.1f})"
 
 
 HEAD = ["method", "steps", "measure", "before, %", "after, %", "gain, points", "KL, nats an answer", "tokens",
