@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from factory.cards import Split
+    from factory.report import RoundView, RunReport
+
 EXPORTED = ("preferences", "labels", "judgments", "candidates")
 FIRST = {"preferences": ("prompt", "chosen", "rejected"), "labels": ("prompt", "completion", "label")}
 SPLITS = ("train", "heldout", "final")
@@ -38,6 +41,8 @@ SHARD = 200_000
 """Rows a Parquet file."""
 MARK = "export.json"
 """What an exported folder holds, written last; `force` replaces only folders that have it."""
+POLICY = "policy"
+_LEFT_OUT = frozenset({"README.md", "training.json"})  # of a policy's files: those that tell of folders of this machine
 _AT_ONCE = 10_000
 
 
@@ -176,56 +181,90 @@ def _umask() -> int:
 
 def _write_dataset(store: Store, data: Mapping[str, pa.Table], folder: Path) -> None:
     """One configuration a table, one split a split of the prompts, and a card that says so."""
-    files = {name: _write_splits(table, folder / name) for name, table in data.items() if table.num_rows}
-    (folder / "README.md").write_text(_card(files, data), encoding="utf-8")
+    from factory import cards
+
+    shown = {name: table for name, table in data.items() if table.num_rows}
+    files = {name: _write_splits(table, folder / name) for name, table in shown.items()}
+    (folder / "README.md").write_text(cards.dataset_card(store, shown, files), encoding="utf-8")
 
 
-def _write_splits(data: pa.Table, folder: Path) -> list[str]:
+def _write_splits(data: pa.Table, folder: Path) -> list[Split]:
     """Write the rows of each split; the splits that have any."""
     import pyarrow.compute as pc
 
     folder.mkdir()
     if "split" not in data.column_names:
-        _write_shards(data, folder, SPLITS[0])
-        return [SPLITS[0]]
+        return [_write_shards(data, folder, SPLITS[0])]
     present = pc.unique(data.column("split")).to_pylist()
     ordered = [s for s in SPLITS if s in present] + sorted(s for s in present if s not in SPLITS)
-    for split in ordered:
-        _write_shards(data.filter(pc.field("split") == split), folder, split)
-    return ordered
+    return [_write_shards(data.filter(pc.field("split") == split), folder, split) for split in ordered]
 
 
-def _write_shards(data: pa.Table, folder: Path, split: str) -> None:
+def _write_shards(data: pa.Table, folder: Path, split: str) -> Split:
     import pyarrow.parquet as pq
 
-    count = max(1, -(-data.num_rows // SHARD))
+    from factory.cards import Split
+
+    count, on_disk = max(1, -(-data.num_rows // SHARD)), 0
     for index in range(count):
         path = folder / f"{split}-{index:05d}-of-{count:05d}.parquet"
         shard = data.slice(index * SHARD, SHARD)
         pq.write_table(shard, path, compression="zstd", write_page_checksum=True, row_group_size=_AT_ONCE)
+        on_disk += path.stat().st_size
+    return Split(split, data.num_rows, data.nbytes, on_disk)
 
 
-def _card(files: Mapping[str, Sequence[str]], data: Mapping[str, pa.Table]) -> str:
-    """The data set card: `configs` for the loader, then what a person wants to know."""
-    lines = ["---", "configs:"]
-    for index, (name, splits) in enumerate(files.items()):
-        lines += [f"- config_name: {name}", *(["  default: true"] if index == 0 else []), "  data_files:"]
-        for split in splits:
-            lines += [f"  - split: {split}", f"    path: {name}/{split}-*.parquet"]
-    lines += ["---", "", "# Preference data", "", "Made by preference-factory.", "", "```python"]
-    lines += ["from datasets import load_dataset", ""]
-    lines += [f'load_dataset("<this folder>", "{name}")  # {data[name].num_rows:,} rows' for name in files]
-    lines += ["```", ""]
-    described = {entry.name: entry for entry in describe()}
-    for name in files:
-        lines += _columns_of_card(described[name], data[name].column_names)
-    return "\n".join(lines)
+# ------------------------------------------------------------------------------------------------------------ policy
 
 
-def _columns_of_card(entry: Described, names: Sequence[str]) -> list[str]:
-    meanings = entry.columns | {"split": ("VARCHAR", "split of its prompt")}
-    rows = [f"| {name} | {meanings[name][1].replace('|', '/')} |" for name in names]
-    return [f"## {entry.name}", "", entry.meaning, "", "| column | meaning |", "|---|---|", *rows, ""]
+def export_policy(
+    store: Store, out: Path | str, *, run: str, number: int | None = None, force: bool = False
+) -> ExportReport:
+    """Copy the policy of a run's round (by default its champion) with a card of its own. FactoryError: that round
+    trained none, or `out` may not be replaced."""
+    from factory import cards, report as reports
+
+    place = Path(out).expanduser().absolute()
+    _check_free(place, force)
+    collected = reports.collect(store, run)
+    chosen = collected.champion if number is None else number
+    source = _policy_folder(store, collected, chosen, asked=number is not None)
+    with _whole(place) as folder:
+        for path in sorted(source.iterdir()):
+            if path.is_file() and path.name not in _LEFT_OUT:
+                shutil.copyfile(path, folder / path.name)
+        (folder / "README.md").write_text(cards.model_card(collected, chosen, folder), encoding="utf-8")
+        mark = {"program": "preference-factory", "form": POLICY, "run": run, "round": chosen, "at": now().isoformat()}
+        (folder / MARK).write_text(json.dumps(mark, indent=2) + "\n")
+    return ExportReport(str(place), POLICY, {})
+
+
+def _policy_folder(store: Store, collected: RunReport, number: int, *, asked: bool) -> Path:
+    view = next((view for view in collected.rounds if view.round == number), None)
+    trained = [view.round for view in collected.rounds if _trained(store, view)]
+    rounds = ", ".join(map(str, trained)) or "none"
+    if view is None:
+        raise FactoryError(f"run {collected.run!r} has no round {number}", todo=f"rounds that trained one: {rounds}")
+    if not _trained(store, view):
+        what = f"round {number} trained no policy" if asked else "the champion is the start policy, as it was"
+        raise FactoryError(what, where=str(store.run_folder(collected.run)), todo=f"--round N; with one: {rounds}")
+    return store.folder / view.policy
+
+
+def _trained(store: Store, view: RoundView) -> bool:
+    """Did the round make a policy of its own?"""
+    folder = store.folder / view.policy
+    return bool(view.policy) and folder.is_dir() and folder.parent.name == f"round-{view.round}"
+
+
+def only_here(folder: Path) -> str | None:
+    """The base of an adapter that lies in a folder of this machine, so that nobody else could load it; None: it is
+    none."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return None
+    base = str(json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    return base if Path(base).is_absolute() or base.startswith((".", "~")) else None
 
 
 # --------------------------------------------------------------------------------------------- lines, CSV, DuckDB

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from factory import figures
 from factory.console import span
 from factory.figures import number, whole_percent
-from factory.report import PairToRead, RoundView, RunReport, Vote, estimate_of
+from factory.report import PairToRead, RoundView, RunReport, Vote, estimate_of, name_of_model
 from factory.schema import Estimate, Messages
 from factory.story import command_line, dollars, percent, points as in_points, queries, story
 
@@ -247,10 +247,23 @@ _JUDGE_COLUMNS: list[tuple[str, str, str, Show]] = [
 def judge_table(report: RunReport) -> Table:
     """Every judge, all rounds together; round by round where they are not known together."""
     if report.panel:
-        heads = [("judge", ""), *((name, says) for name, _, says, _ in _JUDGE_COLUMNS)]
-        return Table(heads, [_judge_cells(judge) for judge in report.panel.get("judges") or []])
+        return panel_table(report.panel)
     heads = [("round", ""), ("judge", ""), *((name, says) for name, _, says, _ in _JUDGE_COLUMNS)]
     return Table(heads, [[Cell(str(n)), *_judge_cells(judge)] for n, judge in _judges(report, "judges")])
+
+
+def panel_table(panel: Mapping[str, Any]) -> Table:
+    """Every judge of a panel; what none of them has is no column."""
+    judges = panel.get("judges") or []
+    lines = [_judge_cells(judge) for judge in judges]
+    heads = [("judge", ""), *((name, says) for name, _, says, _ in _JUDGE_COLUMNS)]
+    kept = [i for i in range(len(heads)) if any(line[i] != UNKNOWN for line in lines)]
+    return Table([heads[i] for i in kept], [[line[i] for i in kept] for line in lines])
+
+
+def pairs_table(panel: Mapping[str, Any]) -> Table:
+    """Every two judges of a panel."""
+    return Table(_AGREEMENT[1:], [_agreement_cells(0, pair)[1:] for pair in panel.get("pairs") or []])
 
 
 def panel_words(panel: Mapping[str, Any]) -> list[str]:
@@ -276,7 +289,7 @@ def _judges(report: RunReport, part: str) -> Iterable[tuple[int, Mapping[str, An
 
 
 def _judge_cells(judge: Mapping[str, Any]) -> list[Cell]:
-    named = Cell(str(judge.get("judge")), str(judge.get("model") or judge.get("kind") or ""))
+    named = Cell(str(judge.get("judge")), name_of_model(str(judge.get("model") or judge.get("kind") or "")))
     return [named, *(_kept(judge.get(key), show) for _, key, _, show in _JUDGE_COLUMNS)]
 
 
@@ -284,17 +297,19 @@ def _kept(value: Any, show: Show) -> Cell:
     return cell(value if isinstance(value, int | float) else estimate_of(value), show)
 
 
+_AGREEMENT = [
+    ("round", ""),
+    ("judges", ""),
+    ("pairs", "that both judged"),
+    ("agree", "said the same: a, b or tie"),
+    ("Cohen's κ", "agreement beyond chance; 0 is chance, 1 is perfect"),
+    ("Krippendorff's α", "the same idea for any number of judges"),
+]
+
+
 def agreement_table(report: RunReport) -> Table:
     """Every two judges of every round."""
-    heads = [
-        ("round", ""),
-        ("judges", ""),
-        ("pairs", "that both judged"),
-        ("agree", "said the same: a, b or tie"),
-        ("Cohen's κ", "agreement beyond chance; 0 is chance, 1 is perfect"),
-        ("Krippendorff's α", "the same idea for any number of judges"),
-    ]
-    return Table(heads, [_agreement_cells(n, pair) for n, pair in _judges(report, "pairs")])
+    return Table(_AGREEMENT, [_agreement_cells(n, pair) for n, pair in _judges(report, "pairs")])
 
 
 def _agreement_cells(round_: int, pair: Mapping[str, Any]) -> list[Cell]:

@@ -234,6 +234,12 @@ def estimate_of(value: Any) -> Estimate | None:
     return Estimate(*(math.nan if bound is None else float(bound) for bound in value))
 
 
+def name_of_model(name: str) -> str:
+    """A model's name as strangers may see it: of a path of this machine the last two parts."""
+    path = Path(name)
+    return "/".join(path.parts[-2:]) if path.is_absolute() or name.count("/") > 1 else name
+
+
 def _state(store: Store, run: str, marks: Sequence[Row], final: Row | None) -> str:
     if final is not None:
         return "done"

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from store_rows import AT, call, candidate, judgment, prompt
 
 from factory import export as exporting
@@ -126,7 +127,14 @@ def test_large_tables_are_several_files(store: Store, tmp_path: Path, monkeypatc
 def test_the_card_explains_every_column(store: Store, tmp_path: Path) -> None:
     export(store, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert card.startswith("---\nconfigs:\n- config_name: preferences\n  default: true\n")
+    front = yaml.safe_load(card.split("---")[1])
+    assert [config["config_name"] for config in front["configs"]] == [
+        "preferences",
+        "labels",
+        "judgments",
+        "candidates",
+    ]
+    assert [config.get("default") for config in front["configs"]] == [True, None, None, None]
     for name in pq.read_schema(next((tmp_path / "out" / "judgments").iterdir())).names:
         assert f"\n| {name} | " in card
 

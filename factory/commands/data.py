@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -174,19 +174,57 @@ def schema(
 
 def export(
     out: Annotated[Path, typer.Argument(help="Folder to write, or a file that ends in .duckdb.")],
-    form: Annotated[str, typer.Option("--format", help="dataset | jsonl | csv | duckdb")] = "dataset",
+    form: Annotated[str, typer.Option("--format", help="dataset | jsonl | csv | duckdb | policy")] = "dataset",
     tables: Annotated[
         list[str] | None, typer.Option("--table", help="preferences | labels | judgments | candidates; all by default.")
     ] = None,
-    run: Annotated[str | None, typer.Option("--run", help="One run; all by default.")] = None,
+    run: Annotated[
+        str | None, typer.Option("--run", help="One run; all by default, of policies the newest with rounds.")
+    ] = None,
+    round_number: Annotated[
+        int | None, typer.Option("--round", min=0, help="Round whose policy is wanted; default: the champion's.")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Replace what is there.")] = False,
+    repository: Annotated[
+        str | None, typer.Option("--push-to-hub", help="Repository (owner/name) to upload the folder to; private.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see the repository.")] = False,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write preferences, labels, judgments and candidates for other tools."""
-    from factory.export import export as write
+    """Write preferences, labels, judgments and candidates, or a policy, for other tools; with a card for the Hub."""
+    from factory import hub
+    from factory.export import POLICY, export as write, export_policy
 
     form = "duckdb" if out.suffix == ".duckdb" else form
+    kind: hub.Kind = "model" if form == POLICY else "dataset"
+    if repository is not None:
+        if form not in ("dataset", POLICY):
+            raise FactoryError(f"the Hub has no place for an export as {form}", todo="leave --format, or name policy")
+        hub.check(repository, kind, private=not public)
     with options.opened(store) as opened:
-        report = write(opened, out, form=form, tables=tables, run=run, force=force)
-    console.emit(report.to_json(), as_json=as_json, text=console.facts(report.to_json()))
+        if form == POLICY:
+            if tables:
+                raise FactoryError("a policy has no tables", todo="leave out --table")
+            name = options.newest(opened, "rounds", run)
+            report = export_policy(opened, out, run=name, number=round_number, force=force)
+        else:
+            report = write(opened, out, form=form, tables=tables, run=run, force=force)
+    result = report.to_json()
+    if repository is not None:
+        result["repository"] = _pushed(Path(report.out), repository, kind, private=not public)
+    console.emit(result, as_json=as_json, text=console.facts(result))
+
+
+def _pushed(folder: Path, repository: str, kind: Literal["dataset", "model"], *, private: bool) -> str:
+    """Upload an export; its address."""
+    from factory import hub
+    from factory.export import only_here
+
+    base = only_here(folder)
+    if base is not None:
+        raise FactoryError(
+            "the policy is an adapter of a model in a folder of this machine, which nobody else could load",
+            where=base, todo="the export is written; `factory merge` makes one whole model of both",
+        )  # fmt: skip
+    return hub.push(folder, repository, kind, private=private)
