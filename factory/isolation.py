@@ -51,6 +51,26 @@ def in_child(run: Run, number: int, stage: str) -> Detail:
     return dict(detail)
 
 
+def shortage(error: Exception, where: str) -> Exception:
+    """The fault to tell of: memory or disk that ran out in plain words, anything else as it is."""
+    if isinstance(error, FactoryError):
+        return error
+    from train.shortages import of_memory, of_room
+
+    if of_memory(error):
+        return FactoryError(
+            "the memory ran out (of the GPU, where there is one)",
+            where=where,
+            todo="what was done is kept: take a smaller batch (engine.options.batch_size, train.config.batch_size or "
+            "micro_batch_tokens), and run the same command again",
+        )
+    if of_room(error):
+        return FactoryError(
+            "the disk is full", where=where, todo="free some space; the same command goes on from what was done"
+        )
+    return error
+
+
 def _child(
     folder: str, recipe: Recipe, name: str, number: int, stage: str, answering: Connection, watched: Connection
 ) -> None:
@@ -62,7 +82,10 @@ def _child(
     with Store.open(folder) as store, store.run_lock(name):
         try:
             answering.send((None, perform(Run(store, recipe, name), number, stage)))
-        except FactoryError as fault:
+        except Exception as error:
+            fault = shortage(error, f"run {name}, round {number}, {stage}")
+            if not isinstance(fault, FactoryError):
+                raise
             answering.send((fault, {}))
 
 

@@ -36,7 +36,49 @@ def faults(recipe: Recipe) -> Iterator[str]:
         found |= dict.fromkeys(here + f for f in CHECKS[step.stage](recipe.at(step)) if f not in known)
     found |= dict.fromkeys(_order(recipe))
     found |= dict.fromkeys(_told("budget.max_cost", partial(_prices, recipe)))
+    found |= dict.fromkeys(_evaluation(recipe))
     yield from found
+
+
+def labelled_by(recipe: Recipe) -> dict[str, str]:
+    """Who says what is better in training, by name and by kind, with the model behind each; the verifier too where it
+    rewards the policy's own answers."""
+    from factory.judges import judges
+
+    found: dict[str, str] = {}
+    for step in recipe.stages:
+        here = recipe.at(step)
+        parts = here.panel if step.stage == "label" else ()
+        if step.stage == "train" and here.train.config.online is not None:
+            parts = (here.train.reward,) if here.train.reward else ()
+            found |= {} if here.train.reward else {"verifier": ""}
+        for part in parts:
+            asked = part.model or ("policy" if part.judge in {"self_reward", "implicit"} else "start")
+            own = recipe.model if asked == "start" else asked
+            spec = part.engine or here.engine
+            model = (
+                (spec.model or own) if judges.facts(part.judge).get("asks") else str(part.options.get("model") or "")
+            )
+            found |= {part.judge: model, recipe.member_name(part): model}
+    return found
+
+
+def _evaluation(recipe: Recipe) -> Iterator[str]:
+    """Something that measures has not labelled, or the recipe admits that nothing does."""
+    part = recipe.evaluate.judge
+    if part is not None:
+        fault = list(_told("evaluate.judge", partial(_member, part, True)))
+        yield from fault
+        if fault:
+            return
+    with suppress(FactoryError):  # a judge of the panel that is unknown is told of already
+        labels = labelled_by(recipe)
+        other = part is not None and not {part.judge, recipe.member_name(part)} & set(labels)
+        if recipe.evaluate.independent and "verifier" in labels and not other:
+            yield (
+                "evaluate.independent: the verifier labels and measures, so that its measure is an echo: name a judge "
+                "that is not in the panel in evaluate.judge, or admit it with independent: false"
+            )
 
 
 def _of_generate(recipe: Recipe) -> Iterator[str]:

@@ -227,8 +227,14 @@ class EvaluatePart(SamplingPart):
     """At most so many prompts of the split (the same ones every round)."""
     score_limit: Positive | None = None
     """KL and relevance on at most so many answers: reading them costs more than writing them."""
+    judge: PanelPart | None = None
+    """A judge beside the verifier: it compares the policy's answers with the start's."""
+    probes: Positive | None = None
+    """Where sampling is tempered or cut: KL and entropy are measured on one more answer of temperature 1 to each of so
+    many prompts. Without it KL is a log-ratio on the answers that there are."""
     independent: bool = True
-    """Is the measure that decides made by something other than the labelling judge? If not, the report says so."""
+    """Does the verifier, or the judge beside it, measure without having labelled? `false` admits that none does, and
+    the report says so."""
 
 
 class Step(Part):

@@ -11,14 +11,19 @@ import json
 import os
 import re
 import time
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from factory import console, crash
+import yaml
+
+from factory import branching, console, crash
+from factory.branching import Point
 from factory.faults import FactoryError
 from factory.filesystem import write_whole
-from factory.isolation import in_child
+from factory.isolation import in_child, shortage
 from factory.recipe import dump
 from factory.runbook import Detail, Run, evidence_of, open_run, work_of
 from factory.schema import Decision, PolicyReport, Round, digest, now
@@ -30,14 +35,15 @@ if TYPE_CHECKING:
     from factory.store import Store
 
 
-def run(store: Store, recipe: Recipe, name: str) -> Outcome:
-    """All rounds of a recipe under one name, from wherever the last attempt stopped."""
+def run(store: Store, recipe: Recipe, name: str, point: Point | None = None) -> Outcome:
+    """All rounds of a recipe under one name, from wherever the last attempt stopped; a run that begins at a `point` of
+    an earlier one shares what came before it."""
     with store.run_lock(name):
-        flow = open_run(store, recipe, name)
+        flow = begin(store, recipe, name, point)
         do(flow, 0, "prompts")
         do(flow, 0, "evaluate")
         close(flow, 0)
-        while not flow.decision.stop:
+        while goes_on(flow):
             number = flow.last + 1
             for step in flow.recipe.steps_of(number):
                 do(flow, number, step.name)
@@ -45,6 +51,25 @@ def run(store: Store, recipe: Recipe, name: str) -> Outcome:
             close(flow, number)
         do(flow, flow.last, "final")
         return tell(flow)
+
+
+def begin(store: Store, recipe: Recipe, name: str, point: Point | None) -> Run:
+    """The run, opened, with what it shares taken over."""
+    begun = None
+    if point is not None:
+        branching.check(store, recipe, point)
+        origin = branching.opened(store, point.run).recipe
+        begun = {"from": point._asdict() | {"changed": branching.changed(recipe, origin)}}
+    flow = open_run(store, recipe, name, begun)
+    held = (store.get_run(name) or {}).get("info", {}).get("from")
+    if held is not None:
+        branching.share(flow, Point(held["run"], int(held["round"]), held["step"]))
+    return flow
+
+
+def goes_on(flow: Run) -> bool:
+    """Is there another round? What an earlier run shares ends nothing: at least one round is the run's own."""
+    return (flow.shared is not None and flow.last <= flow.shared) or not flow.decision.stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +105,14 @@ def do(flow: Run, number: int, stage: str) -> Detail:
     began = time.monotonic()
     try:
         detail = in_child(flow, number, stage) if _isolated(flow, stage) else perform(flow, number, stage)
-    except FactoryError as fault:
-        flow.store.mark(flow.name, number, stage, "failed", {"reason": fault.text()})
-        raise
+    except Exception as error:
+        fault = shortage(error, f"round {number}, {stage}")
+        with suppress(FactoryError, OSError):  # a full disk has no room for the mark either
+            reason = fault.text() if isinstance(fault, FactoryError) else f"{type(fault).__name__}: {fault}"
+            flow.store.mark(flow.name, number, stage, "failed", {"reason": reason})
+        if fault is error:
+            raise
+        raise fault from error
     crash.point("round.before_mark")
     flow.store.mark(flow.name, number, stage, "done", detail | {"seconds": round(time.monotonic() - began, 2)})
     crash.point("round.after_mark")
@@ -167,6 +197,7 @@ def tell(flow: Run) -> Outcome:
     """Write the page that tells the run, and hand back what came out."""
     from factory import report
 
+    _point_at_champion(flow)
     page = report.write(flow.store, flow.name)
     said = flow.done(flow.last, "final") or {}
     return Outcome(
@@ -179,24 +210,68 @@ def tell(flow: Run) -> Outcome:
     )
 
 
+def _point_at_champion(flow: Run) -> None:
+    """STORE/runs/RUN/champion leads to the policy that the run gives back, whatever came after it."""
+    policy, link = Path(flow.policy(flow.champion)), flow.home / "champion"
+    draft = flow.home / f".champion.{os.getpid()}"
+    draft.unlink(missing_ok=True)
+    if policy.is_relative_to(flow.home):
+        draft.symlink_to(policy.relative_to(flow.home), target_is_directory=True)
+        draft.replace(link)
+    else:
+        link.unlink(missing_ok=True)  # the start is the best
+
+
 def progress_of(store: Store, name: str) -> dict[str, Any]:
-    """Where a run is: its state, its stages with their states and seconds, and the last decision."""
+    """Where a run is: its state, its stages with their states, tries and seconds, the last decision, and what its
+    numbers depend on."""
     latest: dict[tuple[int, str], dict[str, Any]] = {}
+    tries: Counter[tuple[int, str]] = Counter()
+    faults: dict[tuple[int, str], str] = {}
     for mark in store.marks(name):
-        latest[mark["round"], mark["stage"]] = mark
+        place = mark["round"], mark["stage"]
+        latest[place] = mark
+        tries[place] += mark["state"] == "started"
+        if mark["state"] == "failed":
+            faults[place] = (mark["detail"] or {}).get("reason", "")
     rows = [
         {
             "round": number,
             "stage": stage,
             "state": mark["state"],
             "seconds": (mark["detail"] or {}).get("seconds"),
-            "note": (mark["detail"] or {}).get("reason") or (mark["detail"] or {}).get("skipped"),
+            "tries": tries[number, stage],
+            "note": (mark["detail"] or {}).get("skipped") or _shared(mark) or faults.get((number, stage)),
         }
         for (number, stage), mark in latest.items()
     ]
     closed = store.read("rounds", columns=["round", "decision", "rule", "reason"], where={"run": name})
     last = max(closed, key=lambda row: int(row["round"]), default=None)
-    return {"run": name, "state": _state(rows, held=store.is_locked(name)), "stages": rows, "decision": last}
+    state = _state(rows, held=store.is_locked(name))
+    return {"run": name, "state": state, "stages": rows, "decision": last, "provenance": provenance(store, name)}
+
+
+def _shared(mark: dict[str, Any]) -> str | None:
+    origin = (mark["detail"] or {}).get("shared")
+    return f"shared with {origin}" if origin else None
+
+
+def provenance(store: Store, name: str) -> dict[str, Any]:
+    """What a run's numbers depend on: the whole recipe, versions, models with their hashes, seed, hashes of the prompts
+    by split, of each training's data and policy; and the run that it shares rounds with."""
+    held = store.get_run(name) or {"recipe": "", "info": {}}
+    done = [mark for mark in store.marks(name) if mark["state"] == "done"]
+    said = [(mark, mark["detail"] or {}) for mark in done]
+    return {
+        "recipe": yaml.safe_load(held["recipe"] or "{}"),
+        **{key: held["info"].get(key) for key in ("versions", "models", "seed", "threads", "began", "from")},
+        "data": next((detail["data"] for _, detail in said if "data" in detail), None),
+        "trainings": [
+            {"round": mark["round"], "stage": mark["stage"], **detail["identity"]}
+            for mark, detail in said
+            if detail.get("identity")
+        ],
+    }
 
 
 def unfinished(store: Store, recipe: Recipe) -> str | None:

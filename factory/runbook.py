@@ -6,6 +6,7 @@ Nothing is kept in memory: whoever opens the run next, after a kill or in anothe
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -23,7 +24,7 @@ from factory.stopping import RoundEvidence, champion
 if TYPE_CHECKING:
     from factory.budget import Budget
     from factory.engines import Engine
-    from factory.recipe import EnginePart, Recipe
+    from factory.recipe import EnginePart, PanelPart, Recipe
     from factory.store import Store
 
 Detail = dict[str, Any]
@@ -158,6 +159,13 @@ class Run:
         panels = [self.recipe.panel, *(self.recipe.at(step).panel for step in self.recipe.stages)]
         return next((dict(part.options) for panel in panels for part in panel if part.judge == "verifier"), {})
 
+    @property
+    def shared(self) -> int | None:
+        """The last round that is shared with an earlier run; None where the run began at its start."""
+        held = self.store.get_run(self.name)
+        told = (held["info"] if held else {}).get("from")
+        return None if told is None else int(told["round"])
+
     def budget(self) -> Budget | None:
         """What the run may still spend; None: whatever it takes. Counts what its earlier tries have spent."""
         from factory.budget import Budget
@@ -168,12 +176,14 @@ class Run:
         return Budget(part.max_cost, part.max_tokens)
 
 
-def open_run(store: Store, recipe: Recipe, name: str) -> Run:
-    """The run of that name: begun now, or gone on with. A run keeps its recipe; another recipe needs another name."""
+def open_run(store: Store, recipe: Recipe, name: str, begun: Mapping[str, Any] | None = None) -> Run:
+    """The run of that name: begun now, or gone on with. A run keeps its recipe; another recipe needs another name.
+    `begun`: what else to keep of a run that is begun now."""
     text = recipes.dump(recipe)
     held = store.get_run(name)
     if held is None:
         info = {"versions": versions(), "threads": _threads(recipe), "began": now().isoformat()}
+        info |= {"seed": recipe.seed, "models": models_of(recipe), **(begun or {})}
         store.put_run(name, text, info)
     elif work_of(held["recipe"]) != work_of(text):
         raise FactoryError(
@@ -190,6 +200,31 @@ def work_of(text: str) -> dict[str, Any]:
     with suppress(ConfigError):  # written by an earlier version: the keys that came since have their defaults
         whole = yaml.safe_load(recipes.dump(recipes.parse(text, where="the run's recipe")))
     return {key: value for key, value in whole.items() if key != "budget"}
+
+
+def models_of(recipe: Recipe) -> dict[str, str]:
+    """The models that a recipe names, each with the hash of its content; of those behind an endpoint the name alone is
+    known here."""
+    from factory.resources import content_hash, model_files
+
+    found: dict[str, str] = {}
+    panels = [recipe.at(step).panel for step in recipe.stages if step.stage == "label"]
+    wanted = [(recipe.engine, recipe.model), *_judging(recipe, [part for panel in panels for part in panel])]
+    for engine, named in wanted:
+        model = engine.model or named
+        if model not in found:
+            local = engine.kind in ("transformers", "vllm")
+            found[model] = (
+                content_hash(model_files(model), "as stored") if local else f"behind the {engine.kind} engine"
+            )
+    return found
+
+
+def _judging(recipe: Recipe, parts: Sequence[PanelPart]) -> list[tuple[EnginePart, str]]:
+    """Engines and models of the judges that ask one, policies of the run left out."""
+    own = {None, "policy", "previous", "start"}
+    named = [(part, part.engine or recipe.engine) for part in parts if part.engine or part.model not in own]
+    return [(engine, str(part.model if part.model not in own else recipe.model)) for part, engine in named]
 
 
 def _threads(recipe: Recipe) -> int | None:

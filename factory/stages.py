@@ -6,6 +6,7 @@ store holds by key is neither asked nor written twice.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from factory import console
 from factory.faults import FactoryError
+from factory.preflight import labelled_by
 from factory.recipe import FRAME
 from factory.runbook import Detail, Run
 from factory.schema import Judgment, PolicyReport, Prompt, digest, now
@@ -46,7 +48,20 @@ def add_prompts(run: Run, number: int) -> Detail:
             )
     if not counts["final"]:
         console.note(f"{NO_FINAL}: nothing will confirm the gain on held-out prompts")
-    return {"prompts": counts, "until": until}
+    left_out = {split: _near_train(run, split) for split in ("heldout", "final") if counts[split]}
+    keys = {split: [p.key for p in run.store.rows(Prompt) if p.split == split] for split in counts}
+    data = {split: digest(sorted(found)) for split, found in keys.items()}
+    return {"prompts": counts, "until": until, "left_out": left_out, "data": data}
+
+
+def _near_train(run: Run, split: str) -> int:
+    """How many prompts of a split are too near one of the train split to measure anything by; they are left out."""
+    from factory.evaluation import prompts_that_measure
+
+    near = prompts_that_measure(run.store, split).left_out
+    if near:
+        console.note(f"{near} prompts of the split {split!r} are near prompts of the train split and are left out")
+    return near
 
 
 def generate(run: Run, number: int) -> Detail:
@@ -223,7 +238,8 @@ def train(run: Run, number: int) -> Detail:
             processes=Launch(processes=part.processes) if part.processes > 1 else None,
             progress=counter,
         )
-    return {"training": result.to_json()}
+    kept = json.loads((run.out(number) / "policy" / "training.json").read_text(encoding="utf-8"))
+    return {"training": result.to_json(), "identity": kept["identity"]}
 
 
 def _made(run: Run, number: int, table: str) -> Counter[str]:
@@ -390,7 +406,11 @@ def _measure(run: Run, number: int, split: str, baseline: int | None, *, scored:
             until=run.until,
             scorer=ModelScorer(run.store) if scored else None,
             score_limit=part.score_limit,
+            probes=part.probes,
             verifier=run.verifier,
+            judges=[_member(run, number, part.judge, {}, stack)] if part.judge and baseline is not None else [],
+            labelled_by=labelled_by(run.recipe),
+            look=max(number, 1),
             budget=run.budget(),
             progress=counter,
         )

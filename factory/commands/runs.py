@@ -31,6 +31,10 @@ def run(
     run_name: Annotated[
         str | None, typer.Option("--run", help="Name; default: of the one cut off, else recipe and date.")
     ] = None,
+    begin_from: Annotated[
+        str | None,
+        typer.Option("--from", help="Begin after round-N, or after the champion, of an earlier run: [RUN:]round-2."),
+    ] = None,
     max_cost: options.MaxCost = None,
     max_tokens_total: options.MaxTokensTotal = None,
     dry_run: options.DryRun = False,
@@ -47,12 +51,18 @@ def run(
     if dry_run:
         _show_plan(loaded, store, as_json=as_json)
         return
-    from factory import report as reports, story as stories
+    from factory import branching, report as reports, story as stories
     from factory.rounds import run as run_rounds, unfinished
 
     with options.opened(store, create=True) as opened:
-        chosen = run_name or unfinished(opened, loaded) or options.dated(loaded.name, None)
-        outcome = run_rounds(opened, loaded, chosen)
+        if begin_from is None:
+            point = None
+            chosen = run_name or unfinished(opened, loaded) or options.dated(loaded.name, None)
+        else:
+            point = branching.point_of(opened, begin_from, loaded)
+            chosen = run_name or branching.name_of(opened, loaded, point)
+            console.note(f"run {chosen}: on from round {point.round} of {point.run}")
+        outcome = run_rounds(opened, loaded, chosen, point)
         summary = stories.summary(reports.collect(opened, outcome.run))
     console.emit(outcome.to_json(), as_json=as_json, text=f"{summary}\n\nreport: {outcome.report}")
 
