@@ -121,7 +121,7 @@ def evaluate(
     independent. `look`: how many times these prompts have been looked at with this one, for the intervals that allow
     for it. FactoryError: the split has no prompts, or the baseline has no answers.
     """
-    prompts, left_out = _held(store, split, limit, until)
+    prompts, left_out = prompts_that_measure(store, split, limit, until)
     sampling = sampling or Sampling()
     ask = _Ask(store, engine, run, round, split, seed, budget, progress)
     slots = ask.answers(prompts, n, sampling)
@@ -253,10 +253,11 @@ class Held(NamedTuple):
 def held_prompts(store: Store, split: str, limit: int | None = None, until: datetime | None = None) -> list[Prompt]:
     """The prompts of a split: the first `limit` of those added by the time `until`. A prompt that is the same as one of
     the train split, or nearly (`factory/decontamination.py`), is left out: the policy may have been trained on it."""
-    return _held(store, split, limit, until).prompts
+    return prompts_that_measure(store, split, limit, until).prompts
 
 
-def _held(store: Store, split: str, limit: int | None, until: datetime | None) -> Held:
+def prompts_that_measure(store: Store, split: str, limit: int | None = None, until: datetime | None = None) -> Held:
+    """`held_prompts`, and how many were left out. FactoryError: the split has none, or none that is clear."""
     prompts = _added(store, split, until)
     if not prompts:
         raise FactoryError(

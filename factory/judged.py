@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from factory import intervals, length_control, matchups, verdicts
@@ -41,6 +42,18 @@ def is_independent(name: str, kind: str, model: str, labelled_by: Labellers | No
         return None
     models = {known for known in labelled_by.values() if known}
     return name not in labelled_by and kind not in labelled_by and model not in models
+
+
+def labellers_of(store: Store, policy: str) -> Labellers | None:
+    """Who labelled what a policy of this store was trained on: the judges of its run's judgments on prompts of the
+    train split. None where the policy is from elsewhere, or its run has no judgments."""
+    home, path = store.folder.resolve() / "runs", Path(policy).resolve()
+    if not path.is_relative_to(home) or path == home:
+        return None
+    run = path.relative_to(home).parts[0]
+    trained = {row["key"] for row in store.read("prompts", columns=["key"], where={"split": "train"})}
+    rows = store.read("judgments", columns=["judge", "judge_model", "prompt_key"], where={"run": run})
+    return {row["judge"]: row["judge_model"] for row in rows if row["prompt_key"] in trained} or None
 
 
 def model_of(member: PanelMember) -> str:

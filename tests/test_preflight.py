@@ -9,7 +9,8 @@ import pytest
 from factory import preflight, recipe as recipes
 from factory.faults import ConfigError
 
-LEAST = "name: least\npanel: [{judge: verifier}]\n"
+ADMITTED = "evaluate: {independent: false}\n"
+LEAST = f"name: least\npanel: [{{judge: verifier}}]\n{ADMITTED}"
 
 
 def told(text: str, *overrides: str) -> list[str]:
@@ -49,7 +50,7 @@ ENDPOINT = "{kind: openai, model: big, options: {base_url: http://h/v1%s}}"
 
 def test_a_cap_on_dollars_needs_the_prices_of_every_model_that_is_paid_for() -> None:
     """Else a run would generate for hours before its judge is refused."""
-    panel = "name: x\npanel: [{judge: verifier}, {judge: pairwise, engine: %s}]\n"
+    panel = f"{ADMITTED}name: x\npanel: [{{judge: verifier}}, {{judge: pairwise, engine: %s}}]\n"
     other = ", prices: {other: {prompt: 1, completion: 1}}"
     for form in ("", other):
         [fault] = told(panel % (ENDPOINT % form), "budget.max_cost=1")
@@ -70,7 +71,7 @@ def test_a_choice_by_scores_needs_a_pointwise_judge_before_it() -> None:
     alone = "name: x\npanel: [{judge: pairwise, matchups: verifier_ties}]\n"
     [fault] = told(alone)
     assert "pointwise judge before it" in fault
-    assert told("name: x\npanel: [{judge: verifier}, {judge: pairwise, matchups: verifier_ties}]\n") == []
+    assert told(ADMITTED + "name: x\npanel: [{judge: verifier}, {judge: pairwise, matchups: verifier_ties}]\n") == []
 
 
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
@@ -79,3 +80,36 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
         preflight.check(wrong, where="mine.yaml")
     assert len(caught.value.faults) == 3
     assert caught.value.where == "mine.yaml"
+
+
+PANEL = "name: x\npanel: [{judge: verifier}, {judge: rating, model: big}]\n"
+ECHO = "evaluate.independent: the verifier labels and measures"
+
+
+def test_a_measure_that_labels_must_be_admitted() -> None:
+    [fault] = told(PANEL)
+    assert fault.startswith(ECHO)
+    assert told(PANEL, "evaluate.independent=false") == []
+    assert told(PANEL, "evaluate.judge={judge: pairwise, model: other}") == []
+    [still] = told(PANEL, "evaluate.judge={judge: rating, name: another}")
+    assert still.startswith(ECHO)
+    assert told("name: x\npanel: [{judge: rating}]\n") == []
+
+
+def test_a_verifier_that_rewards_labels_too() -> None:
+    online = "name: x\npanel: [{judge: rating}]\ntrain: {config: {method: grpo, online: {steps: 2}}}\nstages: [train]\n"
+    [fault] = told(online)
+    assert fault.startswith(ECHO)
+    assert preflight.labelled_by(recipes.parse(online, where="x")) == {"verifier": ""}
+    assert told(online, "train.reward={judge: reward_model, options: {model: m}}") == []
+
+
+def test_who_labelled_is_told_by_name_kind_and_model() -> None:
+    panel = "[{judge: rating, name: strict}, {judge: pairwise, model: big}, {judge: verifier}]"
+    found = preflight.labelled_by(recipes.parse(f"name: x\nmodel: mine\npanel: {panel}\n", where="x"))
+    assert found == {"rating": "mine", "strict": "mine", "pairwise": "big", "verifier": ""}
+
+
+def test_the_evaluation_s_judge_is_looked_up() -> None:
+    [fault] = told(PANEL, "evaluate.judge={judge: pairwsie}")
+    assert fault.startswith("evaluate.judge: no judge named 'pairwsie'")

@@ -57,7 +57,7 @@ def label(
     """Let judges say what they think of a run's candidates. The same command again goes on where it stopped."""
     from factory.labelling import label as label_candidates, plan
 
-    named = _named(judge)
+    named = named_judges(judge)
     chosen = options.by_judge(judge_option, list(named), "--judge-option")
     if unsafe_exec:
         for name in (name for name, which in named.items() if which == "verifier"):
@@ -67,7 +67,7 @@ def label(
         opened = stack.enter_context(options.opened(store))
         found = options.newest(opened, "candidates", run, split=split, kind=kind)
         number = options.newest_round(opened, "candidates", found, round_number, split=split, kind=kind)
-        panel = _panel(named, chosen, spec, (matchups, kind), stack)
+        panel = panel_of(named, chosen, spec, (matchups, kind), stack)
         wanted: dict[str, Any] = {"run": found, "round": number, "split": split, "kind": kind, "seed": seed}
         wanted |= {"canary_share": canary_share, "retry_failed": retry_failed}
         if dry_run:
@@ -95,7 +95,7 @@ def _tell(panel: Sequence[PanelMember], report: LabelReport) -> None:
             console.note(f"note: {member.name}: {unheard} verdicts of the file are on answers that were not shown")
 
 
-def _named(given: list[str]) -> dict[str, str]:
+def named_judges(given: list[str]) -> dict[str, str]:
     """Judges by the name they go by: "verifier", or "strict=verifier"."""
     found: dict[str, str] = {}
     for text in given:
@@ -108,7 +108,7 @@ def _named(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _panel(
+def panel_of(
     named: dict[str, str],
     chosen: dict[str, dict[str, Any]],
     spec: EngineSpec,

@@ -5,12 +5,17 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from factory import console
 from factory.commands import options, rewarding
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from factory.schema import PolicyReport
 
 LOCAL = {"transformers", "vllm"}
 """Engines whose model lies here, so that KL and relevance can be scored."""
@@ -154,6 +159,23 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Measure KL and relevance on the answers to so many prompts; all by default."),
     ] = None,
+    probes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Prompts answered once more at temperature 1 for KL, where --temperature is another."),
+    ] = None,
+    judge: Annotated[
+        list[str] | None,
+        typer.Option("--judge", help="A judge that compares with the baseline's answers; as in `label`; repeatable."),
+    ] = None,
+    judge_option: Annotated[
+        list[str] | None, typer.Option("--judge-option", "-J", help="name.option=value; name.model=...; repeatable.")
+    ] = None,
+    labelled_by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labelled-by", help="Judge that labelled the training data (default: those of the policy's run)."
+        ),
+    ] = None,
     unsafe_exec: options.UnsafeExec = False,
     engine: options.EngineKind = "transformers",
     engine_option: options.EngineOptions = None,
@@ -167,8 +189,10 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure a policy on held-out prompts against a baseline: pass and win rate, lengths, KL, relevance."""
+    from factory.commands.labels import named_judges, panel_of
     from factory.engines import build
     from factory.evaluation import ModelScorer, evaluate as evaluate_policy
+    from factory.judged import labellers_of
     from factory.schema import Sampling
 
     name = options.dated("evaluate", run)
@@ -178,6 +202,11 @@ def evaluate(
         opened = stack.enter_context(options.opened(store))
         stack.enter_context(opened.run_lock(name))
         report = None
+        who = dict.fromkeys(labelled_by, "") if labelled_by else labellers_of(opened, model)
+        named = named_judges(judge or [])
+        asked = options.spec(engine, baseline, engine_option, concurrency=concurrency)
+        chosen = options.by_judge(judge_option, list(named), "--judge-option")
+        panel = panel_of(named, chosen, asked, ("all", "sample"), stack)
         for number, policy in enumerate([baseline, model]):
             spec = options.spec(engine, policy, engine_option, engines=engines, concurrency=concurrency)
             built = stack.enter_context(closing(build(spec)))
@@ -197,7 +226,10 @@ def evaluate(
                     limit=limit,
                     scorer=ModelScorer(opened) if engine in LOCAL else None,
                     score_limit=score_limit,
+                    probes=probes,
                     verifier={"unsafe_exec": unsafe_exec},
+                    judges=panel if number else [],
+                    labelled_by=who,
                     budget=budget,
                     progress=counter,
                 )
@@ -205,7 +237,24 @@ def evaluate(
         return
     shown = {"run": name} | {field.name: getattr(report, field.name) for field in fields(report)}
     kinds = [{"constraint": kind, "pass_rate": rate} for kind, rate in shown.pop("by_constraint").items()]
-    text = console.facts(shown) + (f"\n\n{console.table(kinds)}" if kinds else "")
+    tables = [kinds, *(_lines(shown.pop(name)) for name in ("judged", "slices"))]
+    text = "\n\n".join([console.facts(shown), *(console.table(rows) for rows in tables if rows)])
     console.emit({"run": name} | report.to_json(), as_json=as_json, text=text)
+    _caution(report)
     if report.failures:
         raise typer.Exit(1)
+
+
+def _lines(parts: Sequence[Any]) -> list[dict[str, Any]]:
+    """Parts of a report as lines of a table."""
+    return [{field.name: getattr(part, field.name) for field in fields(part)} for part in parts]
+
+
+def _caution(report: PolicyReport) -> None:
+    """What a reader of the numbers has to know."""
+    if report.independent is False:
+        console.note("note: all that measures here also labelled: --judge names one that did not")
+    if report.kl_on == "tempered":
+        console.note("note: KL is a log-ratio on tempered answers: --probes measures it on answers of temperature 1")
+    if report.near_trained:
+        console.note(f"note: {report.near_trained} prompts of the split are near prompts of the train split: left out")
