@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from train.config import LoraSpec
-from train.data import CompletionRow, LabelRow, PairRow, with_others
+from train.data import CompletionRow, LabelRow, PairRow, SampleRow, with_others
 from train.policy import Policy, load_policy
 
 SMALL = LoraSpec(r=4)
@@ -46,6 +46,29 @@ def label_rows(count: int, seed: int = 0) -> list[LabelRow]:
         row._replace(ref=-6.0 * len(row.completion), ref_other=-6.0 * len(row.other) - 1)
         for row in with_others(rows, seed)
     ]
+
+
+def sample_rows(count: int, seed: int = 0) -> list[SampleRow]:
+    """Random answers as if sampled, up to three to a prompt, with what a critic said of their tokens: some log-ratios
+    are clipped, some are not."""
+    draw = random.Random(seed)
+
+    def near(middle: float, apart: float, tokens: int) -> tuple[float, ...]:
+        return tuple(middle + draw.uniform(-apart, apart) for _ in range(tokens))
+
+    rows: list[SampleRow] = []
+    prompt: tuple[int, ...] = ()
+    for i in range(count):
+        prompt = prompt if i % 3 else ids(draw, 2, 20)
+        answer = ids(draw, 1, 12)
+        size, reward = len(answer), draw.uniform(-1, 1)
+        rows.append(
+            SampleRow(
+                prompt, answer, reward, (reward,) * size, near(-6, 0.3, size), near(-6, 0.3, size), near(0, 0.1, size),
+                near(0.2, 0.5, size), draw.choice([0.5, 1.0, 2.0]),
+            )
+        )  # fmt: skip
+    return rows
 
 
 @pytest.fixture

@@ -1,21 +1,25 @@
 """The same steps as TRL's own trainers take, on the same tokens: losses, rewards, gradient norms and weights.
 
-TRL is an oracle here; where its convention differs (IPO by length; KTO's mismatched pairs by neighbours), ours is set
-to the same. Its sigmoid loss takes no label smoothing any more, so that cdpo has golden values only.
+TRL is an oracle here; where its convention differs (IPO by length; KTO's mismatched pairs by neighbours; GRPO's KL with
+the ratio's correction), ours is set to the same. Its sigmoid loss takes no label smoothing any more, and it has no PPO:
+cdpo and ppo have golden values only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.train.conftest import sample_rows
 from train import losses
+from train.advantages import group_advantages, leave_one_out
 from train.batches import FixedRows, Row
 from train.config import LoraSpec, TrainConfig
-from train.data import CompletionRow, Encoded, LabelRow, PairRow
+from train.data import CompletionRow, Encoded, LabelRow, PairRow, SampleRow
 from train.logps import sequence_logps
 from train.policy import load_policy
 from train.shapes import of
@@ -130,10 +134,10 @@ def learnt(model: Any) -> list[tuple[str, torch.Tensor]]:
     return [(name, p.detach()) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def same_weights(theirs: Any, mine: Any) -> None:
+def same_weights(theirs: Any, mine: Any, off: float = 3e-5) -> None:
     for (name, wanted), (_, got) in zip(learnt(theirs), learnt(mine), strict=True):
         moved = ((wanted - got).norm() / wanted.norm()).item()
-        assert moved < 3e-5, name
+        assert moved < off, name
 
 
 def name_of(case: Any) -> str:
@@ -242,6 +246,31 @@ def test_reward_models(centring: float, tiny_model: Path, tmp_path: Path) -> Non
     same_weights(start.model, mine)
 
 
+def test_reward_models_with_margins(tiny_model: Path, tmp_path: Path) -> None:
+    """A preference's own margin is taken off the difference, and the scores are centred too."""
+    from datasets import Dataset
+    from trl import RewardConfig, RewardTrainer
+
+    start = load_policy(str(tiny_model), lora=None, dtype="float32", device="cpu", trainable=True, seed=0, head="score")
+    same = {key: value for key, value in settings(tmp_path / "trl").items() if key != "beta"}
+    args = RewardConfig(**same, max_length=512, center_rewards_coefficient=0.02, disable_dropout=True)
+    data = Dataset.from_list([row | {"margin": 0.2 * i} for i, row in enumerate(texts("pairs"))])
+    start.tokenizer.pad_token = start.tokenizer.pad_token or start.tokenizer.eos_token
+    theirs = RewardTrainer(start.model, args=args, train_dataset=data, processing_class=start.tokenizer)
+    rows: list[Row] = [
+        PairRow(
+            tuple(r["chosen_ids"][:1]), tuple(r["chosen_ids"][1:]), tuple(r["rejected_ids"][1:]), margin=r["margin"]
+        )
+        for r in theirs.train_dataset
+    ]
+    theirs.train()
+    lines, mine = ours(
+        tiny_model, rows, config_of("reward_model", {"margin": True, "centring": 0.02}), tmp_path / "ours"
+    )
+    compare(theirs.state.log_history, lines, ("loss", "grad_norm"))
+    same_weights(start.model, mine)
+
+
 @pytest.mark.parametrize("method", ["kto", "apo_zero_unpaired"])
 def test_labels(method: str, tiny_model: Path, tmp_path: Path) -> None:
     from datasets import Dataset
@@ -277,3 +306,99 @@ def test_lora_from_the_same_first_adapter(tiny_model: Path, tmp_path: Path) -> N
     lines, mine = ours(tiny_model, rows, config, tmp_path / "ours")
     compare(theirs.state.log_history, lines, SHARED)
     same_weights(start.model, mine)
+
+
+# ------------------------------------------------------------------------------------------------ policy gradients
+
+
+def padded(rows: Sequence[Sequence[float]], left: bool = False, kind: torch.dtype = torch.float32) -> torch.Tensor:
+    """Rows of numbers in one tensor, 0 where one has none."""
+    longest = max(map(len, rows))
+    filled = [[*[0] * (longest - len(r)), *r] if left else [*r, *[0] * (longest - len(r))] for r in rows]
+    return torch.tensor(filled, dtype=kind)
+
+
+def inputs_of(rows: Sequence[SampleRow]) -> dict[str, torch.Tensor]:
+    """What their trainers put into the loss after sampling."""
+    answers, prompts = [row.completion for row in rows], [row.prompt for row in rows]
+    ones = [[1] * len(answer) for answer in answers]
+    return {
+        "prompt_ids": padded(prompts, left=True, kind=torch.long),
+        "prompt_mask": padded([[1] * len(prompt) for prompt in prompts], left=True, kind=torch.long),
+        "completion_ids": padded(answers, kind=torch.long),
+        "completion_mask": padded(ones, kind=torch.long),
+        "advantages": torch.tensor([row.advantage[0] for row in rows]),
+        "old_per_token_logps": padded([row.old for row in rows]),
+        "old_logps": torch.tensor([sum(row.old) for row in rows]),
+        "ref_per_token_logps": padded([row.ref for row in rows]),
+        "num_items_in_batch": torch.tensor(sum(map(len, answers))),
+    }
+
+
+def near_the_model(model: Any) -> list[SampleRow]:
+    """Samples whose old and reference log-probs lie about those of the model: some ratios are clipped, some are not."""
+    rows = []
+    for number, row in enumerate(sample_rows(ROWS)):
+        ids = torch.tensor([[*row.prompt, *row.completion]])
+        with torch.no_grad():
+            logps = model(input_ids=ids).logits[0].log_softmax(-1)
+        own = [float(logps[len(row.prompt) - 1 + k, t]) for k, t in enumerate(row.completion)]
+        moved = [tuple(p + off * (1 + k % 2) for k, p in enumerate(own)) for off in (0.15 * (-1) ** number, 0.3)]
+        rows.append(row._replace(old=moved[0], ref=moved[1], weight=1.0))
+    return rows
+
+
+GROUPS: list[tuple[str, Settings, Settings]] = [  # TRL's settings, our parameters
+    ("grpo", {"loss_type": "grpo"}, {}),
+    ("grpo", {"loss_type": "grpo", "beta": 0.1, "use_bias_correction_kl": False}, {"beta": 0.1}),
+    ("grpo", {"loss_type": "grpo", "beta": 0.1}, {"beta": 0.1, "kl_ratio": True}),
+    ("grpo", {"loss_type": "bnpo", "beta": 0.1}, {"normalise": "bnpo", "beta": 0.1, "kl_ratio": True}),
+    ("grpo", {"loss_type": "dr_grpo"}, {"normalise": "dr_grpo", "longest": 16}),
+    ("grpo", {"loss_type": "dapo", "epsilon_high": 0.28}, {"normalise": "dapo", "clip_high": 0.28}),
+    ("grpo", {"loss_type": "grpo", "importance_sampling_level": "sequence"}, {"sequence_ratio": True}),
+    ("rloo", {}, {}),
+]
+
+
+@pytest.mark.parametrize("case", GROUPS, ids=lambda case: "-".join([case[0], *map(str, case[1].values())]))
+def test_samples(case: tuple[str, Settings, Settings], tiny_model: Path, tmp_path: Path) -> None:
+    """Their loss on the same samples; their optimiser is torch's AdamW, here stepped by hand."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+    method, theirs_too, parameters = case
+    make, configure = (GRPOTrainer, GRPOConfig) if method == "grpo" else (RLOOTrainer, RLOOConfig)
+    model, tokenizer = loaded(tiny_model)
+    rows = near_the_model(model)
+    same = settings(tmp_path / "trl") | {"num_generations": ROWS, "max_completion_length": 16, "beta": 0.0}
+    args = configure(**same | theirs_too)
+    theirs = make(
+        model=model, reward_funcs=lambda completions, **_: [0.0] * len(completions), args=args,
+        train_dataset=Dataset.from_list([{"prompt": "x"}] * ROWS), processing_class=tokenizer,
+    )  # fmt: skip
+    theirs.current_gradient_accumulation_steps = 1
+    optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
+    log: list[dict[str, Any]] = []
+    model.train()
+    for _ in range(STEPS):
+        loss = theirs._compute_loss(model, inputs_of(rows))
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        log.append({"loss": loss.item(), "grad_norm": norm.item()})
+    held_to = {"beta": 0.0, **parameters} if method == "grpo" else parameters
+    lines, mine = ours(tiny_model, list(rows), config_of(method, held_to), tmp_path / "ours")
+    compare(log, lines, ("loss", "grad_norm"))
+    same_weights(model, mine, 1e-4)  # where ratios are clipped gradients are small, and AdamW scales their last digits up
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_advantages_of_groups(scale: bool) -> None:
+    """GRPO's as they work them out (they add 1e-4 to the deviation, we do not); RLOO's as they do."""
+    rewards = torch.tensor([[0.1, 0.9, 0.4, 0.4], [3.0, -1.0, 0.0, 2.0]], dtype=torch.float64)
+    mean, spread = rewards.mean(dim=1, keepdim=True), rewards.std(dim=1, keepdim=True)
+    wanted = (rewards - mean) / (spread + 1e-4 if scale else 1.0)
+    torch.testing.assert_close(group_advantages(rewards, scale=scale), wanted, rtol=1e-3 if scale else 1e-12, atol=0)
+    others = (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+    torch.testing.assert_close(leave_one_out(rewards), rewards - others)

@@ -15,7 +15,7 @@ import torch
 
 from factory import crash
 from factory.faults import FactoryError
-from tests.train.conftest import completion_rows, label_rows, pair_rows
+from tests.train.conftest import completion_rows, label_rows, pair_rows, sample_rows
 from train import losses
 from train.batches import FixedRows, Row
 from train.config import LoraSpec, TrainConfig
@@ -28,8 +28,9 @@ from train.shapes import of
 from train.trainer import Trainer, learning_rate
 
 Loader = Callable[..., Policy]
-METHODS = [name for name in losses.objectives.names() if losses.get(name).data != "groups"]
-ROWS = {"pairs": pair_rows, "scores": pair_rows, "labels": label_rows, "completions": completion_rows}
+METHODS = losses.objectives.names()
+ROWS = {"pairs": pair_rows, "scores": pair_rows, "labels": label_rows, "completions": completion_rows,
+        "groups": sample_rows}  # fmt: skip
 
 
 def rows_for(method: str, count: int, seed: int = 0) -> Sequence[Row]:
@@ -93,6 +94,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("robust_dpo", {"length_normalised": True, "ld_alpha": 0.7}),
     ("reward_model", {"margin": True, "centring": 0.01}),
     ("sft", {"mean_over": "answers"}),
+    ("grpo", {"normalise": "dapo", "clip_high": 0.28, "beta": 0.1, "kl_ratio": True}),
+    ("grpo", {"normalise": "dr_grpo", "longest": 12, "sequence_ratio": True}),
 ]
 
 
@@ -107,6 +110,10 @@ def test_the_gradient_is_the_objectives(
 
     loaded = loaded_for(policy, method)
     objective, shape, plain = losses.get(method), of(losses.get(method), parameters), PlainForward(loaded.model)
+    if objective.critic:
+        shape.critic = torch.nn.Linear(64, 1)
+        for parameter in shape.critic.parameters():
+            torch.nn.init.zeros_(parameter)
     supplied: dict[str, Any] = {"shift": 0.0} if "shift" in objective.supplied else {}
     if "kl" in objective.supplied:
         others = [Group(r.prompt, [r.other]) for r in rows if r.other]
@@ -117,7 +124,8 @@ def test_the_gradient_is_the_objectives(
     outcome = objective(shape.logps(rows, shape.seen(way, rows)), **parameters, **supplied)
     weight = outcome.weight * torch.tensor([r.weight for r in rows])
     loss = (outcome.loss * weight).sum() / weight.sum()
-    wanted = torch.autograd.grad(loss, list(loaded.trainable().values()))
+    of_critic = [] if shape.critic is None else list(shape.critic.parameters())
+    wanted = torch.autograd.grad(loss, [*loaded.trainable().values(), *of_critic])
 
     assert read(tmp_path / "metrics.jsonl")[0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
     for ours, theirs in zip(got, wanted, strict=True):
@@ -250,7 +258,7 @@ def test_one_prompt_alone_has_no_baseline(policy: Loader, tmp_path: Path) -> Non
 # ------------------------------------------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name for name in METHODS if losses.get(name).data != "groups"])
 def test_training_raises_the_margin_on_its_data(policy: Loader, method: str, tmp_path: Path) -> None:
     rows = rows_for(method, 12)
     settings = config(method, epochs=6, batch_size=4, learning_rate=5e-3, schedule="constant")
