@@ -174,8 +174,8 @@ def trl_trainer(args: argparse.Namespace, folder: Path) -> Any:
 
 
 def at_once(args: argparse.Namespace) -> int:
-    """Pairs that TRL holds at a time: as told, else all of a step, but 2 where the logits of 8 would need 24 GiB."""
-    return args.batch or (BATCH if args.vocabulary <= 64000 else 2)
+    """Pairs that TRL holds at a time: as told, else all of a step."""
+    return args.batch or BATCH
 
 
 def limited_forward(self: Any, *args: Any, labels: Any, fused_lm_head: bool, **inputs: Any) -> Any:
@@ -274,14 +274,16 @@ def floor(args: argparse.Namespace, folder: Path) -> Sample:
     import torch
 
     from train.batches import micro_batches
+    from train.config import TrainConfig
     from train.packing import Group
-    from train.trainer import MICRO_TOKENS
+    from train.trainer import micro_batch_tokens
 
     torch.set_num_threads(1)
     rows = preferences(args)
     groups = [Group(row.prompt, (row.chosen, row.rejected)) for row in rows]
     steps = [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
-    parts = sum(len(list(micro_batches(step, MICRO_TOKENS["cpu"]))) for step in steps)
+    limit = micro_batch_tokens(TrainConfig(lora=None), "cpu")
+    parts = sum(len(list(micro_batches(step, limit))) for step in steps)
     tokens, learnt = sum(g.tokens for g in groups), sum(len(c) for g in groups for c in g.completions)
     width, wide = args.width, feed_forward(args)
     body = [
