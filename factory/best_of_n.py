@@ -205,7 +205,7 @@ def kl_estimate(scores: Sequence[float], n: int) -> float:
     """
     counts, total = Counter(scores), len(scores)
     masses = [(counts[score] - 1) / (total - 1) if total > 1 else 1.0 for score in scores]
-    return math.fsum(w * _of_mass(e, n) for w, e in zip(picks(scores, n), masses, strict=True))
+    return max(math.fsum(w * _of_mass(e, n) for w, e in zip(picks(scores, n), masses, strict=True)), 0.0)
 
 
 def _of_mass(e: float, n: int) -> float:

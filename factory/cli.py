@@ -56,6 +56,7 @@ recipe = typer.Typer(no_args_is_help=True, help="Recipes: what a run does.")
 
 prompts.command("add")(data.add_prompts)
 app.add_typer(prompts, name="prompts")
+app.command("decontaminate")(data.decontaminate)
 app.command("generate")(data.generate)
 app.command("revise")(revise.revise)
 app.command("label")(labels.label)

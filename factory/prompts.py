@@ -14,13 +14,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from factory.faults import ConfigError, FactoryError
 from factory.schema import Candidate, Label, Message, Messages, Preference, Prompt, Row, digest, now
 from factory.shapes import EXTRAS, FIELDS, SHAPES, Example, Given, RowError, find, mapped, read_row, shape_of
 from factory.sources import Record, RowFault, bundled_prompts, open_source
 from factory.splits import SPLITS, Shares, group_of, most_guarded, split_of
+
+if TYPE_CHECKING:
+    from factory.decontamination import Rule
 
 RUN: Final = "given"
 """The run that preferences, labels and candidates from outside belong to."""
@@ -31,6 +34,7 @@ BUNDLED_SHARES: Final = Shares(heldout=0.25, final=0.15)  # a small set: more of
 _ADDED: Final = {"split": list(SPLITS)}  # not what judges were asked
 _LOOKED_AT: Final = 100  # rows that are looked at to recognise the shape
 _BATCH: Final = 2000  # rows written in one commit
+_FEW_WORDS: Final = 4
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -69,6 +73,8 @@ class AddReport:
     """Groups of the new prompts."""
     shapes: dict[str, int] = field(default_factory=dict)
     """Rows by shape."""
+    decontaminated: int = 0
+    """Rows left out since a set named in `decontaminate` holds their prompt."""
     bridged: int = 0
     """New prompts near prompts of different splits; they went to the most guarded of these."""
     replaced: int = 0
@@ -91,6 +97,7 @@ class AddReport:
         notes = {
             "prompts were in the store already": self.known,
             "rows repeat earlier ones and were dropped": self.duplicates,
+            "rows were left out: a set that they are kept clear of holds their prompt": self.decontaminated,
             "prompts are near prompts of different splits; they went to the one least trained on": self.bridged,
             "broken characters were replaced": self.replaced,
             "rows were left out:": len(self.failures),
@@ -114,14 +121,17 @@ def add_prompts(
     hub_split: str = "train",
     limit: int | None = None,
     run: str = RUN,
+    decontaminate: Sequence[str] = (),
+    rule: Rule | None = None,
 ) -> AddReport:
     """Read prompts and preference data from `source` (a file, a bundled set or a hub name) into the store.
 
     `mapping` names the source's column for a field ({"prompt": "question"}); `group_by` the column whose value keeps
     prompts together in one split. `heldout` and `final` are the shares of groups that go there (0.15 and 0.05 by
-    default; 0.25 and 0.15 of a bundled set). At most `limit` rows are read. Prompts without a named group are held in
-    memory until all are read, since near-duplicates may come late; all else is a stream. FactoryError when the source
-    cannot be read, or when no row has a known shape.
+    default; 0.25 and 0.15 of a bundled set). At most `limit` rows are read. Rows whose prompt one of the sets named in
+    `decontaminate` holds, by `rule` (`factory/decontamination.py`), are left out and counted. Prompts without a named
+    group are held in memory until all are read, since near-duplicates may come late; all else is a stream. FactoryError
+    when the source cannot be read, or when no row has a known shape.
     """
     fallback = BUNDLED_SHARES if bundled_prompts(source) else SHARES
     shares = Shares(
@@ -132,13 +142,50 @@ def add_prompts(
     reader = _Reader(mapping or {}, group_by, opened.name)
     ledger = _Ledger(store, run, opened.name, shares)
     examples = reader.examples(islice(opened.rows, limit))
+    clear_of = [text for other in decontaminate for text in texts_of(other)]
     while batch := list(islice(examples, _BATCH)):
-        ledger.take(batch)
+        ledger.take(_clear(batch, clear_of, rule, ledger.report) if clear_of else batch)
     ledger.settle()
     report = ledger.report
     report.rows, report.replaced, report.unused = reader.rows, reader.replaced, reader.unused()
     report.failures = tuple(sorted([*reader.failures, *ledger.failures]))
     return report
+
+
+def texts_of(source: str, *, mapping: Mapping[str, str] | None = None, hub_split: str = "train") -> list[str]:
+    """The prompts of a file, a bundled set or a data set of the hub as texts, to test others against. Of rows without a
+    known shape (a benchmark's, say) every text that is longer than a few words. FactoryError: it cannot be read, or
+    holds no text."""
+    opened = open_source(source, hub_split=hub_split)
+    reader = _Reader(mapping or {}, None, opened.name)
+    records = list(opened.rows)
+    known = [r for r in records if isinstance(r, Record) and shape_of(mapped(r.values, mapping or {}))]
+    if known or mapping:
+        found = [_said_text(example.given.messages) for example in reader.examples(iter(known or records))]
+    else:
+        found = [text for r in records if isinstance(r, Record) for text in _long_texts(r.values)]
+    if not found:
+        raise FactoryError("there are no texts to test against", where=source, todo="name the column of the prompts")
+    return found
+
+
+def _long_texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        if len(value.split()) >= _FEW_WORDS:
+            yield value
+    elif isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _long_texts(each)
+
+
+def _clear(examples: Sequence[Example], texts: Sequence[str], rule: Rule | None, report: AddReport) -> list[Example]:
+    """The examples whose prompt the texts do not hold."""
+    from factory.decontamination import find
+
+    prompts = {str(i): _said_text(example.given.messages) for i, example in enumerate(examples)}
+    hit = {found.key for found in find(prompts, texts, rule)}
+    report.decontaminated += len(hit)
+    return [example for i, example in enumerate(examples) if str(i) not in hit]
 
 
 class _Nowhere:

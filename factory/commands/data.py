@@ -34,6 +34,10 @@ def add_prompts(
     hub_config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None,
     hub_split: Annotated[str, typer.Option(help="Split of the hub data set.")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many rows.")] = None,
+    decontaminate: Annotated[
+        list[str] | None,
+        typer.Option("--decontaminate", help="Leave out prompts that this file or hub name holds; repeatable."),
+    ] = None,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
@@ -52,9 +56,36 @@ def add_prompts(
             hub_config=hub_config,
             hub_split=hub_split,
             limit=limit,
+            decontaminate=decontaminate or (),
         )
     console.emit(report.to_json(), as_json=as_json, text=report.text())
     if report.failures:
+        raise typer.Exit(1)
+
+
+def decontaminate(
+    against: Annotated[list[str], typer.Option("--against", help="File, bundled set or hub name; repeatable.")],
+    mapping: Annotated[
+        list[str] | None, typer.Option("--map", help="Column of its prompts, such as prompt=question; repeatable.")
+    ] = None,
+    hub_split: Annotated[str, typer.Option(help="Split of the hub data set.")] = "test",
+    split: Annotated[str | None, typer.Option(help="Split of the store to test; all by default.")] = None,
+    n: Annotated[int, typer.Option("--n", min=2, help="Words of an n-gram.")] = 8,
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="Share of a prompt's n-grams that make a hit.")] = 0.8,
+    threshold: Annotated[float, typer.Option(min=0.5, max=1, help="Similarity (Jaccard) that makes a hit.")] = 0.8,
+    store: options.StoreFolder = options.STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Report which prompts of the store other sets hold: the same words, shared n-grams, near duplicates."""
+    from factory.decontamination import Rule, check
+    from factory.prompts import texts_of
+
+    columns = {key: str(value) for key, value in options.settings(mapping, "--map").items()}
+    texts = [text for source in against for text in texts_of(source, mapping=columns, hub_split=hub_split)]
+    with options.opened(store) as opened:
+        found = check(opened, texts, split=split, rule=Rule(n, share, threshold))
+    console.emit(found.to_json(), as_json=as_json, text=found.text())
+    if found.hits:
         raise typer.Exit(1)
 
 
