@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from factory.constraints.answer import clean, find_words
@@ -74,7 +74,13 @@ class Contamination:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "rule": self.rule._asdict(), "hits": [hit._asdict() for hit in self.hits]}
+        return {
+            "prompts": self.prompts,
+            "texts": self.texts,
+            "rule": self.rule._asdict(),
+            "hits": [hit._asdict() for hit in self.hits],
+            "splits": dict(self.splits),
+        }
 
     def text(self) -> str:
         """The report as a person reads it; of many hits the first twenty."""
