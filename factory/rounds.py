@@ -154,6 +154,7 @@ def round_report(flow: Run, number: int) -> Detail:
         "report": measured["report"],
         "gain_champion": measured.get("gain_champion"),
         "training": main["train"].get("training"),
+        "trained_on": main["train"].get("trained_on"),
         "pairs": _found(main["pair"].get("pairs")),
         "labels": _outcome_of(main["label"].get("labels")),
         "agreement": main["label"].get("agreement"),

@@ -214,12 +214,12 @@ def train(run: Run, number: int) -> Detail:
 
     part, seed = run.here.train, run.here.seed + number
     wanted, least = needs(part.config), run.recipe.stop.min_preferences
-    strategy = None
+    strategy, read = None, dict[str, Any](table=wanted, rows=None)
     if wanted != "prompts":
         made = _made(run, number, wanted)
-        strategy = sorted(made)
+        strategy, read["rows"] = sorted(made), made.total()
         if made.total() < least:
-            return {"training": None, "skipped": f"{made.total()} {wanted} are fewer than {least}"}
+            return {"training": None, "trained_on": read, "skipped": f"{made.total()} {wanted} are fewer than {least}"}
     begin = run.current(number) if part.begin_from == "round" else run.recipe.model
     threads = part.config.threads or run.threads
     with ExitStack() as stack:
@@ -239,7 +239,7 @@ def train(run: Run, number: int) -> Detail:
             progress=counter,
         )
     kept = json.loads((run.out(number) / "policy" / "training.json").read_text(encoding="utf-8"))
-    return {"training": result.to_json(), "identity": kept["identity"]}
+    return {"training": result.to_json(), "trained_on": read, "identity": kept["identity"]}
 
 
 def _made(run: Run, number: int, table: str) -> Counter[str]:

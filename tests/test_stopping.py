@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -10,12 +11,17 @@ import pytest
 from pydantic import ValidationError
 
 from factory import intervals
-from factory.schema import Estimate, PolicyReport
+from factory.schema import Estimate, Judged, PolicyReport
 from factory.stopping import (
     All,
     Budget,
+    Degeneration,
+    DiversityCollapse,
+    JudgeAgreement,
     KlBudget,
     LabelStarvation,
+    LengthDrift,
+    MarginSaturation,
     MaxRounds,
     NoGain,
     RewardHacking,
@@ -215,6 +221,214 @@ def test_label_starvation() -> None:
     assert not LabelStarvation()(history(20)).stop
 
 
+def starved(**found: Any) -> list[RoundEvidence]:
+    return [*history(20), RoundEvidence(round=1, report=report(20), **found)]
+
+
+def test_label_starvation_counts_what_the_training_reads() -> None:
+    """KTO has labels where it has no pairs; a policy that answers itself needs neither."""
+    assert not LabelStarvation()(starved(trained_on="labels", labels=40)).stop
+    decision = LabelStarvation()(starved(trained_on="labels", labels=3, preferences=99))
+    assert decision.reason == "3 labels, fewer than 8 are needed"
+    assert LabelStarvation()(starved(trained_on="preferences", labels=99)).stop
+    assert not LabelStarvation()(starved(trained_on="prompts")).stop
+    assert LabelStarvation()(starved(trained_on="labels", labels=40, rows=2)).stop  # after the filters of the training
+    lost = LabelStarvation()(starved(lost={"tie": 30, "failed": 4, "margin": 50, "near": 1}))
+    assert lost.reason.endswith("; lost to margin (50), tie (30), failed (4)")
+
+
+# -------------------------------------------------------------------------------------------------------- the trend
+
+
+def test_no_gain_sees_a_plateau_through_lucky_rounds() -> None:
+    """Equal policies, each a little luckier than the last champion: patience alone would go on for ever."""
+    lucky = history(20, 60, 59, 61, 60, 62)  # the line through the last five rises by 0.25 points a round
+    decision = NoGain()(lucky)
+    assert decision.stop
+    assert decision.evidence["rise_a_round"] == pytest.approx(0.0025)
+    assert "over 4 rounds the line rises by +0.25 points a round, progress is more than +0.40" in decision.reason
+    assert not NoGain(step=0.002)(lucky).stop
+    assert not NoGain()(history(20, 60, 62, 64, 66, 68)).stop
+
+
+def test_the_line_needs_all_rounds_of_its_window() -> None:
+    assert NoGain(patience=3)(history(60, 61, 60)).evidence["rise_a_round"] is None
+    unmeasured = history(60, None, 61, 60)
+    assert NoGain(patience=3)(unmeasured).evidence["rise_a_round"] is None
+
+
+# ------------------------------------------------------------------------------------------- a judge instead of tests
+
+
+def judged(*win_rates: float, labelling: tuple[float, ...] = (), width: float = 0.03) -> list[RoundEvidence]:
+    """Rounds that only judges measured: an independent one, and the one that labels."""
+
+    def one(i: int) -> RoundEvidence:
+        found = []
+        if i and labelling:
+            found.append(
+                Judged("panel", False, Estimate(labelling[i - 1], labelling[i - 1] - 0.02, labelling[i - 1] + 0.02))
+            )
+        if i:
+            rate = win_rates[i - 1]
+            found.append(
+                Judged("other", True, Estimate(rate + 0.2, 0.0, 1.0), Estimate(rate, rate - width, rate + width))
+            )
+        return RoundEvidence(round=i, report=report(None, judged=tuple(found)), preferences=40)
+
+    return [one(i) for i in range(len(win_rates) + 1)]
+
+
+def test_the_win_rate_at_equal_lengths_decides_where_nothing_is_verified() -> None:
+    assert champion(judged(0.6, 0.7, 0.65)) == 2
+    assert champion(judged(0.4, 0.45)) == 0  # the start has a half against itself
+    decision = NoGain(patience=2)(judged(0.6, 0.58, 0.59))
+    assert decision.stop
+    assert decision.reason.startswith("held-out win rate by a judge that did not label 59.0%, round 1 had 60.0%")
+    assert decision.evidence["win_rate"] == 0.59
+    assert not NoGain(patience=2)(judged(0.6, 0.58, 0.7)).stop
+
+
+def test_reward_hacking_is_a_labeller_up_and_an_independent_judge_down() -> None:
+    hacked = judged(0.7, 0.55, labelling=(0.7, 0.85))
+    decision = RewardHacking()(hacked)
+    assert decision.stop
+    assert "since round 1 the labelling judge says +15.0 points" in decision.reason
+    assert decision.evidence["independent"][2] < 0
+    assert champion(hacked, StopConfig()) == 1
+    assert not RewardHacking(fall=0.2)(hacked).stop
+    json.dumps(dict(decision.evidence), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("independent", "labelling"),
+    [
+        ((0.7, 0.55), (0.7, 0.71)),  # the labeller is no better pleased
+        ((0.7, 0.69), (0.7, 0.85)),  # the other may be as pleased as before
+        ((0.7, 0.8), (0.7, 0.85)),  # both are better pleased
+    ],
+)
+def test_both_must_be_sure(independent: tuple[float, ...], labelling: tuple[float, ...]) -> None:
+    assert not RewardHacking()(judged(*independent, labelling=labelling)).stop
+
+
+def test_the_pass_rate_stands_in_for_an_independent_judge() -> None:
+    rounds = history(20, 100, 60)
+    for i, rate in ((1, 0.7), (2, 0.9)):
+        seen = Judged("panel", False, Estimate(rate, rate - 0.02, rate + 0.02))
+        kept = dataclasses.replace(rounds[i].report, judged=(seen,))
+        rounds[i] = dataclasses.replace(rounds[i], report=kept, gain=Estimate(-0.2, -0.25, -0.15) if i == 2 else None)
+    decision = RewardHacking()(rounds)
+    assert decision.stop
+    assert "the pass rate -20.0 points" in decision.reason
+
+
+# ------------------------------------------------------------------------------------------------------------- drift
+
+
+def longer(*tokens: float, passes: tuple[int, ...] = (60, 60, 60)) -> list[RoundEvidence]:
+    lengths = [Estimate(t, 0.97 * t, 1.03 * t) for t in tokens]
+    return [
+        RoundEvidence(round=i, report=report(p, tokens=t), preferences=40)
+        for i, (p, t) in enumerate(zip(passes, lengths, strict=False))
+    ]
+
+
+def test_length_drift_is_what_quality_does_not_pay_for() -> None:
+    decision = LengthDrift(since_champion=1.5)(longer(60, 100))
+    assert decision.stop
+    assert decision.reason.endswith("beyond 1.5 without a sure gain")
+    assert not LengthDrift(since_champion=1.5)(longer(60, 100, passes=(20, 120))).stop
+    assert LengthDrift(since_champion=1.5)(longer(60, 35)).stop  # much shorter is drift, too
+    assert not LengthDrift(since_champion=1.5)(longer(60, 92)).stop  # 1.53 times, but it may be less
+    assert LengthDrift()(longer(60, 250, passes=(20, 120))).stop  # beyond all that may be paid for
+    assert LengthDrift()(longer(60, 250)).evidence["of_start"][0] == pytest.approx(250 / 60)
+
+
+def test_length_drift_without_a_length() -> None:
+    assert LengthDrift()(history(20, 40, tokens=None)).reason == "length was not measured"
+    assert LengthDrift()(history(20)).reason == "no length to compare yet"
+    assert not LengthDrift()(longer(60, 0)).stop
+
+
+def test_diversity_collapse_reads_every_measure_that_there_is() -> None:
+    rule = DiversityCollapse(since_champion=0.25, in_all=0.45)
+    assert rule(history(60, 60, distinct_2=0.5)).stop  # 0.8 before: 37% lost, nothing gained
+    assert not rule(history(20, 120, distinct_2=0.5)).stop
+    assert rule(history(20, 120, distinct_2=0.4)).stop  # half is gone, whatever was gained
+    assert not rule(history(60, 60, distinct_2=0.7)).stop
+    assert rule(history(20, 40, distinct_2=None)).reason == "variety was not measured"
+    same = [RoundEvidence(round=i, report=report(60, self_bleu=b)) for i, b in enumerate((0.2, 0.7))]
+    decision = rule(same)
+    assert decision.stop
+    assert decision.evidence["lost_in_all"]["self_bleu"] == pytest.approx(0.625)
+    flat = [RoundEvidence(round=i, report=report(60, entropy=Estimate(e, e, e))) for i, e in enumerate((1.0, 0.6))]
+    assert not rule(flat).stop  # 40% of entropy is as 23% of distinct pairs
+
+
+def test_degeneration_is_a_sure_growth_of_broken_answers_or_refusals() -> None:
+    def broken(share: Estimate, name: str = "degenerate") -> list[RoundEvidence]:
+        start = report(20, broken={"degenerate": Estimate(0.02, 0.0, 0.04), "refuse": Estimate(0.0, 0.0, 0.02)})
+        last = report(20, broken={name: share})
+        return [RoundEvidence(round=0, report=start), RoundEvidence(round=1, report=last)]
+
+    decision = Degeneration()(broken(Estimate(0.2, 0.15, 0.25)))
+    assert decision.stop
+    assert decision.evidence["over"] == ["degenerate"]
+    assert "broken answers +18.0 points: surely more than +5.0 points" in decision.reason
+    assert not Degeneration()(broken(Estimate(0.12, 0.02, 0.22))).stop
+    assert Degeneration()(broken(Estimate(0.4, 0.3, 0.5), "refuse")).evidence["over"] == ["refuse"]
+    assert Degeneration()(history(20, 40)).reason == "broken answers were not counted"
+
+
+# --------------------------------------------------------------------------------------------- what is learnt from
+
+
+def believed(**found: Any) -> list[RoundEvidence]:
+    return [*history(20), RoundEvidence(round=1, report=report(20), **found)]
+
+
+def test_judge_agreement_by_flips_of_the_judge_that_flips_least() -> None:
+    wild, calm = Estimate(0.8, 0.7, 0.9), Estimate(0.3, 0.2, 0.4)
+    decision = JudgeAgreement()(believed(flips={"pairwise": wild}))
+    assert decision.stop
+    assert "surely more than 60% of the verdicts change with the order" in decision.reason
+    assert not JudgeAgreement()(believed(flips={"pairwise": wild, "other": calm})).stop
+    assert JudgeAgreement(judge="pairwise")(believed(flips={"pairwise": wild, "other": calm})).stop
+    assert not JudgeAgreement()(believed(flips={"pairwise": Estimate(0.7, 0.5, 0.9)})).stop
+    assert "not measured" in JudgeAgreement()(believed()).reason
+
+
+def test_judge_agreement_by_effective_judges_and_by_people() -> None:
+    assert JudgeAgreement(effective=2)(believed(effective=1.3)).stop
+    assert not JudgeAgreement(effective=2)(believed(effective=2.5)).stop
+    assert not JudgeAgreement(effective=2)(believed()).stop
+    few, many = Estimate(0.75, 0.45, 0.92), Estimate(0.75, 0.68, 0.81)
+    assert JudgeAgreement(human=0.6)(believed(human={"pairwise": few})).stop
+    assert not JudgeAgreement(human=0.6)(believed(human={"pairwise": many})).stop
+    assert JudgeAgreement(flips=None)(believed()).reason == "no limit is set"
+
+
+def test_margin_saturation_is_lasting_and_asks_the_held_out_pairs() -> None:
+    def told_apart(*rounds: tuple[float | None, float | None]) -> list[RoundEvidence]:
+        found = [RoundEvidence(round=0, report=report(20, implicit={"accuracy": Estimate(0.5, 0.45, 0.55)}))]
+        for i, (training, heldout) in enumerate(rounds, 1):
+            held = {} if heldout is None else {"accuracy": Estimate(heldout, heldout - 0.03, heldout + 0.03)}
+            found.append(RoundEvidence(round=i, report=report(20, implicit=held), accuracy=training, margin=2.0))
+        return found
+
+    rule = MarginSaturation()
+    assert not rule(told_apart((0.99, 0.52))).stop
+    decision = rule(told_apart((0.99, 0.52), (1.0, 0.53)))
+    assert decision.stop
+    assert decision.evidence["rounds_in_a_row"] == 2
+    assert "2 rounds in a row of the 2 that it takes" in decision.reason
+    assert not rule(told_apart((0.99, 0.52), (1.0, 0.62))).stop  # held-out pairs are still being learnt
+    assert rule(told_apart((0.99, None), (1.0, None))).stop
+    assert not rule(told_apart((0.8, 0.52), (1.0, 0.53))).stop
+    assert rule(told_apart((None, None))).reason == "the accuracy of training pairs was not measured"
+
+
 # ------------------------------------------------------------------------------------------------------- composition
 
 
@@ -360,3 +574,59 @@ def test_evidence_comes_from_a_round_report() -> None:
     assert math.isnan(evidence.gain.low)
     start = RoundEvidence.from_json({"round": 0, "report": report(20).to_json(), "pairs": None})
     assert (start.preferences, start.gain) == (0, None)
+
+
+def test_evidence_of_judges_training_and_rows() -> None:
+    kept = {
+        "round": 1,
+        "report": report(40).to_json(),
+        "trained_on": {"table": "labels", "rows": 12},
+        "pairs": {"preferences": 0, "labels": 14, "dropped": {"tie": 3}, "labels_dropped": {"middle": 5}},
+        "training": {"last": {"rewards/margins": 1.5, "rewards/accuracies": 0.9}},
+        "agreement": {
+            "judges": [
+                {"judge": "verifier", "flip_rate": [None, None, None]},
+                {"judge": "pairwise", "flip_rate": [0.4, 0.3, 0.5]},
+            ],
+            "pairs": [
+                {"judge": "human", "other": "pairwise", "same_winner": [0.7, 0.6, 0.8]},
+                {"judge": "pairwise", "other": "verifier", "same_winner": [0.9, 0.8, 1.0]},
+            ],
+            "panel": {"effective": 1.8},
+        },
+    }
+    evidence = RoundEvidence.from_json(json.loads(json.dumps(kept)))
+    assert (evidence.trained_on, evidence.rows, evidence.labels, evidence.lost) == ("labels", 12, 14, {"middle": 5})
+    assert (evidence.margin, evidence.accuracy, evidence.effective) == (1.5, 0.9, 1.8)
+    assert evidence.flips == {"pairwise": Estimate(0.4, 0.3, 0.5)}
+    assert evidence.human == {"pairwise": Estimate(0.7, 0.6, 0.8)}
+
+
+# ----------------------------------------------------------------------------------------------- lasting and nesting
+
+
+def test_a_lasting_rule_stops_late_and_bars_at_once() -> None:
+    far = Estimate(99.0, 90.0, 110.0)
+    rounds = history(20, 60, 70)
+    rounds[1:] = [dataclasses.replace(e, report=dataclasses.replace(e.report, kl_sequence=far)) for e in rounds[1:]]
+    config = StopConfig(max_rounds=9, any=(KlBudget(lasting=2),))
+    assert not decide(rounds[:2], config).stop
+    assert champion(rounds[:2], config) == 0
+    decision = decide(rounds, config)
+    assert decision.stop
+    assert decision.reason.endswith("2 rounds in a row of the 2 that it takes")
+
+
+def test_any_within_all() -> None:
+    config = StopConfig.model_validate(
+        {"max_rounds": 9, "any": [{"all": [{"rule": "no_gain", "patience": 1}, {"any": [
+            {"rule": "kl_budget", "nats": 1}, {"rule": "label_starvation"}]}]}]}
+    )  # fmt: skip
+    assert [rule.rule for rule in config.leaves()] == ["no_gain", "kl_budget", "label_starvation"]
+    assert StopConfig.model_validate(json.loads(json.dumps(config.model_dump(mode="json")))) == config
+    decision = decide(history(60, 50), config)
+    assert decision.stop
+    assert decision.rule == "no_gain and kl_budget"
+    assert not decide(
+        history(60, 50), config.model_copy(update={"any": (All(all=(NoGain(patience=1), KlBudget())),)})
+    ).stop

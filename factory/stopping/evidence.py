@@ -37,6 +37,8 @@ class RoundEvidence:
     """Labels (unpaired) that the round found."""
     trained_on: str | None = None
     """The table that its training reads: preferences, labels, or prompts (the policy answers them itself)."""
+    rows: int | None = None
+    """Rows of that table which there were to train on."""
     lost: Mapping[str, int] = field(default_factory=dict)
     """Pairs of answers that became no preference (or answers that became no label), by reason."""
     gain: Estimate | None = None
@@ -59,7 +61,8 @@ class RoundEvidence:
         """The evidence in a round's report.json; what an older one lacks stays unknown."""
         pairs, agreement = report.get("pairs") or {}, report.get("agreement") or {}
         last = (report.get("training") or {}).get("last") or {}
-        trained_on = report.get("trained_on")
+        read = report.get("trained_on") or {}
+        trained_on = read.get("table")
         lost = pairs.get("labels_dropped" if trained_on == "labels" else "dropped")
         return cls(
             round=report["round"],
@@ -70,6 +73,7 @@ class RoundEvidence:
             preferences=int(pairs.get("preferences") or 0),
             labels=int(pairs.get("labels") or 0),
             trained_on=trained_on,
+            rows=read.get("rows"),
             lost=lost or {},
             gain=_estimate(report.get("gain_champion")),
             flips=dict(_flips(agreement)),

@@ -56,8 +56,8 @@ class NoGain(Rule):
         if waited >= self.patience:
             return self.say(True, f"{reason}: {count(waited, 'round')} without a better policy", **evidence)
         if rise is not None and rise <= self.step:
-            says = f"{reason}: over {count(self.patience, 'round')} the line rises by {points(rise)} a round"
-            return self.say(True, f"{says}, progress is more than {points(self.step)}", **evidence)
+            says = f"{reason}: over {count(self.patience, 'round')} the line rises by {100 * rise:+.2f} points a round"
+            return self.say(True, f"{says}, progress is more than {100 * self.step:+.2f}", **evidence)
         return self.say(False, reason, **evidence)
 
     def _rise(self, history: Sequence[RoundEvidence]) -> float | None:

@@ -108,7 +108,8 @@ class LabelStarvation(Rule):
         if last.trained_on == "prompts":
             return self.say(False, "the policy is trained on its own answers: no rows are needed")
         table = last.trained_on or "preferences"
-        rows = last.labels if table == "labels" else last.preferences
+        counted = last.labels if table == "labels" else last.preferences
+        rows = counted if last.rows is None else last.rows
         few = rows < self.minimum
         reason = f"{count(rows, table[:-1])}, {'fewer than' if few else 'at least'} {self.minimum} are needed"
         if few and last.lost:
