@@ -11,7 +11,7 @@ import threading
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from factory import crash
 from factory.budget import Budget, Spend, used, worst_case
@@ -19,12 +19,16 @@ from factory.engines import BurstEngine
 from factory.schema import Call, Completion, Have, Request, call_keys, now
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from factory.console import Progress
     from factory.engines import Engine
     from factory.store import Store
 
-LOOKUP = 2000  # keys looked up at once
+LOOKUP = 2000  # requests looked up at once
+STREAMED = 64  # the same, while an engine answers those before
 
+T = TypeVar("T")
 Item = tuple[Request, int]  # a request and the index of one of its samples
 
 
@@ -86,7 +90,8 @@ def answer(
     claims: Claims | None = None,
     budget: Budget | None = None,
 ) -> Iterator[tuple[Request, Call]]:
-    """Yield the latest call of every (request, sample): first those held, in order, then the new ones as they finish.
+    """Yield the latest call of every (request, sample): those held in order, before the engine is asked (or, where it
+    takes requests as it has room for them, as they are come upon), the new ones as they finish.
 
     A passing failure is asked again, `attempts` times in all; a permanent one that is held only with `retry_failed`.
     Equal requests are asked once and answered each; of those that differ in max_tokens alone the longest is asked
@@ -125,8 +130,8 @@ def answered(
     budget: Budget | None = None,
 ) -> Iterator[Answered]:
     """`answer`, with word of what each answer cost now."""
-    asking = _Asking(store, engine, requests, run, round, purpose, claims or Claims(), budget)
-    for found in asking.all(retry_failed, attempts):
+    asking = _Asking(store, engine, requests, run, round, purpose, claims or Claims(), budget, retry_failed)
+    for found in asking.all(attempts):
         if progress is not None:
             _report(progress, found)
         yield found
@@ -137,9 +142,9 @@ def unheld(
 ) -> tuple[int, list[Request]]:
     """How many different answers the requests want, and the request of each one that `answer` would ask for now. A
     shorter limit of a question that is also asked with a longer one is not counted: the longer answer may do."""
-    asking = _Asking(store, engine, requests, "", 0, "", Claims(), None)
-    for _ in asking._held(list(asking.items), retry_failed, []):
-        pass
+    asking = _Asking(store, engine, requests, "", 0, "", Claims(), None, retry_failed)
+    for _ in asking._coming(LOOKUP):
+        asking.found.clear()
     return len(asking.items), [asking.items[key][0][0] for key in asking.items if key in asking.open]
 
 
@@ -166,80 +171,119 @@ class _Asking:
         purpose: str,
         claims: Claims,
         budget: Budget | None,
+        retry_failed: bool = False,
     ) -> None:
         self.store, self.engine, self.claims, self.budget = store, engine, claims, budget
-        self.run, self.round, self.purpose = run, round, purpose
+        self.run, self.round, self.purpose, self.retry_failed = run, round, purpose, retry_failed
         self.identity = engine.identity
-        self.items: dict[str, list[Item]] = {}
+        self.items: dict[str, list[Item]] = {}  # by key, who has no answer yet
         self.owned: dict[tuple[int, int], str] = {}  # the request object that is asked for a key: the first that has it
         self.requests: list[Request] = []
         self.shorter: list[Request] = []  # another request asks the same with a longer limit: that one comes first
-        keyed = [(request, call_keys(self.identity, engine.render(request), request)) for request in requests]
-        longest: dict[str, int] = {}
-        for request, keys in keyed:
-            longest |= {key: max(request.sampling.max_tokens, longest.get(key, 0)) for key in keys}
-        for request, keys in keyed:
-            if all(longest[key] == request.sampling.max_tokens for key in keys):
-                self._enter(request, keys)
-            else:
-                self.shorter.append(request)
+        self.keyed = self._keyed(requests)
         self.open: set[str] = set()
+        self.others: dict[str, None] = {}  # keys that somebody else is asking for
+        self.found: list[Answered] = []  # held, to be handed on
+        self.failed: dict[str, Call] = {}  # what was asked here in vain
         self.wanted: Collection[str] = self.open  # what is being asked for
         self.reserved: dict[str, Spend] = {}  # the same, where there is a budget, with what it has for each
         self.tried: dict[str, int] = {}
 
-    def _enter(self, request: Request, keys: Iterable[str]) -> None:
-        first = len(self.owned)
-        for sample, key in enumerate(keys):
-            if key not in self.items:
-                self.owned[id(request), sample] = key
-            self.items.setdefault(key, []).append((request, sample))
-        if len(self.owned) > first:
-            self.requests.append(request)
+    def _keyed(self, requests: Sequence[Request]) -> Iterator[tuple[Request, list[str]]]:
+        """The requests to begin with, and their keys. They are made as they are wanted; at once, where limits differ:
+        the longest to the same question has to be known."""
+        keyed = ((request, call_keys(self.identity, self.engine.render(request), request)) for request in requests)
+        if len({request.sampling.max_tokens for request in requests}) < 2:
+            return keyed
+        longest: dict[str, int] = {}
+        for request, keys in (all_keyed := list(keyed)):
+            longest |= {key: max(request.sampling.max_tokens, longest.get(key, 0)) for key in keys}
+        first = []
+        for request, keys in all_keyed:
+            if all(longest[key] == request.sampling.max_tokens for key in keys):
+                first.append((request, keys))
+            else:
+                self.shorter.append(request)
+        return iter(first)
 
-    def all(self, retry_failed: bool, attempts: int) -> Iterator[Answered]:
+    def all(self, attempts: int) -> Iterator[Answered]:
         """Every answer, then those to the shorter limits."""
-        keys = list(self.items)
+        streams = self.budget is None and attempts > 0 and getattr(self.engine, "streams", False)
         try:
-            while keys and not self.claims.ended.is_set():
-                others: list[str] = []
-                yield from self._held(keys, retry_failed, others)
-                for number in range(attempts):
-                    if self.open and not self.claims.ended.is_set():
-                        yield from self._ask_in_budget(last=number == attempts - 1)
-                self.claims.wait(others)
-                keys = others
+            if streams:
+                yield from self._ask(self.open, self._coming(STREAMED), last=attempts == 1)
+            else:
+                for _ in self._coming(LOOKUP):
+                    yield from self._handed_on()
+            yield from self._ask_open(range(int(streams), attempts))
+            while self.others and not self.claims.ended.is_set():
+                self.claims.wait(list(self.others))
+                keys, self.others = list(self.others), {}
+                for some in _chunks(keys, LOOKUP):
+                    self._look(some)
+                    yield from self._handed_on()
+                yield from self._ask_open(range(attempts))
         finally:
             self.claims.drop(self.open)
         if self.shorter:
-            again = (
-                self.store,
-                self.engine,
-                self.shorter,
-                self.run,
-                self.round,
-                self.purpose,
-                self.claims,
-                self.budget,
-            )
-            yield from _Asking(*again).all(retry_failed, attempts)
+            again = (self.store, self.engine, self.shorter, self.run, self.round, self.purpose, self.claims,
+                     self.budget, self.retry_failed)  # fmt: skip
+            yield from _Asking(*again).all(attempts)
 
-    def _held(self, keys: Iterable[str], retry_failed: bool, others: list[str]) -> Iterator[Answered]:
-        """The calls that need not be asked for. What somebody else is asking for goes to `others`; every other key is
-        open from here on."""
-        waiting = iter(keys)
-        while some := list(islice(waiting, LOOKUP)):
-            mine = self.claims.take(some)
-            self.open |= mine  # until the lookup says better, so that an end gives them up
-            others.extend(key for key in some if key not in mine)
-            latest = self.store.latest_calls(mine) if mine else {}
-            held = {k: call for k, call in latest.items() if _stands(call, self.items[k][0][0], retry_failed)}
-            held |= self._fitting(latest)
-            self.tried |= {key: call.attempt for key, call in latest.items()}
-            self._settle(held)
-            for key in some:
-                if key in held:
-                    yield from (Answered(request, held[key], True) for request, _ in self.items[key])
+    def _ask_open(self, tries: range) -> Iterator[Answered]:
+        for number in tries:
+            if self.open and not self.claims.ended.is_set():
+                yield from self._ask_in_budget(last=number == tries[-1])
+
+    def _coming(self, at_once: int) -> Iterator[Request]:
+        """Enter the requests, so many at once, and look up what is held; then each that an engine may be asked for."""
+        for some in _chunks(self.keyed, at_once):
+            if self.claims.ended.is_set():
+                return
+            first = len(self.requests)
+            self._look(self._enter(some))
+            yield from self.requests[first:]
+
+    def _enter(self, keyed: Iterable[tuple[Request, list[str]]]) -> list[str]:
+        """Enter requests; the keys to look up: those that are neither open nor somebody else's."""
+        unknown: dict[str, None] = {}
+        for request, keys in keyed:
+            first = len(self.owned)
+            for sample, key in enumerate(keys):
+                if key not in self.items:
+                    self.items[key] = []
+                    self.owned[id(request), sample] = key
+                self.items[key].append((request, sample))
+                if key not in self.open and key not in self.others:
+                    unknown[key] = None
+            if len(self.owned) > first:
+                self.requests.append(request)
+        return list(unknown)
+
+    def _look(self, keys: Sequence[str]) -> None:
+        """The calls that need not be asked for are `found`. What somebody else is asking for goes to `others`; every
+        other key is open from here on."""
+        mine = self.claims.take(keys)
+        self.open |= mine  # until the lookup says better, so that an end gives them up
+        self.others |= {key: None for key in keys if key not in mine}
+        latest = self.store.latest_calls(mine) if mine else {}
+        held = {k: call for k, call in latest.items() if _stands(call, self.items[k][0][0], self.retry_failed)}
+        held |= self._fitting(latest)
+        held |= {key: self.failed[key] for key in mine & self.failed.keys()}
+        self.tried |= {key: call.attempt for key, call in latest.items()}
+        self._settle(held)
+        for key in keys:
+            if key in held:
+                self.found += [Answered(request, held[key], True) for request, _ in self._answered(key)]
+
+    def _handed_on(self) -> Iterator[Answered]:
+        found, self.found = self.found, []
+        yield from found
+
+    def _answered(self, key: str) -> list[Item]:
+        """Who asked for it; from here on nobody waits for it."""
+        items, self.items[key] = self.items[key], []
+        return items
 
     def _settle(self, keys: Iterable[str]) -> None:
         self.open.difference_update(keys)
@@ -259,7 +303,7 @@ class _Asking:
         """`_ask`, for as much at a time as the budget has room for."""
         budget = self.budget
         if budget is None:
-            yield from self._ask(self.open, last=last)
+            yield from self._ask(self.open, self.requests, last=last)
             return
         budget.open(self.store, self.engine, self.run)
         todo = [key for key in self.items if key in self.open]
@@ -268,29 +312,32 @@ class _Asking:
             count = budget.reserve(worst, self.claims.ended.is_set)
             self.reserved = dict(zip(todo[:count], worst, strict=False))
             try:
-                yield from self._ask(self.reserved, last=last)
+                yield from self._ask(self.reserved, self.requests, last=last)
             finally:
                 budget.release(list(self.reserved.values()))
                 self.reserved = {}
             todo = todo[count:]
 
-    def _ask(self, wanted: Collection[str], *, last: bool) -> Iterator[Answered]:
+    def _ask(self, wanted: Collection[str], requests: Iterable[Request], *, last: bool) -> Iterator[Answered]:
         """Ask for all that is wanted; yield what is settled. A passing failure stays open unless this is the last try.
-        `wanted` shrinks as it is settled."""
+        `wanted` shrinks as it is settled, and grows where `requests` are entered as they are taken."""
         self.wanted = wanted
-        answered: set[str] = set()
-        with closing(_bursts(self.engine, self.requests, self._have)) as bursts:
+        asked: set[str] = set()
+        with closing(_bursts(self.engine, requests, self._have)) as bursts:
             for burst in bursts:
-                new = [(key, completion) for key, completion in self._wanted(burst) if key not in answered]
-                answered.update(key for key, _ in new)
+                yield from self._handed_on()
+                new = [(key, completion) for key, completion in self._wanted(burst) if key not in asked]
+                asked.update(key for key, _ in new)
                 settled = [(key, call) for key, call in self._store(new) if last or not call.passing]
                 self._settle([key for key, _ in settled])
+                self.failed |= {key: call for key, call in settled if call.failure is not None}
                 for key, call in settled:
-                    for copy, (request, _) in enumerate(self.items[key]):
+                    for copy, (request, _) in enumerate(self._answered(key)):
                         yield Answered(request, call, copy > 0)
                 if self.claims.ended.is_set():
                     return
-        if unanswered := len(set(wanted) - answered):
+        yield from self._handed_on()
+        if unanswered := len(set(wanted) - asked):
             raise RuntimeError(f"the {self.identity.kind} engine left {unanswered} requests without any answer")
 
     def _have(self, request: Request, sample: int) -> bool:
@@ -312,7 +359,8 @@ class _Asking:
         """Commit the answers together; where another process was faster, its answer counts."""
         if not new:
             return []
-        calls = {key: self._call(key, completion) for key, completion in new}
+        at = now()
+        calls = {key: self._call(key, completion, at) for key, completion in new}
         if self.store.append(Call.TABLE, calls.values()) < len(calls):
             calls |= self.store.latest_calls(calls)
         self._bill(new)
@@ -320,7 +368,7 @@ class _Asking:
         self.tried |= {key: call.attempt for key, call in calls.items()}
         return list(calls.items())
 
-    def _call(self, key: str, completion: Completion) -> Call:
+    def _call(self, key: str, completion: Completion, at: datetime) -> Call:
         request, failure, identity = completion.request, completion.failure, self.identity
         sampling = request.sampling
         return Call(
@@ -354,7 +402,7 @@ class _Asking:
             failure=None if failure is None else failure.kind,
             failure_detail=None if failure is None else failure.detail,
             passing=failure is not None and failure.passing,
-            at=now(),
+            at=at,
         )
 
 
@@ -365,7 +413,13 @@ def _stands(call: Call, request: Request, retry_failed: bool) -> bool:
     return reusable(call, request)
 
 
-def _bursts(engine: Engine, requests: Sequence[Request], have: Have) -> Generator[list[Completion]]:
+def _chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    waiting = iter(values)
+    while some := list(islice(waiting, size)):
+        yield some
+
+
+def _bursts(engine: Engine, requests: Iterable[Request], have: Have) -> Generator[list[Completion]]:
     if isinstance(engine, BurstEngine):
         yield from engine.bursts(requests, have)
     else:

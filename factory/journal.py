@@ -11,7 +11,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,10 @@ AT_ONCE = 64
 """Rows that one statement inserts at most."""
 PATIENCE = 60.0
 """Seconds to wait for another writer."""
+CHECKPOINT = 2_000_000
+"""Bytes of rows after which a thread moves what the write-ahead log holds into the file, while commits go on."""
+LOG_PAGES = 8192
+"""Pages of 4 KiB at which a commit does that itself: the log starts anew only when all of it has been moved."""
 
 _LAYOUT = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -78,6 +82,8 @@ class Journal:
         self._lock = threading.RLock()
         self._pid = 0
         self._db: sqlite3.Connection | None = None
+        self._unmoved = 0  # bytes of rows committed here since a checkpoint began
+        self._moving: threading.Thread | None = None
 
     # --------------------------------------------------------------------------------------------- transactions
 
@@ -91,6 +97,7 @@ class Journal:
                              cached_statements=4 * AT_ONCE)  # fmt: skip
         db.execute(f"PRAGMA synchronous={self._synchronous}")
         db.execute("PRAGMA temp_store=MEMORY")
+        db.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
         return db
 
     @contextmanager
@@ -117,6 +124,9 @@ class Journal:
     def close(self) -> None:
         """Close the connection of this process."""
         with self._lock:
+            if self._moving is not None and self._pid == os.getpid():
+                self._moving.join()
+            self._moving = None
             if self._db is not None and self._pid == os.getpid():
                 self._db.close()
             self._db = None
@@ -186,7 +196,16 @@ class Journal:
             pending = self._insert(db, table, fresh)
             crash.point("store.append.before_commit")
         crash.point("store.append.after_commit")
+        self._move_sometimes(sum(len(row.body) for row in fresh))
         return len(fresh), pending
+
+    def _move_sometimes(self, size: int) -> None:
+        with self._lock:
+            self._unmoved += size
+            if self._unmoved >= CHECKPOINT and (self._moving is None or not self._moving.is_alive()):
+                self._unmoved = 0
+                self._moving = threading.Thread(target=_move, args=(self.path,), name="checkpoint", daemon=True)
+                self._moving.start()
 
     def _enter_keys(self, db: sqlite3.Connection, table: str, rows: Sequence[Encoded]) -> bool:
         """Enter the keys of all rows; false, and nothing entered, where one is there already: the rare case, found
@@ -352,6 +371,12 @@ def _insert(db: sqlite3.Connection, where: str, rows: Sequence[tuple[Any, ...]])
         some = rows[place : place + AT_ONCE]
         slots = ", ".join([f"({', '.join('?' * len(some[0]))})"] * len(some))
         db.execute(f"INSERT INTO {where} VALUES {slots}", [value for row in some for value in row])  # noqa: S608
+
+
+def _move(path: Path) -> None:
+    """Move what the write-ahead log holds into the file. Should that fail, a later commit does it or says why not."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
 
 def no_store(folder: Path) -> FactoryError:

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, strategies as st
 from store_rows import call
 
-from factory.calls import Claims, answer, reusable
+from factory.calls import STREAMED, Claims, answer, reusable
 from factory.engines import nothing_held
 from factory.engines.scripted import Rule, ScriptedEngine
 from factory.faults import EndpointError
@@ -142,6 +143,72 @@ def test_an_engine_without_bursts_serves_as_well(store: Store) -> None:
     got = run(store, Plain(), [ask("tea")])
     assert [row.text for _, row in got] == ["again"]
     assert len(store.rows(Call)) == 1
+
+
+class Streaming(ScriptedEngine):
+    """Takes requests a few at a time, as an endpoint does, and notes how many were taken before each burst."""
+
+    streams = True
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.taken, self.noted = 0, [0]
+
+    def render(self, request: Request) -> str:
+        self.taken += 1
+        return super().render(request)
+
+    def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
+        waiting = iter(requests)
+        while some := list(islice(waiting, 10)):
+            self.noted.append(self.taken)
+            yield from super().bursts(some, have)
+
+
+def test_an_engine_that_streams_answers_the_first_before_the_last_has_a_key(store: Store) -> None:
+    requests = [ask(f"tea {n}") for n in range(300)]
+    engine, counter = Streaming(), Counter()
+    got = run(store, engine, requests, progress=counter)
+    assert {request.messages[0]["content"] for request, _ in got} == {f"tea {n}" for n in range(300)}
+    assert (len(got), counter.done, engine.asked) == (300, 300, 300)
+    assert engine.noted[1] == STREAMED
+    assert engine.noted[1] < engine.noted[-1]
+
+
+def test_what_is_held_is_found_on_the_way_and_not_asked(store: Store) -> None:
+    requests = [ask(f"tea {n}") for n in range(200)]
+    run(store, ScriptedEngine(), requests[::3])
+    engine, counter = Streaming(), Counter()
+    got = run(store, engine, requests, progress=counter)
+    held = len(requests[::3])
+    assert (engine.asked, counter.reused, len(got)) == (200 - held, held, 200)
+    assert len(store.rows(Call)) == 200
+
+
+def test_a_question_that_comes_again_after_its_answer_is_not_paid_again(store: Store) -> None:
+    """Also one that has failed: its tries are used up."""
+    rules = [Rule(match="poison", fail="refused"), Rule(match="broken", fail="timeout", passing=True)]
+    often = [ask("tea"), ask("poison"), ask("broken")]
+    filling = [ask(f"filling {n}") for n in range(3 * STREAMED)]
+    for attempts in (1, 2):
+        engine, counter = Streaming(rules=rules), Counter()
+        with Store.open(store.folder / f"attempts {attempts}", create=True) as fresh:
+            got = run(fresh, engine, [*often, *filling, *often, *often], progress=counter, attempts=attempts)
+            texts = [request.messages[0]["content"] for request, _ in got]
+            assert [texts.count(text) for text in ("tea", "poison", "broken")] == [3, 3, 3]
+            assert [len(fresh.rows(Call, {"failure": kind})) for kind in ("refused", "timeout")] == [1, attempts]
+            assert len(got) == len(filling) + 9
+        assert (engine.asked, counter.reused) == (len(filling) + 2 + attempts, 6)
+
+
+def test_limits_that_differ_are_known_before_the_first_call(store: Store) -> None:
+    """The longest is asked first, wherever it stands in the list."""
+    requests = [ask(f"tea {n}", sampling=Sampling(max_tokens=limit)) for limit in (30, 200) for n in range(100)]
+    engine = Streaming(rules=[Rule(reply="short")])
+    got = run(store, engine, requests)
+    assert len(got) == 200
+    assert engine.asked == 100
+    assert {kept.sampling["max_tokens"] for kept in store.rows(Call)} == {200}
 
 
 # --------------------------------------------------------------------------------------------------------- failures

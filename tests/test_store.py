@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from store_rows import any_row, call, candidate, judgment, prompt
 
-from factory import columns, crash, filesystem, parts
+from factory import columns, crash, filesystem, journal, parts
 from factory.faults import FactoryError, IntegrityError, LockedError
 from factory.journal import APPLICATION, Pending
 from factory.schema import Call, Candidate, Judgment, as_row, digest
@@ -560,6 +560,35 @@ def test_latest_calls_and_retries(store: Store) -> None:
     assert {key: (c.attempt, c.text) for key, c in latest.items()} == {
         keys[0]: (2, "at last"), keys[1]: (1, "answer 2"), keys[2]: (1, "answer 3"),
     }  # fmt: skip
+
+
+def test_the_log_is_moved_beside_the_commits_and_ends_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No commit does it, no row is lost, and the thread has ended with the store."""
+    monkeypatch.setattr(journal, "CHECKPOINT", 50_000)
+    names: set[str] = set()
+    real = journal._move
+
+    def move(path: Path) -> None:
+        names.add(threading.current_thread().name)
+        real(path)
+
+    monkeypatch.setattr(journal, "_move", move)
+    with Store.open(tmp_path / "store", create=True) as store:
+        for start in range(0, 400, 10):
+            store.append("calls", [call(n, text="x" * 1000) for n in range(start, start + 10)])
+        assert len(store.read("calls")) == 400
+    assert names == {"checkpoint"}
+    assert not [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
+    assert len(Store.open(tmp_path / "store").read("calls")) == 400
+
+
+def test_a_log_that_cannot_be_moved_is_left_to_a_later_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "CHECKPOINT", 1)
+    real = journal._move
+    monkeypatch.setattr(journal, "_move", lambda path: real(tmp_path / "not there" / path.name))
+    with Store.open(tmp_path / "store", create=True) as store:
+        store.append("calls", [call(n) for n in range(10)])
+        assert len(store.read("calls")) == 10
 
 
 def test_a_table_is_sealed_by_the_append_that_fills_it(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import queue
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -110,7 +110,7 @@ class Slots:
     """The slots of an engine and the flights that want them, in turn. Belongs to the event loop's thread."""
 
     def __init__(self, count: int) -> None:
-        self.free = count
+        self.count = self.free = count
         self.flights: deque[Flight] = deque()
 
     def give(self, count: int) -> None:
@@ -123,41 +123,58 @@ class Slots:
         flights = self.flights
         while flights:
             flight = flights[0]
-            job = flight.next_job()
-            if job is None:
+            if not flight.waiting:
                 flights.popleft()
                 continue
-            if len(job.samples) > self.free:
+            size = len(flight.waiting[0].samples)
+            if size > self.free:
                 return
-            self.free -= len(job.samples)
-            flight.start(job)
+            self.free -= size
+            flight.start(flight.waiting.popleft())
             flights.rotate(-1)
 
 
 class Flight:
-    """The calls of one iteration. `landed`, `release` and `cancel` are for the caller's thread, the rest for the
-    loop's."""
+    """The calls of one iteration. `wants`, `add`, `landed`, `release` and `cancel` are for the caller's thread, the
+    rest for the loop's.
 
-    def __init__(self, line: Line, slots: Slots, jobs: Iterator[Job], answering: Answering) -> None:
-        self.line, self.slots, self.jobs, self.answering = line, slots, jobs, answering
+    Jobs are added while earlier ones are under way, never more than fill the slots once over: the first call goes out
+    when the first job is made, and a caller that stops early has made few for nothing.
+    """
+
+    def __init__(self, line: Line, slots: Slots, answering: Answering) -> None:
+        self.line, self.slots, self.answering = line, slots, answering
         self.done: queue.SimpleQueue[list[Completion] | BaseException] = queue.SimpleQueue()
         self.basket: list[Completion] = []
-        self.ready: Job | None = None
+        self.waiting: deque[Job] = deque()
         self.tasks: set[asyncio.Task[None]] = set()
         self.error: BaseException | None = None
+        self.left = 0  # samples added that have not been handed over: the caller's count
         self.under_way = 0
         self.held = 0  # slots of answers that are under way or not yet stored
-        line.loop.call_soon_threadsafe(self._begin)
 
     # ------------------------------------------------------------------------------------------- the caller's thread
 
-    def landed(self) -> list[Completion]:
-        """Wait for one completion; hand over all that have come, none after WHILE seconds without any. Raises what
+    @property
+    def wants(self) -> bool:
+        """Is there room for more jobs, and nothing more urgent to do?"""
+        waiting, count = len(self.waiting), self.slots.count
+        return waiting < count and self.error is None and (self.done.empty() or waiting < count // 4)
+
+    def add(self, jobs: Sequence[Job]) -> None:
+        """Jobs for the slots that are free now or next."""
+        if jobs:
+            self.left += sum(len(job.samples) for job in jobs)
+            self.waiting.extend(jobs)
+            self.line.loop.call_soon_threadsafe(self._begin)
+
+    def landed(self, seconds: float = WHILE) -> list[Completion]:
+        """Wait for one completion; hand over all that have come, none after so many seconds without any. Raises what
         ended the flight, once nothing is left."""
         burst: list[Completion] = []
         while not burst or not self.done.empty():
             try:
-                came = self.done.get(timeout=WHILE)
+                came = self.done.get(timeout=seconds) if seconds else self.done.get_nowait()
             except queue.Empty:
                 break
             if isinstance(came, BaseException):
@@ -166,11 +183,13 @@ class Flight:
                 self.done.put(came)
                 break
             burst += came
+        self.left -= len(burst)
         return burst
 
     def release(self, count: int) -> None:
         """Free the slots of completions that are stored by now."""
-        self.line.loop.call_soon_threadsafe(self._give, count)
+        if count:
+            self.line.loop.call_soon_threadsafe(self._give, count)
 
     def cancel(self) -> None:
         """Stop all calls and wait for their end."""
@@ -179,27 +198,16 @@ class Flight:
     # --------------------------------------------------------------------------------------------- the loop's thread
 
     def _begin(self) -> None:
-        self.slots.flights.append(self)
-        self._give(0)
+        if self not in self.slots.flights:
+            self.slots.flights.append(self)
+        self.slots.fill()
 
     def _give(self, count: int) -> None:
         self.held -= count
         self.slots.give(count)
 
-    def next_job(self) -> Job | None:
-        """The job that waits for its slots; None when none is left."""
-        if self.ready is None and self.error is None:
-            try:
-                self.ready = next(self.jobs, None)
-            except Exception as error:  # noqa: BLE001 - a request that cannot be encoded: the caller's thread raises it
-                self._end(error)
-                if not self.under_way:
-                    self.done.put(error)
-        return self.ready
-
     def start(self, job: Job) -> None:
         """Its slots are there: make the call."""
-        self.ready = None
         self.held += len(job.samples)
         self.under_way += 1
         task = self.line.loop.create_task(self._make(job))
@@ -217,9 +225,7 @@ class Flight:
         finally:
             self.tasks.discard(asyncio.current_task())
             self.under_way -= 1
-            if self.error is not None and not self.under_way:
-                self._hand_over()
-                self.done.put(self.error)
+            self._say_end()
 
     def land(self, completion: Completion) -> None:
         """An answer has come. All that come in one turn of the loop are handed over together."""
@@ -235,10 +241,15 @@ class Flight:
     def _end(self, error: BaseException) -> None:
         """No call is started any more; those under way may still land, so that what is paid for is kept."""
         self.error = self.error or error
-        self.ready = None
+        self.waiting.clear()
+
+    def _say_end(self) -> None:
+        if self.error is not None and not self.under_way:
+            self._hand_over()
+            self.done.put(self.error)
 
     async def _abort(self) -> None:
-        self.error, self.ready = self.error or asyncio.CancelledError(), None
+        self._end(asyncio.CancelledError())
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)

@@ -34,6 +34,7 @@ import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 from factory.budget import TEMPLATE_TOKENS, Spend
@@ -41,7 +42,7 @@ from factory.engines import nothing_held
 from factory.engines.attempts import Attempts, Land, Ways
 from factory.engines.bodies import OWN, Bodies, LimitName, canonical, first_seed
 from factory.engines.endpoints import Auth, Endpoint, Endpoints, addresses, closed
-from factory.engines.flights import Flight, Job, Line, Slots, quick_turns
+from factory.engines.flights import WHILE, Flight, Job, Line, Slots, quick_turns
 from factory.engines.pace import Pace
 from factory.engines.prices import read_prices
 from factory.engines.replies import Choice, NoAnswerError, Outcome, outcome_of, printable, read
@@ -51,6 +52,8 @@ from factory.schema import Completion, Failure, Have, Identity, Request, Samplin
 
 HEALTH_SECONDS = 20.0  # deadline of a health check
 MOST_AT_ONCE = 16  # samples in one call
+AT_ONCE = 64  # requests taken between two bursts
+TOGETHER = 16  # answers in a burst: the slots of these are filled again while the next are stored
 
 log = logging.getLogger("factory")
 HELLO = Request([{"role": "user", "content": "Say yes."}], sampling=Sampling(temperature=1.0, max_tokens=1))
@@ -93,6 +96,8 @@ class OpenAIEngine:
 
     thread_safe = True
     """Several threads may ask at once."""
+    streams = True
+    """Takes requests as it has room for them: the next may be prepared while the first are answered."""
 
     def __init__(
         self,
@@ -182,7 +187,7 @@ class OpenAIEngine:
 
     def render(self, request: Request) -> str:
         """The messages as canonical JSON: the endpoint applies the chat template."""
-        return canonical(request.messages)
+        return self.bodies.render(request)
 
     def worst_case(self, request: Request) -> Spend:
         """The most that one answer can use: the prompt at a token a byte, an answer to the limit, with every retry."""
@@ -208,25 +213,41 @@ class OpenAIEngine:
             yield from burst
 
     def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
-        """`generate`, with all that has come by now together; none after a while without any. Slots are freed when the
-        next burst is asked for. Several threads may iterate at once: concurrency and pace are the engine's."""
-        todo = [(r, wanted) for r in requests if (wanted := [s for s in range(r.n) if not have(r, s)])]
-        left = sum(len(wanted) for _, wanted in todo)
-        if not left:
-            return
-        traffic = self._open()
+        """`generate`, with what has come by now together; none after a while without any. Slots are freed when the
+        next burst is asked for. Requests are taken as there is room for them, in this thread, AT_ONCE between two
+        bursts. Several threads may iterate at once: concurrency and pace are the engine's."""
+        waiting, traffic = iter(requests), self._open()
         traffic.line.loop.call_soon_threadsafe(traffic.ways.endpoints.anew)
-        flight = Flight(traffic.line, traffic.slots, self._jobs(todo), partial(self._answer, traffic.ways))
+        flight = Flight(traffic.line, traffic.slots, partial(self._answer, traffic.ways))
+        more, fault = True, None
         try:
             with quick_turns():
-                while left:
-                    burst = flight.landed()
-                    yield burst
-                    left -= len(burst)
-                    if burst:
-                        flight.release(len(burst))
+                while more or flight.left:
+                    if more and flight.wants:
+                        more, fault = self._add(flight, waiting, have)
+                    burst = flight.landed(0.0 if more and flight.wants else WHILE) if flight.left else []
+                    for start in range(0, len(burst) or 1, TOGETHER):
+                        some = burst[start : start + TOGETHER]
+                        yield some
+                        flight.release(len(some))
+            if fault is not None:
+                raise fault
         finally:
             flight.cancel()
+
+    def _add(self, flight: Flight, waiting: Iterator[Request], have: Have) -> tuple[bool, Exception | None]:
+        """Add the jobs of the next requests. Are there more? And why not, where the next cannot be had or encoded: what
+        was added before is answered first."""
+        jobs: list[Job] = []
+        try:
+            some = list(islice(waiting, AT_ONCE))
+            for request in some:
+                jobs += self._jobs(request, have)
+        except Exception as error:  # noqa: BLE001 - the caller raises it
+            return False, error
+        finally:
+            flight.add(jobs)
+        return len(some) == AT_ONCE, None
 
     def _open(self) -> _Traffic:
         with self._lock:
@@ -246,13 +267,15 @@ class OpenAIEngine:
         """The key as the environment holds it now."""
         return os.environ.get(self.api_key_env, "").strip() or None
 
-    def _jobs(self, todo: Sequence[tuple[Request, list[int]]]) -> Iterator[Job]:
-        for request, samples in todo:
-            messages = self.bodies.messages(request)
-            seed = first_seed(request, messages)
-            size = min(MOST_AT_ONCE, self.concurrency) if self.n_in_one_call else 1
-            for start in range(0, len(samples), size):
-                yield Job(request, tuple(samples[start : start + size]), messages, seed)
+    def _jobs(self, request: Request, have: Have) -> Iterator[Job]:
+        samples = [sample for sample in range(request.n) if not have(request, sample)]
+        if not samples:
+            return
+        messages = self.bodies.messages(request)
+        seed = first_seed(request, messages)
+        size = min(MOST_AT_ONCE, self.concurrency) if self.n_in_one_call else 1
+        for start in range(0, len(samples), size):
+            yield Job(request, tuple(samples[start : start + size]), messages, seed)
 
     # ------------------------------------------------------------------------------------------------ for one request
 

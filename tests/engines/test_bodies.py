@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given, strategies as st
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 
-from factory.engines.bodies import OWN, Bodies, first_seed, seed_for
+from factory.engines.bodies import OWN, RENDERED, Bodies, first_seed, seed_for
 from factory.schema import Request, Sampling
 
 BESIDES = {"top_k", "continue_final_message", "add_generation_prompt"}  # vLLM's and SGLang's
@@ -70,3 +70,20 @@ def test_seeds_have_31_bits_and_differ_between_samples(seed: int, messages: byte
     seeds = [seed_for(first, sample) for sample in range(64)]
     assert len(set(seeds)) == 64
     assert all(0 <= one < 2**31 for one in seeds)
+
+
+@given(asked=st.lists(requests, max_size=6), order=st.permutations(range(6)))
+def test_a_request_is_sent_as_it_was_rendered_whichever_is_sent_first(asked: list[Request], order: list[int]) -> None:
+    made = bodies()
+    for request in asked:
+        made.render(request)
+    for place in (place for place in order if place < len(asked)):
+        assert made.messages(asked[place]) == bodies().messages(asked[place])
+    assert [made.messages(request) for request in asked] == [bodies().messages(request) for request in asked]
+
+
+def test_what_is_never_sent_is_not_kept_for_ever() -> None:
+    made = bodies()
+    for number in range(3 * RENDERED):
+        made.render(Request([{"role": "user", "content": str(number)}]))
+    assert len(made._rendered) <= RENDERED

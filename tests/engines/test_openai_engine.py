@@ -23,7 +23,7 @@ from fault_server import FaultServer, Handler, after, always, answered, choice, 
 
 from factory.calls import answer
 from factory.engines.endpoints import STRIKES
-from factory.engines.openai import OpenAIEngine
+from factory.engines.openai import AT_ONCE, TOGETHER, OpenAIEngine
 from factory.faults import ConfigError, EndpointError
 from factory.schema import Completion, Request, Sampling
 from factory.store import Store
@@ -190,6 +190,50 @@ def test_calls_in_flight_are_bounded_and_slots_wait_for_the_caller(serve: Serve)
     assert len(server.seen) == 3
     assert len(first) + sum(map(len, bursts)) == 12
     assert server.most_at_once == 3
+
+
+def test_requests_are_taken_as_there_is_room_for_them(serve: Serve) -> None:
+    """The first call goes out when the first requests are there; no more are taken than fill the slots once over, and
+    the chunk that was begun."""
+    server, taken = serve(after(0.02, good)), []
+
+    def coming() -> Iterator[Request]:
+        for number in range(1000):
+            taken.append(number)
+            yield ask(f"tea {number}")
+
+    with closing(engine_for(server, concurrency=4).bursts(coming())) as bursts:
+        assert sum(len(next(bursts)) for _ in range(3)) <= 12
+        time.sleep(0.2)
+        assert len(taken) <= 2 * AT_ONCE
+
+
+def test_requests_that_fail_to_come_are_a_fault_when_the_others_have_landed(serve: Serve) -> None:
+    def coming(count: int) -> Iterator[Request]:
+        for number in range(count):
+            yield ask(f"tea {number}")
+        raise LookupError("no more")
+
+    engine, got = engine_for(serve(after(0.01, good)), concurrency=8), []
+
+    def take(count: int) -> None:
+        for burst in engine.bursts(coming(count)):
+            got.extend(burst)
+
+    with pytest.raises(LookupError, match="no more"):
+        take(0)
+    assert got == []
+    with pytest.raises(LookupError, match="no more"):
+        take(2 * AT_ONCE)
+    assert len(got) == 2 * AT_ONCE
+
+
+def test_answers_are_handed_over_few_at_a_time(serve: Serve) -> None:
+    """So that the slots of the first are filled again while the next are stored."""
+    server = serve(after(0.1, good))
+    bursts = list(engine_for(server, concurrency=100).bursts([ask(n=100)]))
+    assert max(map(len, bursts)) <= TOGETHER
+    assert sum(map(len, bursts)) == 100
 
 
 def test_a_caller_has_its_turn_when_nothing_comes(serve: Serve) -> None:
