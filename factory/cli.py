@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from factory.commands import agreement, bon, data, health, labels, pairs, policies, revise, runs, simulate
+from factory.commands import agreement, bon, data, health, labels, pairs, policies, revise, runs, simulate, sweep
 from factory.console import note
 from factory.faults import FactoryError
 
@@ -69,6 +69,7 @@ app.command("merge")(policies.merge)
 app.command("evaluate")(policies.evaluate)
 app.command("bon")(bon.bon)
 app.command("run")(runs.run)
+app.command("sweep")(sweep.sweep)
 app.command("status")(runs.status)
 app.command("report")(runs.report)
 recipe.command("list")(runs.list_recipes)

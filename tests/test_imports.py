@@ -40,11 +40,12 @@ LAYERS = (
      "policy_health", "judged", "decontamination", "best_of_n", "evaluation", "export", "cards", "hub", "charts",
      "figures", "page", "markdown", "report", "story",
      "simulation", "doctor"},
-    {"preflight", "runbook", "forecast"},
+    {"preflight", "runbook", "forecast", "live"},
     {"branching"},
     {"stages"},
     {"isolation"},
     {"rounds"},
+    {"sweep"},
     {"commands"},
     {"cli"},
 )  # fmt: skip

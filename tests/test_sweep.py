@@ -1,0 +1,111 @@
+"""Sweeps: values and seeds, what runs share, and what is told of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import tiny_run
+
+from factory import recipe as recipes, sweep as sweeps
+from factory.branching import Point
+from factory.faults import FactoryError
+from factory.schema import Estimate
+from factory.store import Store
+
+LEAST = "name: least\npanel: [{judge: verifier}]\n"
+
+
+def load(overrides: object) -> recipes.Recipe:
+    return recipes.parse(LEAST, where="least", overrides=list(overrides))  # type: ignore[call-overload]
+
+
+def test_values_are_read_as_yaml() -> None:
+    assert sweeps.values_of("a.b=0.01,1,null,x") == ("a.b", [0.01, 1, None, "x"])
+
+
+@pytest.mark.parametrize("text", ["a.b", "=1,2", "a.b=", "a=[1", "a=1,1"])
+def test_what_is_no_list_of_values_is_refused(text: str) -> None:
+    with pytest.raises(FactoryError):
+        sweeps.values_of(text)
+
+
+def test_every_value_with_every_seed_is_a_run_of_its_own_name() -> None:
+    found = sweeps.variants(load, "s", {"train.config.parameters.beta": [0.1, 1]}, [1, 2])
+    assert [v.run for v in found] == ["s-beta-0.1-seed-1", "s-beta-1-seed-1", "s-beta-0.1-seed-2", "s-beta-1-seed-2"]
+    assert [v.recipe.seed for v in found] == [1, 1, 2, 2]
+    assert found[1].recipe.train.config.parameters == {"beta": 1}
+    with pytest.raises(FactoryError, match="varies something"):
+        sweeps.variants(load, "s", {})
+
+
+@pytest.mark.parametrize(
+    ("override", "step"),
+    [
+        ("train.config.parameters.beta=0.5", "train"),
+        ("pair.strategy=all", "pair"),
+        ("panel.0.options.least=0", "label"),
+        ("generate.n=2", None),
+        ("seed=3", None),
+        ("evaluate.n=2", None),
+    ],
+)
+def test_runs_part_at_the_first_stage_that_the_setting_changes(override: str, step: str | None) -> None:
+    one, other = (sweeps.Variant({}, 0, name, load(o)) for name, o in (("one", []), ("other", [override])))
+    assert sweeps.point_between(one, other) == (step and Point("one", 0, step))
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    """Values 1, 2, 3: mean 2, standard error 1/sqrt(3), t(0.975, 2) = 4.3027."""
+    nan = math.nan
+    found = sweeps.over([Estimate(float(v), nan, nan) for v in (1, 2, 3)])
+    assert found is not None
+    assert found.value == 2
+    assert found.high - found.value == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    own = Estimate(0.5, 0.4, 0.6)
+    assert sweeps.over([own, None]) == own
+    assert sweeps.over([None]) is None
+
+
+def outcome(beta: float, rate: float) -> sweeps.Outcome:
+    measures = dict.fromkeys(sweeps.MEASURES) | {"pass_rate": Estimate(rate, rate - 0.1, rate + 0.1)}
+    return sweeps.Outcome(values={"a.beta": beta}, seed=1, run=f"r{beta}", shares="", round=1, champion=1,
+                          stopped_by="max_rounds", measures=measures)  # fmt: skip
+
+
+def test_the_picture_is_of_what_was_measured() -> None:
+    found = sweeps.Sweep(name="s", keys=("a.beta",), runs=(outcome(0.01, 0.2), outcome(1.0, 0.4)))
+    drawn = str(sweeps.picture(found))
+    ElementTree.fromstring(drawn)
+    assert "log10 of beta" in drawn
+    assert "held-out pass rate" in drawn
+    assert "KL from the start" not in drawn
+    words = sweeps.Sweep(name="s", keys=("a.beta",), runs=(outcome("x", 0.2), outcome("y", 0.4)))  # type: ignore[arg-type]
+    assert not sweeps.picture(words)
+
+
+@pytest.mark.slow
+def test_a_sweep_pays_for_its_data_once(tiny_model: Path, tmp_path: Path) -> None:
+    prompts = tiny_run.write_prompts(tmp_path / "prompts.jsonl")
+    text = tiny_run.recipe_text(tiny_model, prompts, stop={"max_rounds": 1, "any": []})
+
+    def of(overrides: object) -> recipes.Recipe:
+        return recipes.parse(text, where="tiny", overrides=list(overrides))  # type: ignore[call-overload]
+
+    vary = {"train.config.parameters.beta": [0.1, 1.0]}
+    found = sweeps.variants(of, "s", vary)
+    with Store.open(tmp_path / "store", create=True) as store:
+        done = sweeps.sweep(store, "s", found, vary)
+        bought = store.read("calls", columns=["run", "purpose", "round"])
+        second = {(row["purpose"], row["round"]) for row in bought if row["run"] == "s-beta-1.0"}
+        assert second == {("evaluate", 1)}
+        again = sweeps.sweep(store, "s", found, vary)
+        assert again == done
+        assert len(store.read("calls", columns=["key"])) == len(bought)
+    told = json.loads(json.dumps(done.to_json()))
+    assert [row["values"] for row in told["values"]] == [{"train.config.parameters.beta": v} for v in (0.1, 1.0)]
+    assert all(row["measures"]["kl"] for row in told["values"])
+    assert told["runs"][1]["shares"] == "s-beta-0.1 before train"
