@@ -42,7 +42,7 @@ from factory.engines import nothing_held
 from factory.engines.attempts import Attempts, Land, Ways
 from factory.engines.bodies import OWN, Bodies, LimitName, canonical, first_seed
 from factory.engines.endpoints import Auth, Endpoint, Endpoints, addresses, closed
-from factory.engines.flights import WHILE, Flight, Job, Line, Slots, quick_turns
+from factory.engines.flights import TOGETHER, WHILE, Flight, Job, Line, Slots, quick_turns
 from factory.engines.pace import Pace
 from factory.engines.prices import read_prices
 from factory.engines.replies import Choice, NoAnswerError, Outcome, outcome_of, printable, read
@@ -53,7 +53,6 @@ from factory.schema import Completion, Failure, Have, Identity, Request, Samplin
 HEALTH_SECONDS = 20.0  # deadline of a health check
 MOST_AT_ONCE = 16  # samples in one call
 AT_ONCE = 64  # requests taken between two bursts
-TOGETHER = 16  # answers in a burst: the slots of these are filled again while the next are stored
 
 log = logging.getLogger("factory")
 HELLO = Request([{"role": "user", "content": "Say yes."}], sampling=Sampling(temperature=1.0, max_tokens=1))

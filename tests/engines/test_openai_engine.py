@@ -23,7 +23,8 @@ from fault_server import FaultServer, Handler, after, always, answered, choice, 
 
 from factory.calls import answer
 from factory.engines.endpoints import STRIKES
-from factory.engines.openai import AT_ONCE, TOGETHER, OpenAIEngine
+from factory.engines.flights import TOGETHER
+from factory.engines.openai import AT_ONCE, OpenAIEngine
 from factory.faults import ConfigError, EndpointError
 from factory.schema import Completion, Request, Sampling
 from factory.store import Store
