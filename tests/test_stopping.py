@@ -121,7 +121,7 @@ def test_no_gain_when_the_upper_bound_is_below_the_worthwhile() -> None:
 
 
 def test_no_gain_against_the_start_uses_the_paired_gain_of_the_report() -> None:
-    decision = NoGain(patience=9)(history(60, 61, gain=Estimate(0.005, -0.001, 0.011)))
+    decision = NoGain(worthwhile_gain=0.02, patience=9)(history(60, 61, gain=Estimate(0.005, -0.001, 0.011)))
     assert decision.stop
     assert decision.evidence["gain"] == 0.005
 

@@ -21,7 +21,7 @@ class LengthDrift(Rule):
     champion."""
 
     rule: str = "length_drift"
-    since_champion: Multiple = 1.5
+    since_champion: Multiple = 2.5
     """Multiple of the champion's mean length in tokens, or its inverse, that counts without a sure gain."""
     in_all: Multiple = 3.0
     """Multiple of the start's, or its inverse, that always counts."""

@@ -25,8 +25,8 @@ class NoGain(Rule):
     """
 
     rule: str = "no_gain"
-    worthwhile_gain: Share = 0.02
-    """In pass rate (or win rate): 0.02 is two prompts of a hundred."""
+    worthwhile_gain: Share = 0.005
+    """In pass rate (or win rate): 0.005 is five prompts of a thousand."""
     patience: Positive = 4
     """Rounds without progress after which to give up."""
     step: Share = 0.004
