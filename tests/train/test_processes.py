@@ -79,7 +79,7 @@ def case(method: str, name: str = "", plain: bool = False, **more: Any) -> Case:
 AGAIN: dict[str, LoraSpec | None] = {"activations": SMALL, "activations, whole model": None}
 CASES = [
     *(case(method) for method in METHODS),
-    *(case(method, "options", parameters=parameters) for method, parameters in OPTIONS),
+    *(case(method, " ".join(parameters), parameters=parameters) for method, parameters in OPTIONS),
     *(case("dpo", name, weighting=name) for name in ("wpo", "wpo_plain")),
     *(case(method, "whole model", lora=None) for method in ("dpo", "kto", "orpo", "sft", "reward_model")),
     *(case(method, "row by row", micro_batch_tokens=1) for method in ("dpo", "kto", "sft")),
