@@ -13,7 +13,7 @@ from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from factory import crash
+from factory import console, crash
 from factory.budget import Budget, Spend, used, worst_case
 from factory.engines import BurstEngine
 from factory.schema import Call, Completion, Have, Request, call_keys, now
@@ -428,4 +428,6 @@ def _bursts(engine: Engine, requests: Iterable[Request], have: Have) -> Generato
 
 def _report(progress: Progress, found: Answered) -> None:
     failed, tokens = int(found.call.failure is not None), 0 if found.reused else found.call.completion_tokens
+    if not found.reused:
+        console.pay(progress, found.call.cost)
     progress.advance(1, failed=failed, reused=int(found.reused), tokens=tokens)

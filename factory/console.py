@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
+LIVE_SECONDS = 0.2  # on a terminal: numbers are drawn at most this often
 PLAIN_SECONDS = 10.0  # without a terminal: one line of progress at most this often
 
 
@@ -26,7 +28,16 @@ class _Counter:
         self.what = what
         self.total = total
         self.done = self.failed = self.reused = self.tokens = 0
+        self.cost = 0.0
         self.began = self.shown = time.monotonic()
+
+    def expect(self, n: int) -> None:
+        """So many items more are to come, as is known now."""
+        self.total = (self.total or 0) + n
+
+    def pay(self, cost: float) -> None:
+        """US dollars were paid."""
+        self.cost += cost
 
     def advance(self, n: int = 1, *, failed: int = 0, reused: int = 0, tokens: int = 0) -> None:
         self.done += n
@@ -41,8 +52,16 @@ class _Counter:
             note(self.line())
 
     def line(self) -> str:
-        seconds = max(time.monotonic() - self.began, 1e-9)
-        parts = [f"{self.what}: {self.done}" + (f"/{self.total}" if self.total else "")]
+        """All of it."""
+        return ", ".join([f"{self.what}: {self.counted()}", *self.rates()])
+
+    def counted(self) -> str:
+        """120/480; a total that was passed is none."""
+        return f"{self.done}/{self.total}" if self.total and self.total >= self.done else str(self.done)
+
+    def rates(self) -> list[str]:
+        """What failed, was held already, how fast it goes, and how long it may still take."""
+        seconds, parts = max(time.monotonic() - self.began, 1e-9), []
         if self.failed:
             parts.append(f"{self.failed} failed")
         if self.reused:
@@ -52,31 +71,131 @@ class _Counter:
             parts.append(f"{self.tokens / seconds:.0f} tokens/s")
         elif fresh:
             parts.append(f"{fresh / seconds:.1f}/s")
+        if self.cost:
+            parts.append(f"${self.cost:,.2f}" if self.cost >= 0.01 else f"${self.cost:.2g}")
         if self.total and fresh > 0 and self.done < self.total:
             parts.append(f"{span((self.total - self.done) * seconds / fresh)} left")
-        return ", ".join(parts)
+        return parts
 
 
-class _LiveCounter(_Counter):
-    """The same counts on a terminal: one line that is drawn again."""
+def expect(counter: Progress | None, n: int) -> None:
+    """Tell a progress that so many items more are to come, if it is one that counts them."""
+    grow = getattr(counter, "expect", None)
+    if grow is not None:
+        grow(n)
+
+
+def pay(counter: Progress | None, cost: float | None) -> None:
+    """Tell a progress what an answer cost, in US dollars, if it is one that counts that; None: nobody knows."""
+    add = getattr(counter, "pay", None)
+    if add is not None and cost:
+        add(cost)
+
+
+class _Board:
+    """The bars that stand on a terminal: one rich display for all that runs at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._bars: Any = None
+        self._open = 0
+
+    def add(self, counter: _Bar) -> Any:
+        """A bar for a counter; its number."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress as Bars, SpinnerColumn, TextColumn
+
+        with self._lock:
+            if self._bars is None:
+                columns = [TextColumn(f"{{task.{name}}}", markup=False) for name in ("description", "fields[said]")]
+                self._bars = Bars(
+                    SpinnerColumn(), columns[0], BarColumn(bar_width=24), columns[1], console=Console(stderr=True)
+                )
+                self._bars.start()
+            self._open += 1
+            return self._bars.add_task(visible(counter.what), total=counter.total, said="")
+
+    def update(self, task: Any, counter: _Bar) -> None:
+        """Draw the counter's numbers."""
+        with self._lock:
+            said = ", ".join([counter.counted(), *counter.rates()])
+            total = counter.total if counter.total and counter.total >= counter.done else None
+            self._bars.update(task, completed=counter.done, total=total, said=said)
+
+    def close(self, task: Any, counter: _Bar) -> None:
+        """The bar stays as a plain line; the display goes with the last one."""
+        with self._lock:
+            self._bars.remove_task(task)
+            self._open -= 1
+            if not self._open:
+                self._bars.stop()
+                self._bars = None
+            if counter.done:
+                note(counter.line())
+
+
+_board = _Board()
+
+
+class _Bar(_Counter):
+    """The same counts as a bar on a terminal."""
+
+    def __init__(self, what: str, total: int | None) -> None:
+        super().__init__(what, total)
+        self.task = _board.add(self)
 
     def show(self, *, last: bool = False) -> None:
-        now = time.monotonic()
-        if last or now - self.shown >= 0.2:
-            self.shown = now
-            sys.stderr.write("\r\x1b[2K" + self.line() + ("\n" if last else ""))
-            sys.stderr.flush()
+        if last:
+            _board.close(self.task, self)
+        elif time.monotonic() - self.shown >= LIVE_SECONDS:
+            self.shown = time.monotonic()
+            _board.update(self.task, self)
 
 
 @contextmanager
 def progress(what: str, total: int | None = None) -> Iterator[Progress]:
     """A counter for the time of one piece of work; its last line stays."""
-    counter = (_LiveCounter if sys.stderr.isatty() else _Counter)(what, total)
+    counter = (_Bar if sys.stderr.isatty() else _Counter)(what, total)
     try:
         yield counter
     finally:
-        if counter.done:
+        if counter.done or isinstance(counter, _Bar):
             counter.show(last=True)
+
+
+def watch(look: Callable[[], tuple[str, bool]], seconds: float) -> None:
+    """Show what `look` says, again and again, until it says that nothing more will come, or the user interrupts, which
+    is no fault. On a terminal it is drawn in place; elsewhere it is printed when it changes."""
+    with suppress(KeyboardInterrupt):
+        if sys.stdout.isatty():
+            _watch_in_place(look, seconds)
+        else:
+            _watch_in_lines(look, seconds)
+
+
+def _watch_in_place(look: Callable[[], tuple[str, bool]], seconds: float) -> None:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(), auto_refresh=False, vertical_overflow="crop") as shown:
+        over = False
+        while not over:
+            said, over = look()
+            shown.update(Text(visible(said, keep="\n")), refresh=True)
+            if not over:
+                time.sleep(seconds)
+
+
+def _watch_in_lines(look: Callable[[], tuple[str, bool]], seconds: float) -> None:
+    before, over = "", False
+    while not over:
+        said, over = look()
+        if said != before:
+            emit({}, as_json=False, text=said)
+        before = said
+        if not over:
+            time.sleep(seconds)
 
 
 def visible(text: str, *, keep: str = "") -> str:

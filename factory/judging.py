@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
 
-from factory import crash, matchups as choosing, verdicts
+from factory import console, crash, matchups as choosing, verdicts
 from factory.budget import BudgetError
 from factory.calls import answered
 from factory.engines import Engine
@@ -210,6 +210,7 @@ def _vote(work: Work, member: PanelMember, judge: Judge, matchups: Sequence[Matc
             fresh.append(matchup)
         else:
             yield from known
+    console.expect(work.progress, len(fresh))
     yield from _vote_anew(work, member, judge, fresh)
 
 
@@ -325,6 +326,7 @@ def _answers(work: Work, engine: Engine, asks: Sequence[Ask], done: Done) -> Ite
         requests.append(request)
         places[id(request)].append(number)
     left = sum(request.n for request in requests)
+    console.expect(work.progress, left)
     with _Turn(work, engine) as turn:
         for request, call, reused in answered(
             work.store,

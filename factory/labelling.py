@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from factory import matchups as choosing, verdicts
+from factory import console, matchups as choosing, verdicts
 from factory.faults import FactoryError, IntegrityError
 from factory.judges.canaries import SHARE
 from factory.judging import judge
@@ -171,6 +171,16 @@ class _InTurn:
         """See `Progress.advance`."""
         with self._turn:
             self._progress.advance(n, failed=failed, reused=reused, tokens=tokens)
+
+    def expect(self, n: int) -> None:
+        """See `console.expect`."""
+        with self._turn:
+            console.expect(self._progress, n)
+
+    def pay(self, cost: float) -> None:
+        """See `console.pay`."""
+        with self._turn:
+            console.pay(self._progress, cost)
 
 
 def _choices(panel: Sequence[PanelMember], matchups: str) -> list[choosing.Choice]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from factory import branching, console, crash
+from factory import branching, console, crash, live
 from factory.branching import Point
 from factory.faults import FactoryError
 from factory.filesystem import write_whole
@@ -100,7 +100,7 @@ def do(flow: Run, number: int, stage: str) -> Detail:
     """Do a stage unless it is done. What it says of itself is kept with its mark; a fault's reason too."""
     if (held := flow.done(number, stage)) is not None:
         return held
-    console.note(f"round {number} · {stage}")
+    console.note(live.heading(flow.store, flow.name, number, stage))
     flow.store.mark(flow.name, number, stage, "started", {"pid": os.getpid()})
     began = time.monotonic()
     try:

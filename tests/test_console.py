@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 
 import pytest
 
@@ -73,3 +77,107 @@ def test_nothing_that_acts_on_a_terminal_is_printed(capsys: pytest.CaptureFixtur
 def test_json_of_any_text_can_be_written_and_read(capsys: pytest.CaptureFixture[str]) -> None:
     console.emit({"name": "\udcff é \x1b"}, as_json=True)
     assert json.loads(capsys.readouterr().out.encode()) == {"name": "\udcff é \x1b"}
+
+
+def test_a_total_grows_with_what_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress("judgments") as counter:
+        console.expect(counter, 3)
+        console.expect(counter, 2)
+        counter.advance(4)
+    assert capsys.readouterr().err.startswith("judgments: 4/5, ")
+
+
+def test_a_total_that_was_passed_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress("answers", 2) as counter:
+        counter.advance(3)
+    assert capsys.readouterr().err.startswith("answers: 3, ")
+
+
+def test_cost_is_counted_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress("answers", 2) as counter:
+        console.pay(counter, 0.5)
+        console.pay(counter, None)
+        console.pay(counter, 0.75)
+        counter.advance(2)
+    assert "$1.25" in capsys.readouterr().err
+
+
+def test_a_progress_that_counts_neither_is_left_alone() -> None:
+    class Plain:
+        def advance(self, n: int = 1, *, failed: int = 0, reused: int = 0, tokens: int = 0) -> None:
+            raise AssertionError
+
+    console.expect(Plain(), 3)
+    console.pay(Plain(), 0.5)
+    console.expect(None, 3)
+
+
+def on_a_terminal(code: str) -> str:
+    """What a process writes whose stdout and stderr are a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"COLUMNS": "100", "LINES": "30", "TERM": "xterm"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    )
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            data = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not data:
+            break
+        seen += data
+    os.close(ours)
+    assert process.wait(60) == 0, seen
+    return seen.decode()
+
+
+BARS = """
+from factory import console
+console.LIVE_SECONDS = 0
+with console.progress("first \x1b]0;x [bold]", 4) as one:
+    for _ in range(2):
+        one.advance(1, tokens=50)
+        console.note("a note between")
+    with console.progress("second") as other:
+        console.expect(other, 8)
+        other.advance(3, failed=1)
+"""
+
+
+def test_bars_on_a_terminal_stand_together_and_end_as_plain_lines() -> None:
+    seen = on_a_terminal(BARS)
+    assert "a note between" in seen
+    assert "\x1b]0;x" not in seen  # what would set the terminal's title
+    assert "first \\x1b]0;x [bold]: 2/4" in seen
+    assert "second: 3/8, 1 failed" in seen
+    assert "━" in seen or "╸" in seen
+
+
+WATCH = """
+from factory import console
+said = iter([("one", False), ("two", False), ("three", True)])
+console.watch(lambda: next(said), 0.01)
+"""
+
+
+def test_a_watch_draws_in_place_on_a_terminal() -> None:
+    seen = on_a_terminal(WATCH)
+    assert [word in seen for word in ("one", "two", "three")] == [True] * 3
+    assert "\x1b[2K" in seen or "\x1b[1A" in seen
+
+
+def test_a_watch_prints_changes_elsewhere_and_ends_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    said = iter([("one", False), ("one", False), ("two", False), ("three", True)])
+    console.watch(lambda: next(said), 0)
+    assert capsys.readouterr().out == "one\ntwo\nthree\n"
+
+
+def test_an_interrupt_ends_a_watch_quietly(capsys: pytest.CaptureFixture[str]) -> None:
+    def look() -> tuple[str, bool]:
+        raise KeyboardInterrupt
+
+    console.watch(look, 0)
+    assert capsys.readouterr() == ("", "")

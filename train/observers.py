@@ -57,7 +57,10 @@ class Counter:
     progress: Progress
 
     def start(self, training: Training) -> None:
-        """Steps that were done before count."""
+        """Steps that were done before count; so many are to come, for a bar that has a total."""
+        expect = getattr(self.progress, "expect", None)
+        if expect is not None:
+            expect(training.steps)
         if training.done:
             self.progress.advance(training.done)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,20 +104,54 @@ def _prompts_of(loaded: Recipe, folder: Path) -> dict[str, int]:
 
 def status(
     run_name: Annotated[str | None, typer.Option("--run", help="One run; all by default.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on showing it until all is done, or ctrl-c.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 2.0,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
-    """Where the runs of a store are: stages done, under way or failed, and the last decision."""
+    """Where the runs of a store are: stages done, under way or failed, rates and cost, and the last decision."""
+    if watch and as_json:
+        raise FactoryError("--watch is for people, --json for programs", todo="leave one of them out")
+    with options.opened(store) as opened:
+        if watch:
+            console.watch(lambda: _look(opened, run_name, store, last=WATCHED), every)
+            return
+        found = _found(opened, run_name, store)
+    text = "\n\n".join(_block(item) for item in found) or NO_RUNS
+    console.emit(found, as_json=as_json, text=text)
+
+
+NO_RUNS = "no runs yet: factory run quickstart"
+WATCHED = 12
+"""Stages of a run that --watch shows, the newest: a screen has no more room."""
+
+
+def _look(opened: Store, run_name: str | None, folder: Path, last: int) -> tuple[str, bool]:
+    """What is to be seen now, and whether that will never change."""
+    found = _found(opened, run_name, folder)
+    text = "\n\n".join(_block(item | {"stages": item["stages"][-last:]}) for item in found)
+    return text or NO_RUNS, bool(found) and all(item["state"] == "done" for item in found)
+
+
+def _found(opened: Store, run_name: str | None, folder: Path) -> list[dict[str, Any]]:
+    """Where each run is, with the stage under way. FactoryError: there is no such run."""
+    from factory.live import underway
     from factory.rounds import progress_of
 
-    with options.opened(store) as opened:
-        names = [run_name] if run_name else [str(held["run"]) for held in opened.runs()]
-        for name in names:
-            if opened.get_run(name) is None:
-                raise FactoryError(f"no run named {name!r}", where=str(store), todo="factory status lists the runs")
-        found = [progress_of(opened, name) for name in names]
-    blocks = [f"{item['run']}: {item['state']}\n{console.table(item['stages'])}{_decided(item)}" for item in found]
-    console.emit(found, as_json=as_json, text="\n\n".join(blocks) or "no runs yet: factory run quickstart")
+    names = [run_name] if run_name else [str(held["run"]) for held in opened.runs()]
+    found = []
+    for name in names:
+        if opened.get_run(name) is None:
+            raise FactoryError(f"no run named {name!r}", where=str(folder), todo="factory status lists the runs")
+        now = underway(opened, name)
+        found.append(progress_of(opened, name) | {"now": now and asdict(now), "said": now and now.text()})
+    return found
+
+
+def _block(item: dict[str, Any]) -> str:
+    """One run as text."""
+    said = f"\n{item['said']}" if item["said"] else ""
+    return f"{item['run']}: {item['state']}\n{console.table(item['stages'])}{_decided(item)}{said}"
 
 
 def _decided(progress: dict[str, Any]) -> str:
