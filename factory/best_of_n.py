@@ -463,13 +463,13 @@ def pictures(found: Study) -> list[tuple[str, Markup]]:
             over_n("any of n passes", (s.any_passed for s in found.sizes), 2),
             over_n("1-(1-p)^n", (s.if_alike for s in found.sizes), 3, marks=False),
         ]
-        shown.append(drawn("Passes: picked (1), any of n (2), if all prompts were alike (3, line)", passes))
+        shown.append(drawn("Passes: picked (blue), any of n (orange), were all prompts alike (grey)", passes))
     kl = [
         over_n("log n - (n-1)/n", (s.kl_bound for s in found.sizes), 3, marks=False),
         over_n("by levels", (s.kl_levels for s in found.sizes), 1),
         over_n("2401.01879", (s.kl_estimate for s in found.sizes), 2),
     ]
-    shown.append(drawn("KL from the policy, nats: by levels (1), 2401.01879 (2), bound (3, line)", kl))
+    shown.append(drawn("KL, nats: by levels (blue), 2401.01879 (orange), bound (grey)", kl))
     return shown
 
 
