@@ -41,7 +41,6 @@ def kto(
     kl: Tensor | float = 0.0,
 ) -> LabelLoss:
     """Kahneman-Tversky optimisation (arXiv 2402.01306, eq. 8): lambda_y - v, that is
-
     lambda_D (1 - s(beta (u - z0))) for a desirable answer, lambda_U (1 - s(beta (z0 - u))) for an undesirable one.
 
     z0 is `kl`, from `kto_baseline`. The lambdas are part of the loss, as in the paper; every row weighs 1.
