@@ -588,6 +588,7 @@ class _Core:
         with self._lock, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
+            self._engine.apply_model(_renew_tied_head)
             self._engine.reset_prefix_cache()
 
     def shut_down(self) -> None:
@@ -597,6 +598,16 @@ class _Core:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _renew_tied_head(model: Any) -> None:
+    """A head that shares the embeddings' weights is not among those that are loaded: vLLM 0.32 leaves it what it made of
+    the old ones (on a CPU a packed copy)."""
+    head = getattr(model, "lm_head", None)
+    embeddings = getattr(getattr(model, "model", None), "embed_tokens", None)
+    if head is not None and embeddings is not None and getattr(model.config, "tie_word_embeddings", False):
+        head.weight = embeddings.weight
+        head.quant_method.process_weights_after_loading(head)
 
 
 def _start(setup: _Setup, room: int, rank: int, on_cpu: bool, threads: int) -> Any:
