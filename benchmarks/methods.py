@@ -46,19 +46,22 @@ SMALL = Size(
     fewer_online=("--online", "steps=1", "--online", "prompts=2", "--online", "n=2", "--online", "max_tokens=16"),
 )  # fmt: skip
 
-SHORT = ("--set", "epochs=1", "--set", "batch_size=4")
-CLEAR = ("--run", "data", "--strategy", "clear", *SHORT)
+CLEAR = ("--run", "data", "--strategy", "clear")
+TWICE = (*CLEAR, "--set", "epochs=2", "--set", "batch_size=8", "--set", "learning_rate=1e-3")
 METHODS: dict[str, tuple[str, ...]] = {
-    "dpo": (*CLEAR, "-p", "beta=0.1", "--add", "sft=0.2", "--set", "learning_rate=2e-3"),
-    "kto": (*CLEAR, "--set", "learning_rate=2e-3"),
-    "orpo": (*CLEAR, "-p", "beta=0.5", "--set", "learning_rate=1e-3"),
-    "simpo": (*CLEAR, "--set", "learning_rate=2e-3"),
+    "dpo": (*TWICE, "-p", "beta=0.1", "--add", "sft=0.2"),
+    "kto": TWICE,
+    "orpo": (*TWICE, "-p", "beta=0.5"),
+    "simpo": TWICE,
     "grpo": (
-        "--reward", "verifier", "--set", "learning_rate=2e-3", "--online", "steps=12", "--online", "prompts=4",
+        "--reward", "verifier", "--set", "learning_rate=1e-3", "--online", "steps=12", "--online", "prompts=4",
         "--online", "n=8", "--online", "max_tokens=80",
     ),
-    "raft": ("--run", "data", "--strategy", "threshold", *SHORT, "--set", "learning_rate=1e-3"),
-    "reward_model": (*CLEAR, "--set", "learning_rate=1e-3"),
+    "raft": (
+        "--run", "data", "--strategy", "threshold", "--set", "epochs=1", "--set", "batch_size=4",
+        "--set", "learning_rate=1e-3",
+    ),
+    "reward_model": TWICE,
 }  # fmt: skip
 
 
