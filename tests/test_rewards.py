@@ -21,6 +21,7 @@ from factory.labelling import PanelMember
 from factory.rewards import ENOUGH, JudgeRewards, Place, RewardPart, Rewards
 from factory.schema import Call, Candidate, Judgment, Prompt, Request, now
 from factory.store import Store
+from train.data import Ids
 from train.packing import Group
 
 FIRST, SECOND = (1, 1), (2, 2)
@@ -35,7 +36,7 @@ def prompt(word: str) -> Prompt:
     return Prompt(key=word, messages=messages, split="train", group=word, constraints=constraints, at=now())
 
 
-PROMPTS = {FIRST: prompt("first"), SECOND: prompt("second")}
+PROMPTS: dict[Ids, Prompt] = {FIRST: prompt("first"), SECOND: prompt("second")}
 
 
 def shown(request: Request) -> list[int]:
@@ -137,7 +138,7 @@ def test_rewards_are_summed_by_weight(store: Store) -> None:
     """Half of the rating, and two of what calls short ones good; the mean of each is told."""
     other = rating(lambda found: "2", name="other")
     found = rewarding(store, rating(), other, weights=(0.5, 2.0))(0, groups([1, 5]))
-    assert found.rewards == [[pytest.approx(0.5), pytest.approx(1.0)]]
+    assert list(found.rewards[0]) == pytest.approx([0.5, 1.0])
     assert found.said == {"rewards/rating": pytest.approx(0.5), "rewards/other": pytest.approx(0.25)}
 
 

@@ -601,8 +601,8 @@ class _Core:
 
 
 def _renew_tied_head(model: Any) -> None:
-    """A head that shares the embeddings' weights is not among those that are loaded: vLLM 0.32 leaves it what it made of
-    the old ones (on a CPU a packed copy)."""
+    """A head that shares the embeddings' weights is not among those that are loaded: vLLM 0.32 leaves it what it made
+    of the old ones (on a CPU a packed copy)."""
     head = getattr(model, "lm_head", None)
     embeddings = getattr(getattr(model, "model", None), "embed_tokens", None)
     if head is not None and embeddings is not None and getattr(model.config, "tie_word_embeddings", False):

@@ -42,14 +42,16 @@ def test_generalised_advantages_by_hand() -> None:
 def test_the_kl_is_in_the_reward_of_rloo() -> None:
     """1 - .1 * .5 = .95 and 0 - .1 * .5 = -.05: one left out, 1 and -1."""
     found = ways.get("leave_one_out")([sampled(1.0), sampled(0.0)], OnlineSpec(kl_weight=0.1))
-    assert [c.advantage for c in found] == [pytest.approx((1.0, 1.0)), pytest.approx((-1.0, -1.0))]
+    assert [c and c.advantage for c in found] == [pytest.approx((1.0, 1.0)), pytest.approx((-1.0, -1.0))]
     moved = ways.get("leave_one_out")([sampled(1.0, old=-4.0, ref=-14.0), sampled(0.0)], OnlineSpec(kl_weight=0.1))
+    assert moved[0] is not None
     assert moved[0].advantage == pytest.approx((1 - 1.0 + 0.05,) * 2)
 
 
 def test_ppo_pays_at_the_last_token_and_for_the_kl_at_each() -> None:
     """kl .25 a token at weight .2: rewards -.05 and 1 - .05; values 0; gamma 1, lambda 1: .9 and .95."""
     (credit,) = ways.get("gae")([sampled(1.0, value=f64(0, 0))], OnlineSpec(kl_weight=0.2, lam=1.0))
+    assert credit is not None
     assert credit.advantage == pytest.approx((0.9, 0.95))
     assert credit.returns == pytest.approx((0.9, 0.95))
 

@@ -329,12 +329,6 @@ def test_a_stores_rows_become_one_policy(store: Store, tiny_model: Path, method:
     assert train_policy(store, out=out, processes=TWO, **common) == result
 
 
-def test_online_trainings_are_refused(store: Store, tiny_model: Path, tmp_path: Path) -> None:
-    settings = TrainConfig(method="grpo", online={"steps": 1})
-    with pytest.raises(FactoryError, match="data of the store"):
-        train_policy(store, run="r", rounds=[1], start=str(tiny_model), out=tmp_path, config=settings, processes=TWO)
-
-
 @pytest.mark.parametrize(
     ("how", "fault"),
     [
