@@ -317,17 +317,15 @@ def _outline(shares: Sequence[float], edges: Sequence[float], x: Scale, y: Scale
 # ------------------------------------------------------------------------------------------------- bars and heat maps
 
 
-def bars(
-    values: Sequence[tuple[str, Estimate | None]], *, title: str, neutral: float, show: Show, tone: int = 1
-) -> Markup:
-    """Bars to the left and right of a neutral value on an axis from 0 to 1, with intervals; what is not known is left
-    out."""
-    known = [(name, value) for name, value in values if value is not None and math.isfinite(value.value)]
+def bars(values: Sequence[tuple[str, Estimate | None, float]], *, title: str, show: Show, tone: int = 1) -> Markup:
+    """Bars that begin at a neutral value of their own (name, value, neutral), on an axis from 0 to 1, with intervals;
+    what is not known is left out."""
+    known = [(name, value, at) for name, value, at in values if value is not None and math.isfinite(value.value)]
     if not known:
         return Markup()
     height, x = len(known) * ROW + 24, Scale(0.0, 1.0, SIDE, WIDTH - RIGHT)
     parts = [_unit_axis(x, height, show)]
-    for i, (name, value) in enumerate(known):
+    for i, (name, value, neutral) in enumerate(known):
         middle, ends = ROW * (i + 0.5), sorted((x(neutral), x(value.value)))
         bar = _tag("rect", f"fill t{tone}", x=ends[0], y=middle - 7, width=ends[1] - ends[0], height=14)
         whisker = Markup()
@@ -336,7 +334,7 @@ def bars(
         parts.append(_text(_short(name), SIDE - 8, middle + 4, "end"))
         says = tell(name, Point(0.0, *value), show)
         parts.append(Markup("<g><title>{}</title>{}{}</g>").format(says, bar, whisker))
-    parts.append(_tag("line", "rule", x1=x(neutral), x2=x(neutral), y1=0, y2=height - 20))
+        parts.append(_tag("line", "rule", x1=x(neutral), x2=x(neutral), y1=ROW * i + 2, y2=ROW * (i + 1) - 2))
     return _svg(Markup().join(parts), height, title, "rows")
 
 

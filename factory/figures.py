@@ -221,7 +221,7 @@ def _lengths(title: str, says: str, samples: Sequence[tuple[str, Sequence[float]
 
 # ------------------------------------------------------------------------------------------------------------- judges
 
-_BIASES = [
+BIASES = [
     ("first shown wins", "first_position"),
     ("longer wins", "longer_wins"),
     ("more lists win", "lists_win"),
@@ -236,9 +236,9 @@ def bias_figures(panel: Mapping[str, Any]) -> list[Figure]:
     """For each judge: what wins with it. Sound for the order of showing is one half, for flips none."""
     found = []
     for judge in panel.get("judges") or []:
-        values = [(name, estimate_of(judge.get(key))) for name, key in _BIASES]
+        values = [(name, estimate_of(judge.get(key)), 0.0 if key == "flip_rate" else 0.5) for name, key in BIASES]
         name = str(judge.get("judge"))
-        chart = charts.bars(values, title=f"Habits of {name}", neutral=0.5, show=whole_percent)
+        chart = charts.bars(values, title=f"Habits of {name}", show=whole_percent)
         found.append(Figure(name, "Shares of decided pairs that differ in it, with 95% intervals.", chart, []))
     return _drawn(found)
 

@@ -42,10 +42,42 @@ def ask(browser: str, profile: Path, *arguments: str) -> str:
 
 def test_the_page_opens_and_shows_its_parts(browser: str, page: Path, tmp_path: Path) -> None:
     dom = ask(browser, tmp_path / "profile", "--dump-dom", page.as_uri())
-    for part in ("Rounds", "Training", "Judges", "Decisions", "factory query"):
+    parts = ("Rounds", "What changed", "Gain against distance", "Lengths", "Training", "Judges", "to read", "Decisions")
+    for part in (*parts, "How far two judges agree", "What wins with each judge", "factory query"):
         assert part in dom
-    assert dom.count("<svg") >= 5
+    assert dom.count("<svg") >= 12
     assert not re.search(r"<(script|iframe|link|img)\b", dom)
+
+
+@pytest.mark.parametrize("scheme", ["0", "1"])
+def test_light_and_dark_are_painted_in_their_colours(browser: str, page: Path, tmp_path: Path, scheme: str) -> None:
+    """Chromium's preferred scheme 0 is dark, 1 is light: the corner of the page has the paper's colour."""
+    from PIL import Image
+
+    picture = tmp_path / "page.png"
+    flags = (f"--blink-settings=preferredColorScheme={scheme}", "--window-size=600,400", f"--screenshot={picture}")
+    ask(browser, tmp_path / "profile", *flags, page.as_uri())
+    with Image.open(picture) as image:
+        corner = image.convert("RGB").getpixel((2, 2))
+    assert corner == {"0": (0x14, 0x16, 0x1A), "1": (0xFB, 0xFB, 0xF9)}[scheme]
+
+
+HOSTILE = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
+
+
+def test_hostile_answers_are_shown_and_never_run(browser: str, tmp_path: Path) -> None:
+    from test_report import preference, run_report
+
+    from factory.page import render
+    from factory.report import PairToRead
+
+    pair = PairToRead("drawn", preference(1, chosen=HOSTILE, rejected=HOSTILE, asked=HOSTILE))
+    where = tmp_path / "hostile.html"
+    where.write_text(render(run_report(pairs=[pair])), encoding="utf-8")
+    dom = ask(browser, tmp_path / "profile", "--dump-dom", where.as_uri())
+    assert "<title>r · preference factory</title>" in dom
+    assert not re.search(r"<(script|img)\b", dom)
+    assert "&lt;script&gt;" in dom
 
 
 @pytest.mark.parametrize("width", [1280, 400])

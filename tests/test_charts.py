@@ -158,17 +158,17 @@ def test_shares_of_a_histogram_add_up_to_one(values: list[float]) -> None:
 
 
 def test_bars_reach_from_the_neutral_value_to_theirs() -> None:
-    values = [("longer", Estimate(0.75, 0.6, 0.9)), ("first", Estimate(0.25, 0.2, 0.3)), ("lists", None)]
-    chart = parsed(charts.bars(values, title="t", neutral=0.5, show="{:.0%}".format))
+    values = [("longer", Estimate(0.75, 0.6, 0.9), 0.5), ("flips", Estimate(0.25, 0.2, 0.3), 0.0), ("lists", None, 0.5)]
+    chart = parsed(charts.bars(values, title="t", show="{:.0%}".format))
     quarter = (charts.WIDTH - charts.RIGHT - charts.SIDE) / 4
     found = [(float(r.attrib["x"]), float(r.attrib["width"])) for r in chart.iter("rect")]
     middle = charts.SIDE + 2 * quarter
     assert found == [
         (pytest.approx(middle, abs=0.1), pytest.approx(quarter, abs=0.1)),
-        (pytest.approx(middle - quarter, abs=0.1), pytest.approx(quarter, abs=0.1)),
+        (pytest.approx(charts.SIDE, abs=0.1), pytest.approx(quarter, abs=0.1)),
     ]
-    assert [t.text for t in chart.iter("title")] == ["longer: 75% (60% to 90%)", "first: 25% (20% to 30%)"]
-    assert charts.bars([("a", None)], title="t", neutral=0.5, show=str) == ""
+    assert [t.text for t in chart.iter("title")] == ["longer: 75% (60% to 90%)", "flips: 25% (20% to 30%)"]
+    assert charts.bars([("a", None, 0.5)], title="t", show=str) == ""
 
 
 def test_a_heat_map_has_a_square_for_every_two() -> None:
@@ -184,5 +184,5 @@ def test_a_heat_map_has_a_square_for_every_two() -> None:
 
 
 def test_long_names_are_cut() -> None:
-    chart = charts.bars([("x" * 40, Estimate(0.5, 0.4, 0.6))], title="t", neutral=0.5, show=str)
+    chart = charts.bars([("x" * 40, Estimate(0.5, 0.4, 0.6), 0.5)], title="t", show=str)
     assert f">{'x' * (charts.LONGEST - 1)}…<" in chart

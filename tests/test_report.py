@@ -447,7 +447,12 @@ def answer(i: int) -> Candidate:
 
 def close_round(store: Store, number: int, passes: int) -> None:
     measures = measured(passes, gain=Estimate(0.25, 0.15, 0.35) if number else None)
-    decision: dict[str, Any] = {"stop": number == 1, "rule": "max_rounds" if number else "", "reason": f"{number} of 1", "evidence": {}}
+    decision: dict[str, Any] = {
+        "stop": number == 1,
+        "rule": "max_rounds" if number else "",
+        "reason": f"{number} of 1",
+        "evidence": {},
+    }
     kept = {
         "round": number,
         "policy": f"policy {number}",
@@ -565,6 +570,38 @@ def test_a_pair_is_shown_with_what_every_judge_said_of_it(store: Store) -> None:
     (shown,) = reports.with_votes(store, "r", [PairToRead("disputed", preference(0))])
     assert {vote.judge: vote.says for vote in shown.votes} == {"strict": "chosen", "kind": "rejected"}
     assert {vote.judge: round(vote.p_chosen, 6) for vote in shown.votes} == {"strict": 0.9, "kind": 0.3}
+
+
+STUDY = {
+    "round": 0,
+    "judge": "<rating>",
+    "prompts": 40,
+    "sizes": [
+        {"n": n, "score": [0.4 + 0.1 * i, 0.3, 0.9], "qualities": {"words": [50.0 - i, 40.0, 60.0]},
+         "kl_bound": 0.1 * i, "kl_levels": [0.1 * i, 0.0, 0.5], "kl_estimate": [0.1 * i, 0.0, 0.5],
+         "passed": [0.2, 0.1, 0.3], "any_passed": None, "if_alike": 0.3}
+        for i, n in enumerate((1, 2, 4, 8))
+    ],
+    "hacking": [{"measure": "words", "best_n": 1, "begins": 4, "loss": [-2.0, -3.0, -1.0]}],
+}  # fmt: skip
+
+
+def test_studies_of_best_of_n_are_kept_and_shown(store: Store) -> None:
+    reports.keep_study(store, "r", STUDY)
+    reports.keep_study(store, "r", STUDY | {"prompts": 41})
+    found = collect(store, "r")
+    assert [study["prompts"] for study in found.studies] == [41]
+    (store.run_folder("r") / "bon-9-torn.json").write_text('{"round": ')
+    assert len(collect(store, "r").studies) == 1
+    html = page.render(found)
+    assert "<rating>" not in html
+    seen = Page(html)
+    titles = [str(attrs.get("aria-label")) for tag, attrs in seen.tags if tag == "svg"]
+    assert [title for title in titles if "<rating>" in title] == [
+        "<rating>, which picks", "words of what <rating> picks", "Passes of what <rating> picks",
+        "KL of what <rating> picks",
+    ]  # fmt: skip
+    assert "Falls from n = 4: there the judge is fooled." in seen.text
 
 
 def test_lengths_are_of_answers_that_there_are() -> None:

@@ -37,6 +37,7 @@ def bon(
 ) -> None:
     """Best-of-n from judged answers: quality by the judge that picks and by others, KL, passes, where it is fooled."""
     from factory.best_of_n import load, page, picture, study
+    from factory.report import keep_study
 
     watched = independent or ["words"]
     if judge in watched:
@@ -62,9 +63,11 @@ def bon(
             model=model,
             limit=limit,
         )
-    found = study(answers, judge=judge, sizes=n, seed=seed, left_out=left_out)
+        found = study(answers, judge=judge, sizes=n, seed=seed, left_out=left_out)
+        told = {"run": name, "round": number, "split": split} | found.to_json()
+        keep_study(opened, name, told)  # so that the run's report shows it
     if out is not None:
         out.write_text(page(found) if out.suffix == ".html" else picture(found), encoding="utf-8")
         console.note(f"charts: {out}")
     text = f"{console.table(found.rows())}\n\n{found.words()}"
-    console.emit({"run": name, "round": number} | found.to_json(), as_json=as_json, text=text)
+    console.emit(told, as_json=as_json, text=text)
