@@ -19,6 +19,8 @@ from safetensors.torch import load_file
 from factory import crash, resources
 from factory.best_of import best
 from factory.faults import ConfigError, FactoryError
+from factory.judges.verifier import VerifierJudge
+from factory.rewards import RewardPart, Rewards
 from factory.schema import Candidate, Label, Message, Preference, Prompt, digest, now
 from factory.store import Store
 from factory.training import config_of, needs, plan_training, train_policy
@@ -522,3 +524,26 @@ def test_what_is_the_best_is_for_raft_alone() -> None:
     with pytest.raises(ConfigError, match="sft learns all rows; raft learns the best"):
         config_of(method="sft", settings={"best": {"min_score": 0.5}}, parameters={})
     assert needs(config_of(method="raft", settings={}, parameters={})) == "labels"
+
+
+# -------------------------------------------------------------------------------------------------------- its reward
+
+
+def test_an_online_training_is_of_its_reward_which_is_closed(
+    store: Store, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same prompts and settings under another weight are another training, whatever it may cost; the judge is closed."""
+    closed: list[str] = []
+    monkeypatch.setattr(VerifierJudge, "close", lambda self: closed.append(self.name))
+    wanted = [{"kind": "include", "words": ["sea"]}]
+    store.append("prompts", [replace(prompt(i, "train"), constraints=wanted) for i in range(2)])
+    config = CONFIG.model_copy(
+        update={"method": "grpo", "online": OnlineSpec(steps=1, n=2, prompts=2, max_tokens=4), "parameters": {}}
+    )
+    one, two = (Rewards(parts=(RewardPart(judge="verifier", weight=weight),)) for weight in (1.0, 2.0))
+    result = train(store, tiny_model, "out", config, reward=one)
+    assert closed == ["verifier"]
+    assert train(store, tiny_model, "out", config, reward=one) == result
+    assert train(store, tiny_model, "out", config, reward=replace(one, max_tokens=10**6)) == result
+    with pytest.raises(FactoryError, match="policy of another training"):
+        train(store, tiny_model, "out", config, reward=two)
