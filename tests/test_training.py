@@ -532,7 +532,7 @@ def test_what_is_the_best_is_for_raft_alone() -> None:
 def test_an_online_training_is_of_its_reward_which_is_closed(
     store: Store, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same prompts and settings under another weight are another training, whatever it may cost; the judge is closed."""
+    """Another weight makes another training, another budget does not; the judge is closed."""
     closed: list[str] = []
     monkeypatch.setattr(VerifierJudge, "close", lambda self: closed.append(self.name))
     wanted = [{"kind": "include", "words": ["sea"]}]
