@@ -74,7 +74,7 @@ def _measures(reports: Sequence[PolicyReport]) -> list[_Measure]:
         ),
         *_by_judges(reports),
         _Measure(
-            "KL from the start", f"Nats a sequence, on the policy's own answers{scored}.",
+            "KL from the start", _about_kl(reports, scored),
             [("k1", _field("kl_sequence")), ("k3", _field("kl3_sequence"))],
         ),
         _Measure("Length", "Mean tokens of an answer. Never rewarded by itself.", [("tokens", _field("tokens"))]),
@@ -97,6 +97,13 @@ def _measures(reports: Sequence[PolicyReport]) -> list[_Measure]:
         _of_mapping("Implicit margins", "Nats, on held-out pairs: the margin and what became of either side.",
                     "implicit", reports, number, without=("accuracy",)),
     ]  # fmt: skip
+
+
+def _about_kl(reports: Sequence[PolicyReport], scored: str) -> str:
+    """What KL was measured on: of tempered answers it is a mean log-ratio, which may fall below zero."""
+    if reports and reports[-1].kl_on == "policy":
+        return f"Nats a sequence, on the policy's own answers{scored}."
+    return f"Mean log-ratio in nats a sequence, on answers as they were sampled{scored}: an index of the distance."
 
 
 def _by_judges(reports: Sequence[PolicyReport]) -> list[_Measure]:
