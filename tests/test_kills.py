@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import tiny_run
@@ -10,6 +11,14 @@ import tiny_run
 from factory.crash import POINTS
 
 PASSED = [point for point in POINTS if not point.startswith("revise.")]  # those: tests/test_revision.py
+
+
+class Other(NamedTuple):
+    """A recipe, and what its uninterrupted run left."""
+
+    text: str
+    tables: dict[str, list[dict[str, object]]]
+    seconds: float
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +80,31 @@ def test_many_random_kills(
     store = tmp_path / "store"
     tiny_run.run_with_random_kills(store, text, seed, longest=whole[1], kills=3)
     assert_same(store, whole[0])
+
+
+OTHERS = ("online_dpo", "kto_rounds", "constitutional")
+"""Recipes whose rounds have other stages: one that samples in training, one without pairs, one with two trainings."""
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def other(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Other:
+    """A recipe with the tables and the seconds of its uninterrupted run."""
+    folder = tmp_path_factory.mktemp(str(request.param))
+    rules = folder / "rules.yaml"
+    rules.write_text(tiny_run.RULES)
+    text = tiny_run.shrunk(request.param, tiny_model, tiny_run.short_prompts(folder / "prompts.jsonl"), rules)
+    seconds = tiny_run.timed(folder / "store", text)
+    return Other(text, tiny_run.tables_of(folder / "store"), seconds)
+
+
+@pytest.mark.slow
+def test_random_kills_of_other_recipes(other: Other, tmp_path: Path) -> None:
+    tiny_run.run_with_random_kills(tmp_path / "store", other.text, 7, longest=other.seconds, kills=2)
+    assert_same(tmp_path / "store", other.tables)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(200, 210))
+def test_many_random_kills_of_other_recipes(seed: int, other: Other, tmp_path: Path) -> None:
+    tiny_run.run_with_random_kills(tmp_path / "store", other.text, seed, longest=other.seconds, kills=3)
+    assert_same(tmp_path / "store", other.tables)

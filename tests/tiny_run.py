@@ -153,3 +153,59 @@ def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_times(v) for k, v in value.items() if k not in STAGE_TIMES}
     return [_without_times(v) for v in value] if isinstance(value, list) else value
+
+
+# -------------------------------------------------------------------------------------------------- bundled recipes
+
+RULES = """
+- {match: Write it anew, reply: [A better answer without any., "Another answer, and better."]}
+- {match: "Score: <", reply: ["It says something.\\nScore: 1", "It is good.\\nScore: 4", "It will do.\\nScore: 3"]}
+- {match: judgments, asks: true, answer_logprobs: {A: -0.2, B: -2.0}}
+"""
+
+
+def scripted(part: dict[str, Any], rules: Path) -> dict[str, Any]:
+    """A judge that asks a model asks a scripted one; programs stay as they are."""
+    from factory.judges import judges
+
+    if part["judge"] == "verifier":  # a random model's words have no substance
+        part = part | {"options": {"least": 0}}
+    asks = judges.facts(part["judge"])["asks"]
+    return part | {"engine": {"kind": "scripted", "model": str(rules)}} if asks else part
+
+
+def shrunk(name: str, model: Path, prompts: Path, rules: Path, **more: Any) -> str:
+    """A bundled recipe at the size of a test, as YAML (JSON is YAML): what it does stays."""
+    from factory import recipe as recipes
+
+    data = recipes.load(name).model_dump(mode="json")
+    data |= {"model": str(model), "name": "tiny", "isolate": "never", "seed": 1}
+    data["engine"] = {"kind": "transformers", "options": {"dtype": "float32", "threads": 1, "batch_size": 8}}
+    data["prompts"] |= {"source": str(prompts), "per_round": 6}
+    data["generate"] |= {"n": 3, "max_tokens": 8}
+    data["revise"] |= {"max_tokens": 8}
+    data["evaluate"] |= {"n": 1, "max_tokens": 8, "limit": 4, "score_limit": 2}
+    data["stop"] = {"max_rounds": 1, "any": []}
+    data["panel"] = [scripted(part, rules) for part in data["panel"]]
+    if data["train"]["reward"]:
+        data["train"]["reward"] = scripted(data["train"]["reward"], rules)
+    small = {"batch_size": 4, "dtype": "float32", "threads": 1, "save_every": 1, "epochs": 1}
+    for config in [data["train"]["config"], *(s["set"].get("train.config", {}) for s in data["stages"])]:
+        config |= small
+        config["lora"] = {"r": 4}
+        if config.get("online"):
+            config["online"] |= {"steps": 2, "prompts": 2, "n": 2, "max_tokens": 6}
+    for step in data["stages"]:
+        if step["stage"] == "revise":  # a random model's critiques are none
+            step["set"]["engine"] = {"kind": "scripted", "model": str(rules)}
+        if "panel" in step["set"]:
+            step["set"]["panel"] = [scripted(part, rules) for part in step["set"]["panel"]]
+    return json.dumps(data | more)
+
+
+def short_prompts(path: Path, count: int = 32) -> Path:
+    """A JSONL of instructions that some of a random model's eight tokens meet."""
+    limit = [{"kind": "max_words", "count": 2}]
+    lines = [{"prompt": f"Tell me about thing {i}.", "topic": f"t{i}", "constraints": limit} for i in range(count)]
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    return path
