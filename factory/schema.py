@@ -253,7 +253,8 @@ class Candidate:
     kind: str = column(
         "sample: an answer | draft: an answer made only to be revised | critique: of its parent, an answer | revision: "
         "the answer anew after its parent, a critique | given: brought in from outside | judgment: what a judge wrote | "
-        "probe: an answer of the policy as it is (temperature 1), for KL and entropy alone",
+        "probe: an answer of the policy as it is (temperature 1), for KL and entropy alone | online: an answer that a "
+        "training sampled",
         "sample",
     )
     parent: str | None = column(

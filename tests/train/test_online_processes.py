@@ -48,7 +48,13 @@ def stores(tmp_path: Path) -> Iterator[list[Store]]:
 
 
 def settings(method: str, **more: Any) -> TrainConfig:
-    spec: dict[str, Any] = {"steps": 3, "prompts": 3, "n": 4, "max_tokens": 10, "updates": 2 if method in ("ppo", "bond") else 1}
+    spec: dict[str, Any] = {
+        "steps": 3,
+        "prompts": 3,
+        "n": 4,
+        "max_tokens": 10,
+        "updates": 2 if method in ("ppo", "bond") else 1,
+    }
     given: dict[str, Any] = {"lora": LoraSpec(r=4), "learning_rate": 1e-3, "dtype": "float32", "threads": 1}
     return TrainConfig(method=method, online=OnlineSpec(**spec), warmup=0.0, schedule="constant", **given | more)
 
