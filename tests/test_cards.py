@@ -47,8 +47,8 @@ def test_the_front_matter_says_features_splits_and_sizes(store: Store, tmp_path:
     card = DatasetCard.load(tmp_path / "out" / "README.md")
     infos = DatasetInfosDict.from_dataset_card_data(card.data)
     assert set(infos) == {"preferences", "judgments", "candidates"}
-    assert infos["preferences"].splits["train"].num_examples == 4  # type: ignore[index]
-    assert infos["preferences"].features["chosen"].feature["role"].dtype == "string"  # type: ignore[index]
+    assert infos["preferences"].splits["train"].num_examples == 4
+    assert infos["preferences"].features["chosen"].feature["role"].dtype == "string"
     assert card.data.size_categories == ["n<1K"]
     written = sum(path.stat().st_size for path in (tmp_path / "out" / "judgments").iterdir())
     assert infos["judgments"].download_size == written

@@ -22,11 +22,11 @@ from factory.schema import Label, Preference, digest
 from factory.store import Store
 
 
-def said(text: str) -> list[dict[str, str]]:
+def said(text: str) -> Any:
     return [{"role": "assistant", "content": text}]
 
 
-def asked(number: int) -> list[dict[str, str]]:
+def asked(number: int) -> Any:
     return [{"role": "user", "content": f"Tell me about river {number}"}]
 
 
