@@ -201,20 +201,15 @@ def head_by(function: Callable[..., Tensor]) -> Callable[[], AbstractContextMana
 
 
 @contextmanager
-def in_small_chunks() -> Iterator[None]:
-    """64 rows of logits at a time, none kept for the way back."""
-    size = logps.chunked_logps
+def in_chunks() -> Iterator[None]:
+    """128 rows of logits at a time, which the backward pass makes again."""
+    trainers = logps.chunked_logps
 
-    def small(hidden: Tensor, head: nn.Linear, targets: Tensor, rows: int | None = None) -> Tensor:
-        return size(hidden, head, targets, 64)
+    def again(hidden: Tensor, head: nn.Linear, targets: Tensor, rows: int | None = None) -> Tensor:
+        return trainers(hidden, head, targets, 128)
 
-    with patch.object(logps, "chunked_logps", small):
+    with patch.object(logps, "chunked_logps", again):
         yield
-
-
-def nothing_kept() -> AbstractContextManager[Any]:
-    """The backward pass makes the logits again."""
-    return patch.object(logps, "KEPT_BYTES", 0)
 
 
 # ------------------------------------------------------------------------------------------------------- techniques
@@ -294,8 +289,8 @@ TECHNIQUES = (
         "head at the answers' places only",
         under(head_by(whole_logits), pairwise), partial(pairwise, way=HeadEverywhere),
     ),
-    Technique("log-probs in chunks of 64", under(in_small_chunks, pairwise), under(head_by(whole_logits), pairwise)),
-    Technique("probabilities kept for the way back", pairwise, under(nothing_kept, pairwise)),
+    Technique("log-probs in chunks of 128", under(in_chunks, pairwise), under(head_by(whole_logits), pairwise)),
+    Technique("probabilities kept for the way back", pairwise, under(in_chunks, pairwise)),
     Technique(
         "frozen head: gradient in the forward pass",
         partial(pairwise, lora=LORA), under(head_by(made_again), partial(pairwise, lora=LORA)),
