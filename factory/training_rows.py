@@ -260,7 +260,8 @@ def _completions(store: Store, where: Mapping[str, Any], skipped: Counter[str]) 
     """The desirable answers."""
     from train.data import completion_row
 
-    return _labels(store, {**where, "label": True}, skipped)._replace(encode=completion_row)
+    sound = _to_learn_from(store, store.rows(Label, where), skipped)
+    return _Texts(_labelled(store, [row for row in sound if row.label]), completion_row)
 
 
 def _best(store: Store, where: Mapping[str, Any], skipped: Counter[str], wanted: BestSpec, seed: int) -> _Texts:

@@ -16,6 +16,7 @@ from factory.engines.chat import ChatText
 from factory.engines.scripted import ScriptedEngine
 from factory.export import export
 from factory.generation import chosen_prompts, generate
+from factory.judges.fence import transcript
 from factory.prompts import add_prompts
 from factory.schema import Call, Failure, Preference, Prompt, Request, Sampling, text_of
 from factory.store import Store
@@ -82,6 +83,12 @@ def test_the_store_keeps_every_word(store: Store) -> None:
     assert text_of(ASKED) == (
         'user: How deep is the sea?\nassistant: I look. sea({"depth": 3})\ntool: three'
     )  # fmt: skip
+
+
+def test_a_judge_sees_what_was_called() -> None:
+    assert transcript(ASKED) == (
+        'User:\nHow deep is the sea?\n\nAssistant:\nI look.\ncalls sea({"depth": 3})\n\nTool:\nthree'
+    )
 
 
 def test_sql_and_exports_have_them(store: Store, tmp_path: Path) -> None:

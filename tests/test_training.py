@@ -171,6 +171,8 @@ def test_rows_that_contradict_each_other_are_left_out(store: Store, tiny_model: 
     store.append("labels", [replace(label(1), key="other", label=True)])
     result = train(store, tiny_model, "labels", CONFIG.model_copy(update={"method": "kto", "epochs": 1}))
     assert (result.rows, dict(result.skipped)) == (2, {"another row says the opposite": 2})
+    learnt = train(store, tiny_model, "sft", CONFIG.model_copy(update={"method": "sft", "epochs": 1}))
+    assert (learnt.rows, learnt.skipped) == (2, result.skipped)  # of the desirable ones; 1 is contradicted
 
 
 def test_rows_of_two_strategies_are_trained_on_when_named(store: Store, tiny_model: Path) -> None:

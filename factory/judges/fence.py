@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from factory.schema import Matchup, Message, digest
+from factory.schema import Matchup, Message, calls_text, digest
 
 REMOVED = "\N{REPLACEMENT CHARACTER}"
 """What stands where a special token was. It is never part of one, so that a single pass is enough: taking a token out
@@ -134,7 +134,13 @@ def sheet(opening: str, blocks: Sequence[tuple[str, str]], question: str, code: 
 
 def transcript(messages: Sequence[Message]) -> str:
     """A conversation as a judge reads it: each turn headed by who speaks; the system's instructions too."""
-    return "\n\n".join(f"{m['role'].capitalize()}:\n{m['content']}" for m in messages)
+    return "\n\n".join(f"{m['role'].capitalize()}:\n{_said(m)}" for m in messages)
+
+
+def _said(turn: Message) -> str:
+    """A turn's text, and its calls of tools."""
+    called = calls_text(turn)
+    return "\n".join(filter(None, (turn["content"], f"calls {called}"))) if called else turn["content"]
 
 
 def stripped(matchup: Matchup) -> dict[str, dict[str, list[str]]]:
