@@ -24,7 +24,7 @@ LOCAL = {"transformers", "vllm"}
 def train(
     method: Annotated[
         str,
-        typer.Option(help="Objective: dpo, kto, orpo, simpo, sft, reward_model, grpo ... (`factory methods`)."),
+        typer.Option(help="Objective: dpo, kto, orpo, simpo, sft, raft, reward_model, grpo ... (`factory methods`)."),
     ] = "dpo",
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="Setting of the trainer, e.g. learning_rate=2e-4; repeatable.")
