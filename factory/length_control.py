@@ -21,7 +21,7 @@ import math
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from factory.intervals import LEVEL, UNKNOWN
+from factory.intervals import LEVEL, UNKNOWN, wilson
 from factory.schema import Estimate
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def fit(compared: Sequence[Compared], *, level: float = LEVEL, resamples: int = 
         rows = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
         drawn[k] = _at_equal_lengths(features[rows], _fitted(features[rows], won[rows], coefficients))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    if not low < high:  # all draws agree: no certainty, but too little to draw from
+        return Fit(ability, length, hardness, wilson(value * len(places), len(places), level))
     return Fit(ability, length, hardness, Estimate(value, float(low), float(high)))
 
 

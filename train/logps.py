@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
@@ -369,8 +370,8 @@ def completion_logps(forward: Forward, groups: Sequence[Group]) -> Tensor:
 
 
 class Scored(NamedTuple):
-    """One batch of scored rows: `rows` are their indices in the list that was given; `by_token`: each learnt token's own
-    log-probability."""
+    """One batch of scored rows: `rows` are their indices in the list that was given; `by_token`: each learnt token's
+    own log-probability."""
 
     rows: list[int]
     logps: list[LogpSum]
@@ -406,7 +407,8 @@ def score(
             sums = [
                 LogpSum(s, learnt(rows[i].completion_ids)) for i, s in zip(order, found.sums().tolist(), strict=True)
             ]
-            by_token = [part.tolist() for part in found.values.float().split(found.lengths.tolist())]
+            values, ends = found.values.tolist(), [0, *found.lengths.cumsum(0).tolist()]
+            by_token = [values[begin:end] for begin, end in pairwise(ends)]
             yield Scored(order, sums, by_token)
     finally:
         model.train(was_training)
