@@ -4,7 +4,7 @@
 
 The first run does everything. Each other run begins at the first stage of round 1 that its setting changes, with the
 rows of the first run before it, so that prompts, samples and judgments are paid for once and all values learn from the
-same data. What came out is one table, quality against distance: held-out pass rate, KL from the start, margins in training,
+same data. What came out is one table, quality against distance: held-out pass rate, KL from the start, margins,
 degenerate answers; with several seeds the mean of a value with a t interval over them, else the interval of the run's
 own prompts. The master dial of such a sweep is beta: it weighs the KL against the reward (arXiv 2305.18290, eq. 3).
 """

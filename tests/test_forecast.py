@@ -47,3 +47,25 @@ def test_the_plan_says_that_a_judge_behind_an_endpoint_is_paid_for() -> None:
     plan = forecast.plan(parse(there), {"train": 8})
     assert plan["cost_usd"] is None
     assert "unknown" in plan["cost"]
+
+
+def test_a_priced_endpoint_costs_what_its_tokens_cost() -> None:
+    """10 prompts x 2 answers x 50 tokens written at $2 a million, and 60 tokens of a prompt read at $1 a million."""
+    engine = "{kind: openai, model: m, options: {base_url: http://h/v1, prices: {prompt: 1, completion: 2}}}"
+    text = (
+        f"name: x\npanel: [{{judge: verifier}}]\nengine: {engine}\nmodel: m/m/m\ngenerate: {{n: 2, max_tokens: 50}}\n"
+    )
+    plan = forecast.plan(parse(text, "prompts.per_round=10", "stop.max_rounds=1"), {"train": 10})
+    stage = next(row for row in plan["stages"] if row["stage"] == "generate")
+    assert stage["cost_usd"] == 20 * (50 * 2 + 60 * 1) / 1e6
+    assert plan["cost_usd"] == stage["cost_usd"]
+    assert plan["memory"].startswith("unknown")
+
+
+def test_stages_left_out_ask_for_nothing_and_repeated_ones_are_counted_each() -> None:
+    plan = forecast.plan(recipes.load("constitutional"), {"train": 64, "heldout": 10, "final": 5})
+    times = {row["stage"]: row["times"] for row in plan["stages"]}
+    assert (times["drafts"], times["generate"], times["revise"]) == (1, 2, 1)
+    plan = forecast.plan(recipes.load("grpo"), {"train": 64, "heldout": 10, "final": 5})
+    assert "generate" not in {row["stage"] for row in plan["stages"]}
+    assert plan["memory_bytes"]

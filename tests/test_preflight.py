@@ -113,3 +113,16 @@ def test_who_labelled_is_told_by_name_kind_and_model() -> None:
 def test_the_evaluation_s_judge_is_looked_up() -> None:
     [fault] = told(PANEL, "evaluate.judge={judge: pairwsie}")
     assert fault.startswith("evaluate.judge: no judge named 'pairwsie'")
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ("[label, train]", "label needs a stage generate"),
+        ("[generate, label, train]", "train needs a stage pair"),
+        ("[generate, label, pair]", "no policy"),
+        ("[generate, {stage: label, rounds: first}, pair, train]", "pair needs a stage label"),
+    ],
+)
+def test_a_stage_comes_after_what_it_works_on(stages: str, said: str) -> None:
+    assert any(said in fault for fault in told(LEAST + f"stages: {stages}\n"))

@@ -117,3 +117,27 @@ def test_bundled_recipes_have_no_faults_and_say_what_they_are(name: str) -> None
     loaded = recipes.load(name)
     assert loaded.name == name
     assert loaded.about
+
+
+def test_a_stage_may_come_again_with_settings_of_its_own() -> None:
+    text = LEAST + "stages: [generate, {stage: generate, name: more, rounds: later, set: {generate.n: 9}}, label]\n"
+    found = parse(text)
+    assert [step.name for step in found.steps_of(1)] == ["generate", "label"]
+    assert [found.at(step).generate.n for step in found.steps_of(2)] == [4, 9, 4]
+    assert parse(recipes.dump(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ("[generate, generate]", "a name of its own"),
+        ("[{stage: train, name: final}]", "a name of its own"),
+        ("[{stage: generate, set: {generate.n: 0}}]", "greater than or equal to 1"),
+        ("[{stage: generate, set: {model: other}}]", "of the whole run"),
+        ("[]", "at least 1"),
+        ("[sample]", "generate"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(stages: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse(LEAST + f"stages: {stages}\n")
