@@ -31,9 +31,8 @@ RATINGS = ("1", "2", "3", "4", "5")
 
 
 def prompt(word: str) -> Prompt:
-    constraints = [{"kind": "include", "words": ["five"]}] if word == "checked" else None
     messages: Any = [{"role": "user", "content": f"Count {word}."}]
-    return Prompt(key=word, messages=messages, split="train", group=word, constraints=constraints, at=now())
+    return Prompt(key=word, messages=messages, split="train", group=word, at=now())
 
 
 PROMPTS: dict[Ids, Prompt] = {FIRST: prompt("first"), SECOND: prompt("second")}
