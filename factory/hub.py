@@ -85,14 +85,12 @@ def _address(repo: str, kind: Kind) -> str:
 @contextmanager
 def _mapped(repo: str) -> Iterator[None]:
     """The client's errors as faults of ours."""
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
     # the base of the client's own errors is the transport's, of whichever HTTP library the client uses
     transport: Any = HfHubHTTPError.__bases__
     try:
         yield
-    except RepositoryNotFoundError:
-        raise
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         todo = "check that the token may write there" if status in (401, 403) else "try again later"
