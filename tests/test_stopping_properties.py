@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from factory.schema import Estimate, Judged, PolicyReport
 from factory.stopping import RoundEvidence, StopConfig, champion, decide, decide_marked, flagged
 
 BOUND = st.one_of(st.just(math.nan), st.floats(-2, 2))
-VALUE = st.one_of(st.none(), st.builds(Estimate, BOUND, BOUND, BOUND))
+MEASURED = st.builds(Estimate, BOUND, BOUND, BOUND)
+VALUE = st.one_of(st.none(), MEASURED)
 NUMBER = st.one_of(st.none(), st.floats(0, 1))
 JUDGED = st.builds(
     Judged, judge=st.sampled_from("ab"), independent=st.sampled_from([True, False, None]), win_rate=VALUE,
@@ -21,8 +22,8 @@ REPORT = st.builds(
     PolicyReport, policy=st.just("p"), split=st.just("heldout"), prompts=st.just(9), answers=st.just(9),
     failures=st.just(0), pass_rate=VALUE, gain=VALUE, win_rate=VALUE, tokens=VALUE, relevance=VALUE, entropy=VALUE,
     kl_sequence=VALUE, distinct_2=NUMBER, self_bleu=NUMBER, judged=st.lists(JUDGED, max_size=2).map(tuple),
-    broken=st.dictionaries(st.sampled_from(["degenerate", "refuse"]), VALUE.filter(bool), max_size=2),
-    implicit=st.dictionaries(st.just("accuracy"), VALUE.filter(bool), max_size=1),
+    broken=st.dictionaries(st.sampled_from(["degenerate", "refuse"]), MEASURED, max_size=2),
+    implicit=st.dictionaries(st.just("accuracy"), MEASURED, max_size=1),
 )  # fmt: skip
 CONFIG = StopConfig.model_validate(
     {
@@ -59,7 +60,7 @@ def histories(draw: st.DrawFn) -> list[RoundEvidence]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(histories())
 def test_every_history_has_a_decision_a_reason_and_a_champion(history: list[RoundEvidence]) -> None:
     decision = decide(history, CONFIG)
@@ -72,7 +73,7 @@ def test_every_history_has_a_decision_a_reason_and_a_champion(history: list[Roun
     assert decide_marked(marked, CONFIG) == decision
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(histories())
 def test_what_a_round_is_barred_for_does_not_change_with_later_rounds(history: list[RoundEvidence]) -> None:
     whole = [evidence.flags for evidence in flagged(history, CONFIG)]
