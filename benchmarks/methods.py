@@ -58,7 +58,7 @@ METHODS: dict[str, tuple[str, ...]] = {
         "--online", "n=8", "--online", "max_tokens=80",
     ),
     "raft": (
-        "--run", "data", "--strategy", "threshold", "--set", "epochs=1", "--set", "batch_size=4",
+        "--run", "data", "--strategy", "threshold", "--set", "epochs=3", "--set", "batch_size=8",
         "--set", "learning_rate=1e-3",
     ),
     "reward_model": TWICE,
@@ -122,7 +122,7 @@ def make_data(factory: Runner, size: Size) -> None:
 def evaluate(factory: Runner, size: Size, name: str, *model: str) -> dict[str, Any]:
     """A policy's report on the held-out prompts; the start's own without a model."""
     report: dict[str, Any] = factory(
-        f"evaluate-{name}", "evaluate", *model, "--n", "2", *SAMPLING, "--max-tokens", str(size.max_tokens),
+        f"evaluate-{name}", "evaluate", *model, "--n", "4", *SAMPLING, "--max-tokens", str(size.max_tokens),
         "--limit", str(size.heldout), "--score-limit", str(size.scored), "--run", f"evaluate-{name}",
     ).result  # fmt: skip
     return report
