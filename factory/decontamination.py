@@ -118,7 +118,7 @@ def find(prompts: Mapping[str, str], texts: Sequence[str], rule: Rule | None = N
         elif share >= rule.share:
             hits.append(_hit(key, "n-grams", share, text, texts[most]))
         elif similar is not None:
-            hits.append(_hit(key, "near", similar.similarity, text, texts[similar.index]))
+            hits.append(_hit(key, "near", similar.similarity, text, texts[similar.place]))
     return hits
 
 

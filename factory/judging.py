@@ -91,8 +91,8 @@ def judge(work: Work, member: PanelMember, choice: choosing.Choice, lead: str | 
 
 
 def judged(work: Work, member: PanelMember, shown: Sequence[Shown]) -> list[Judgment]:
-    """All that one judge says of what it is shown now, each judgment written as it comes. Unlike `judge`, it looks for no
-    votes from before, and a fault of the judge's own is raised."""
+    """All that one judge says of what it is shown now, each judgment written as it comes. Unlike `judge`, it looks for
+    no votes from before, and a fault of the judge's own is raised."""
     done = Done()
     _write(work, _judgments(work, member, shown, done, anew=True), done)
     return done.rows

@@ -39,7 +39,7 @@ def clusters(texts: Sequence[str]) -> list[int]:
 class Near(NamedTuple):
     """The text of another set that is nearest: its place there, and the Jaccard similarity of the two as estimated."""
 
-    index: int
+    place: int
     similarity: float
 
 

@@ -88,7 +88,7 @@ def test_nearest_names_the_most_similar() -> None:
     found = nearest([" ".join(words), "nothing like it at all"], [far, close], threshold=0.6)
     assert found[1] is None
     assert found[0] is not None
-    assert found[0].index == 1
+    assert found[0].place == 1
     assert found[0].similarity == pytest.approx(55 / 61, abs=0.12)  # 55 trigrams of 61 in all are common
     assert nearest([], ["a"]) == []
     assert nearest(["a"], []) == [None]

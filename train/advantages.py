@@ -119,7 +119,7 @@ def below_all(anchors: int) -> float:
     theorem 1, its second term left out). An answer at p is below all k of them with probability (1 - p)^k: this
     number makes the expectation right for the median answer.
     """
-    return -(anchors - 1) * 2**anchors * math.log(2)
+    return -(anchors - 1) * 2.0**anchors * math.log(2)
 
 
 @ways.register("bond")
