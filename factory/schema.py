@@ -253,8 +253,8 @@ class Candidate:
     kind: str = column(
         "sample: an answer | draft: an answer made only to be revised | critique: of its parent, an answer | revision: "
         "the answer anew after its parent, a critique | given: brought in from outside | judgment: what a judge wrote "
-        "| probe: an answer of the policy as it is (temperature 1), for KL and entropy alone | online: an answer that a "
-        "training sampled",
+        "| probe: an answer of the policy as it is (temperature 1), for KL and entropy alone | online: an answer that "
+        "a training sampled",
         "sample",
     )
     parent: str | None = column(
@@ -504,7 +504,8 @@ class PolicyReport:
     """What an evaluation says of one policy on one split. Rates and means carry 95% intervals; None: not measured.
 
     As JSON (`to_json`, kept whole under "report" in a round's report.json): an Estimate is [value, low, high], a mapping
-    an object, `slices` and `judged` lists of objects. A report written before a field existed is read with its default.
+    an object, `slices` and `judged` lists of objects. A report written before a field existed is read with its
+    default.
     """
 
     policy: str

@@ -100,8 +100,8 @@ def rloo(logps: GroupLogps, clip_low: float = 0.2, clip_high: float = 0.2) -> Gr
 @register("bond", data="groups", reference=True, advantage="bond")
 def bond(logps: GroupLogps) -> GroupLoss:
     """J-BOND (arXiv 2407.14622, section 5): -A log pi(y|x) of whole answers. The best of the anchor's has A = 1 - eta,
-    the forward KL; the policy's own answer has eta (r + log anchor - log pi - baseline), the backward KL, whose gradient
-    this is: half of the paper's, as a mean over both. Both are worked out where answers are sampled
+    the forward KL; the policy's own answer has eta (r + log anchor - log pi - baseline), the backward KL, whose
+    gradient this is: half of the paper's, as a mean over both. Both are worked out where answers are sampled
     (`advantages.bond`). `kl` is to the anchor."""
     total = of_answers(logps.policy * logps.advantage, logps.length)
     kl = of_answers(k3(logps.policy, logps.ref).detach(), logps.length) / logps.length
