@@ -503,8 +503,8 @@ class Judged:
 class PolicyReport:
     """What an evaluation says of one policy on one split. Rates and means carry 95% intervals; None: not measured.
 
-    As JSON (`to_json`, kept whole under "report" in a round's report.json): an Estimate is [value, low, high], a mapping
-    an object, `slices` and `judged` lists of objects. A report written before a field existed is read with its
+    As JSON (`to_json`, kept whole under "report" in a round's report.json): an Estimate is [value, low, high], a
+    mapping an object, `slices` and `judged` lists of objects. A report written before a field existed is read with its
     default.
     """
 
