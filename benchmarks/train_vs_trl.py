@@ -18,7 +18,8 @@ The sides: ours; "trl", as it is shipped (without the activation checkpointing o
 "lean", the same by one log-softmax of ours, without the metrics that TRL takes from the logits, so that little but the
 products is left to pay; "floor": the operations that cannot be left out (reference, forward and backward pass of each
 prompt once and each answer; the head at the answers' places; attention's causal half), at the rate of this machine's
-products of the same shapes, in the same round. TRL holds `--batch` pairs at a time and accumulates up to the 8 of a step.
+products of the same shapes, in the same round. TRL holds `--batch` pairs at a time and
+accumulates up to the 8 of a step.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from factory.judges import CannotAsk, judges
 from factory.judges.examples import both_orders, load
 from factory.judges.pairwise import PairwiseJudge
 from factory.labelling import PanelMember
-from factory.schema import Ask, Failure, Judgment, Prompt, Reading, digest
+from factory.schema import Ask, Failure, Judgment, Prompt, Reading, Request, digest
 from factory.verdicts import combine_orders
 
 EXAMPLE = {"prompt": "Name a river.", "a": "The Rhine.", "b": "Berlin.", "verdict": "a"}
@@ -27,11 +27,18 @@ def said(ask: Ask) -> str:
     return ask.request.messages[-1]["content"]
 
 
+def asked(request: Request) -> str:
+    """A hash of all that a request without tools was, before requests had any."""
+    parts = asdict(request)
+    assert parts.pop("tools") == ()
+    return digest(parts)
+
+
 def test_the_default_question_is_the_one_that_kept_calls_answer() -> None:
     """A changed question is a new call: whoever changes it pays for everything again, so that it is pinned here."""
-    digests = [digest(asdict(ask.request)) for ask in PairwiseJudge().asks(matchup_of())]
+    digests = [asked(ask.request) for ask in PairwiseJudge().asks(matchup_of())]
     assert digests == ["c05d4ef41191231c38d9cc13420da80a", "bd015923086181e60e95ded2d2803242"]
-    with_ties = [digest(asdict(ask.request)) for ask in PairwiseJudge(ties=True).asks(matchup_of())]
+    with_ties = [asked(ask.request) for ask in PairwiseJudge(ties=True).asks(matchup_of())]
     assert with_ties == ["4540909718aa6cfbd0202f95c2f73a86", "08831e78db368f17819a9b1fc40026be"]
 
 
