@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from factory import console, crash
 from factory.budget import Budget, Spend, used, worst_case
-from factory.engines import BurstEngine
+from factory.engines import Burst, BurstEngine
 from factory.schema import Call, Completion, Have, Request, call_keys, now
 
 if TYPE_CHECKING:
@@ -184,7 +184,8 @@ class _Asking:
         self.open: set[str] = set()
         self.others: dict[str, None] = {}  # keys that somebody else is asking for
         self.found: list[Answered] = []  # held, to be handed on
-        self.failed: dict[str, Call] = {}  # what was asked here in vain
+        self.final: dict[str, Call] = {}  # the last word here on a key that its row would let be asked again
+        self.given: set[int] = set()  # request objects that the engine has been given
         self.wanted: Collection[str] = self.open  # what is being asked for
         self.reserved: dict[str, Spend] = {}  # the same, where there is a budget, with what it has for each
         self.tried: dict[str, int] = {}
@@ -215,6 +216,7 @@ class _Asking:
             else:
                 for _ in self._coming(LOOKUP):
                     yield from self._handed_on()
+                yield from self._handed_on()
             yield from self._ask_open(range(int(streams), attempts))
             while self.others and not self.claims.ended.is_set():
                 self.claims.wait(list(self.others))
@@ -236,13 +238,16 @@ class _Asking:
                 yield from self._ask_in_budget(last=number == tries[-1])
 
     def _coming(self, at_once: int) -> Iterator[Request]:
-        """Enter the requests, so many at once, and look up what is held; then each that an engine may be asked for."""
+        """Enter the requests, so many at once, and look up what is held; then give each object once, also those for
+        which there is nothing to ask, so that what was found is handed on meanwhile."""
         for some in _chunks(self.keyed, at_once):
             if self.claims.ended.is_set():
                 return
-            first = len(self.requests)
             self._look(self._enter(some))
-            yield from self.requests[first:]
+            for request, _ in some:
+                if id(request) not in self.given:
+                    self.given.add(id(request))
+                    yield request
 
     def _enter(self, keyed: Iterable[tuple[Request, list[str]]]) -> list[str]:
         """Enter requests; the keys to look up: those that are neither open nor somebody else's."""
@@ -269,7 +274,7 @@ class _Asking:
         latest = self.store.latest_calls(mine) if mine else {}
         held = {k: call for k, call in latest.items() if _stands(call, self.items[k][0][0], self.retry_failed)}
         held |= self._fitting(latest)
-        held |= {key: self.failed[key] for key in mine & self.failed.keys()}
+        held |= {key: self.final[key] for key in mine & self.final.keys()}
         self.tried |= {key: call.attempt for key, call in latest.items()}
         self._settle(held)
         for key in keys:
@@ -325,12 +330,10 @@ class _Asking:
         asked: set[str] = set()
         with closing(_bursts(self.engine, requests, self._have)) as bursts:
             for burst in bursts:
+                settled: list[tuple[str, Call]] = []
+                for part in burst.parts() if isinstance(burst, Burst) else [burst]:
+                    settled += self._keep(part, asked, last=last)
                 yield from self._handed_on()
-                new = [(key, completion) for key, completion in self._wanted(burst) if key not in asked]
-                asked.update(key for key, _ in new)
-                settled = [(key, call) for key, call in self._store(new) if last or not call.passing]
-                self._settle([key for key, _ in settled])
-                self.failed |= {key: call for key, call in settled if call.failure is not None}
                 for key, call in settled:
                     for copy, (request, _) in enumerate(self._answered(key)):
                         yield Answered(request, call, copy > 0)
@@ -339,6 +342,15 @@ class _Asking:
         yield from self._handed_on()
         if unanswered := len(set(wanted) - asked):
             raise RuntimeError(f"the {self.identity.kind} engine left {unanswered} requests without any answer")
+
+    def _keep(self, burst: Iterable[Completion], asked: set[str], *, last: bool) -> list[tuple[str, Call]]:
+        """Store what has come, each key once; what is settled by it."""
+        new = [(key, completion) for key, completion in self._wanted(burst) if key not in asked]
+        asked.update(key for key, _ in new)
+        settled = [(key, call) for key, call in self._store(new) if last or not call.passing]
+        self._settle([key for key, _ in settled])
+        self.final |= {key: call for key, call in settled if not reusable(call, self.items[key][0][0])}
+        return settled
 
     def _have(self, request: Request, sample: int) -> bool:
         return self.owned.get((id(request), sample)) not in self.wanted

@@ -10,6 +10,7 @@ import json
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
@@ -73,6 +74,17 @@ class Pending(NamedTuple):
     bytes: int
 
 
+_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
+
+
+def _settle() -> None:
+    for journal in list(_journals):
+        journal.settle()
+
+
+os.register_at_fork(before=_settle)  # a child must not inherit locks of SQLite from a thread that it has not
+
+
 class Journal:
     """One open journal. Safe between threads (they take turns), processes (SQLite serialises them) and forks."""
 
@@ -84,6 +96,7 @@ class Journal:
         self._db: sqlite3.Connection | None = None
         self._unmoved = 0  # bytes of rows committed here since a checkpoint began
         self._moving: threading.Thread | None = None
+        _journals.add(self)
 
     # --------------------------------------------------------------------------------------------- transactions
 
@@ -124,12 +137,18 @@ class Journal:
     def close(self) -> None:
         """Close the connection of this process."""
         with self._lock:
-            if self._moving is not None and self._pid == os.getpid():
-                self._moving.join()
+            if self._pid == os.getpid():
+                self.settle()
             self._moving = None
             if self._db is not None and self._pid == os.getpid():
                 self._db.close()
             self._db = None
+
+    def settle(self) -> None:
+        """Wait for the thread that moves the log."""
+        moving = self._moving
+        if moving is not None and moving.is_alive():
+            moving.join()
 
     # ------------------------------------------------------------------------------------------------- creation
 
@@ -205,7 +224,8 @@ class Journal:
             if self._unmoved >= CHECKPOINT and (self._moving is None or not self._moving.is_alive()):
                 self._unmoved = 0
                 self._moving = threading.Thread(target=_move, args=(self.path,), name="checkpoint", daemon=True)
-                self._moving.start()
+                with suppress(RuntimeError):  # no thread to be had: a later commit moves the log itself
+                    self._moving.start()
 
     def _enter_keys(self, db: sqlite3.Connection, table: str, rows: Sequence[Encoded]) -> bool:
         """Enter the keys of all rows; false, and nothing entered, where one is there already: the rare case, found

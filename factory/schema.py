@@ -153,7 +153,8 @@ def call_keys(identity: Identity, rendered: str, request: Request) -> list[str]:
 def _asked(identity: Identity, rendered: str, request: Request) -> str:
     """Canonical JSON of what is hashed, up to the sample: the start of a list."""
     sampling = request.sampling
-    kept = _hashed_sampling(sampling.temperature, sampling.top_p, sampling.top_k, sampling.stop)
+    temperature = sampling.temperature
+    kept = _hashed_sampling(temperature, sampling.top_p, sampling.top_k, tuple(sampling.stop), repr(temperature))
     rest = _CANONICAL.encode((request.answers, request.json_schema, request.prefix, request.seed))[1:-1]
     return f"{_hashed_identity(identity)},{_CANONICAL.encode(rendered)},{kept},{rest}"
 
@@ -163,8 +164,8 @@ def _hashed_identity(identity: Identity) -> str:
     return _CANONICAL.encode((identity.kind, identity.content))[:-1]
 
 
-@lru_cache(256, typed=True)  # 0 and 0.0 are equal, and not the same in JSON
-def _hashed_sampling(temperature: float, top_p: float, top_k: int, stop: tuple[str, ...]) -> str:
+@lru_cache(256, typed=True)  # 0 and 0.0 are equal, and not the same in JSON; -0.0 differs by how it is written
+def _hashed_sampling(temperature: float, top_p: float, top_k: int, stop: tuple[str, ...], written: str) -> str:
     return _CANONICAL.encode({"stop": stop, "temperature": temperature, "top_k": top_k, "top_p": top_p})
 
 

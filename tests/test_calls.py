@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given, strategies as st
 from store_rows import call
 
+from factory import calls
 from factory.calls import STREAMED, Claims, answer, reusable
-from factory.engines import nothing_held
+from factory.engines import Burst, nothing_held
 from factory.engines.scripted import Rule, ScriptedEngine
 from factory.faults import EndpointError
 from factory.schema import Call, Completion, Have, Identity, Request, Sampling, call_key, call_keys, digest
@@ -199,6 +200,61 @@ def test_a_question_that_comes_again_after_its_answer_is_not_paid_again(store: S
             assert [len(fresh.rows(Call, {"failure": kind})) for kind in ("refused", "timeout")] == [1, attempts]
             assert len(got) == len(filling) + 9
         assert (engine.asked, counter.reused) == (len(filling) + 2 + attempts, 6)
+
+
+def test_repeats_of_what_is_held_are_answered_each_wherever_they_stand(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "LOOKUP", 20)
+    first = [ask(f"tea {n}") for n in range(20)]
+    run(store, ScriptedEngine(), first)
+    for engine in (ScriptedEngine(), Streaming()):
+        for more in (1, 20, 47):
+            got = run(store, engine, [*first, *(ask("tea 3") for _ in range(more))])
+            assert len(got) == 20 + more
+        assert engine.asked == 0
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_an_answer_past_its_limit_is_not_asked_for_again_by_a_repeat(store: Store, attempts: int) -> None:
+    """An endpoint that counts more tokens than it was allowed: its answer would not stand for a longer limit."""
+
+    class Long(Streaming):
+        def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
+            for burst in super().bursts(requests, have):
+                yield [dataclasses.replace(c, completion_tokens=c.request.sampling.max_tokens + 1) for c in burst]
+
+    engine = Long(rules=[Rule(reply="short")])
+    requests = [ask("tea"), *(ask(f"filling {n}") for n in range(3 * STREAMED)), ask("tea")]
+    assert len(run(store, engine, requests, attempts=attempts)) == len(requests)
+    assert engine.asked == len(requests) - 1
+
+
+def test_what_has_come_is_stored_before_anything_is_handed_on(store: Store) -> None:
+    """A caller that stops at the first answer that was held loses nothing that was paid for."""
+    held = [ask(f"held {n}") for n in range(10)]
+    run(store, ScriptedEngine(), held)
+    engine = Streaming()
+    got = answer(store, engine, [ask("new"), *held], run="r", round=0, purpose="test")
+    next(got)
+    got.close()
+    assert len(store.rows(Call)) == 11
+
+
+def test_an_end_keeps_all_that_has_come_of_a_burst(store: Store) -> None:
+    class Parted(ScriptedEngine):
+        def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
+            yield InParts([completion for burst in super().bursts(requests, have) for completion in burst])
+
+    class InParts(Burst):
+        def parts(self) -> Iterator[list[Completion]]:
+            for completion in self:
+                claims.end()
+                yield [completion]
+
+    claims = Claims()
+    assert len(run(store, Parted(), [ask("tea", 5)], claims=claims)) == 5
+    assert len(store.rows(Call)) == 5
 
 
 def test_limits_that_differ_are_known_before_the_first_call(store: Store) -> None:

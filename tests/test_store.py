@@ -582,6 +582,21 @@ def test_the_log_is_moved_beside_the_commits_and_ends_small(tmp_path: Path, monk
     assert len(Store.open(tmp_path / "store").read("calls")) == 400
 
 
+def test_a_fork_waits_for_the_thread_that_moves_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child would inherit SQLite's locks from a thread that it has not."""
+    monkeypatch.setattr(journal, "CHECKPOINT", 1)
+    alive: list[str] = []
+    monkeypatch.setattr(journal, "_move", lambda path: time.sleep(0.3))
+    with Store.open(tmp_path / "store", create=True) as store:
+        store.append("calls", [call(1)])
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        alive += [thread.name for thread in threading.enumerate() if thread.name == "checkpoint"]
+        os.waitpid(child, 0)
+    assert alive == []
+
+
 def test_a_log_that_cannot_be_moved_is_left_to_a_later_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "CHECKPOINT", 1)
     real = journal._move

@@ -35,13 +35,22 @@ class Engine(Protocol):
         """Free the model or the connections."""
 
 
+class Burst(list[Completion]):
+    """Completions that have come and take up room at their engine until they are stored."""
+
+    def parts(self) -> Iterator[list[Completion]]:
+        """All of them, part by part; the room of a part is free for others when the next is asked for."""
+        yield self
+
+
 @runtime_checkable
 class BurstEngine(Protocol):
     """An engine that can also say which completions finish at the same moment, so that they share one commit."""
 
     def bursts(self, requests: Iterable[Request], have: Have = ...) -> Iterator[list[Completion]]:
         """`generate` in lists. The next list is asked for only when this one is stored. An empty one says that nothing
-        has come for a while: whoever wants to stop can close the iterator."""
+        has come for a while: whoever wants to stop can close the iterator. One that is a `Burst` may be stored in
+        parts."""
 
 
 Item = tuple[Request, int]

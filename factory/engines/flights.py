@@ -18,6 +18,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
+from factory.engines import Burst
 from factory.schema import Completion, Request
 
 BEAT = 0.2
@@ -142,12 +143,33 @@ class Slots:
             flights.rotate(-1)
 
 
+class Landed(Burst):
+    """What has come of a flight: its slots are filled again part by part, while the next part is stored."""
+
+    def __init__(self, flight: Flight) -> None:
+        super().__init__()
+        self.flight, self.released = flight, 0
+
+    def parts(self) -> Iterator[list[Completion]]:
+        """Parts of TOGETHER at most."""
+        for start in range(0, len(self), TOGETHER):
+            some = self[start : start + TOGETHER]
+            yield some
+            self.release(start + len(some))
+
+    def release(self, upto: int) -> None:
+        """Free the slots of the first so many."""
+        if upto > self.released:
+            self.flight.release(upto - self.released)
+            self.released = upto
+
+
 class Flight:
     """The calls of one iteration. `wants`, `add`, `landed`, `release` and `cancel` are for the caller's thread, the
     rest for the loop's.
 
-    Jobs are added while earlier ones are under way, never more than fill the slots once over: the first call goes out
-    when the first job is made, and a caller that stops early has made few for nothing.
+    Jobs are added while earlier ones are under way, and no more while as many wait as there are slots: the first call
+    goes out when the first jobs are made, and a caller that stops early has made few for nothing.
     """
 
     def __init__(self, line: Line, slots: Slots, answering: Answering) -> None:
@@ -157,6 +179,7 @@ class Flight:
         self.waiting: deque[Job] = deque()
         self.tasks: set[asyncio.Task[None]] = set()
         self.error: BaseException | None = None
+        self.aborting: asyncio.Task[None] | None = None
         self.left = 0  # samples added that have not been handed over: the caller's count
         self.under_way = 0
         self.held = 0  # slots of answers that are under way or not yet stored
@@ -176,14 +199,16 @@ class Flight:
             self.waiting.extend(jobs)
             self.line.loop.call_soon_threadsafe(self._begin)
 
-    def landed(self, seconds: float = WHILE) -> list[Completion]:
+    def landed(self, seconds: float = WHILE) -> Landed:
         """Wait for one completion; hand over all that have come, none after so many seconds without any. Raises what
-        ended the flight, once nothing is left."""
-        burst: list[Completion] = []
+        ended the flight, once nothing is left; RuntimeError: the engine was closed meanwhile."""
+        burst = Landed(self)
         while not burst or not self.done.empty():
             try:
                 came = self.done.get(timeout=seconds) if seconds else self.done.get_nowait()
             except queue.Empty:
+                if not self.line.thread.is_alive():
+                    raise RuntimeError("the engine was closed while it was asked") from None
                 break
             if isinstance(came, BaseException):
                 if not burst:
@@ -202,13 +227,19 @@ class Flight:
             self.line.loop.call_soon_threadsafe(self._give, count)
 
     def cancel(self) -> None:
-        """Stop all calls and wait for their end."""
-        self.line.wait_for(self._abort())
+        """Stop all calls and wait for their end; in the loop's own thread, where a garbage collector may call it, and
+        after the engine was closed, without waiting."""
+        if threading.current_thread() is self.line.thread:
+            self.aborting = self.line.loop.create_task(self._abort())
+        elif self.line.thread.is_alive():
+            self.line.wait_for(self._abort())
 
     # --------------------------------------------------------------------------------------------- the loop's thread
 
     def _begin(self) -> None:
-        if self not in self.slots.flights:
+        if self.error is not None:
+            self.waiting.clear()
+        elif self not in self.slots.flights:
             self.slots.flights.append(self)
         self.slots.fill()
 

@@ -42,7 +42,7 @@ from factory.engines import nothing_held
 from factory.engines.attempts import Attempts, Land, Ways
 from factory.engines.bodies import OWN, Bodies, LimitName, canonical, first_seed
 from factory.engines.endpoints import Auth, Endpoint, Endpoints, addresses, closed
-from factory.engines.flights import TOGETHER, WHILE, Flight, Job, Line, Slots, quick_turns
+from factory.engines.flights import WHILE, Flight, Job, Line, Slots, quick_turns
 from factory.engines.pace import Pace
 from factory.engines.prices import read_prices
 from factory.engines.replies import Choice, NoAnswerError, Outcome, outcome_of, printable, read
@@ -212,9 +212,9 @@ class OpenAIEngine:
             yield from burst
 
     def bursts(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[list[Completion]]:
-        """`generate`, with what has come by now together; none after a while without any. Slots are freed when the
-        next burst is asked for. Requests are taken as there is room for them, in this thread, AT_ONCE between two
-        bursts. Several threads may iterate at once: concurrency and pace are the engine's."""
+        """`generate`, with all that has come by now together; none after a while without any. Slots are freed when the
+        next burst, or the next part of it, is asked for. Requests are taken as there is room for them, in this thread,
+        AT_ONCE between two bursts. Several threads may iterate at once: concurrency and pace are the engine's."""
         waiting, traffic = iter(requests), self._open()
         traffic.line.loop.call_soon_threadsafe(traffic.ways.endpoints.anew)
         flight = Flight(traffic.line, traffic.slots, partial(self._answer, traffic.ways))
@@ -224,11 +224,12 @@ class OpenAIEngine:
                 while more or flight.left:
                     if more and flight.wants:
                         more, fault = self._add(flight, waiting, have)
-                    burst = flight.landed(0.0 if more and flight.wants else WHILE) if flight.left else []
-                    for start in range(0, len(burst) or 1, TOGETHER):
-                        some = burst[start : start + TOGETHER]
-                        yield some
-                        flight.release(len(some))
+                    if not flight.left:
+                        yield []
+                        continue
+                    burst = flight.landed(0.0 if more and flight.wants else WHILE)
+                    yield burst
+                    burst.release(len(burst))
             if fault is not None:
                 raise fault
         finally:

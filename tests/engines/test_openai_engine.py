@@ -22,6 +22,7 @@ from aiohttp import web
 from fault_server import FaultServer, Handler, after, always, answered, choice, error, good, in_turn, one_only, reset
 
 from factory.calls import answer
+from factory.engines import Burst
 from factory.engines.endpoints import STRIKES
 from factory.engines.flights import TOGETHER
 from factory.engines.openai import AT_ONCE, OpenAIEngine
@@ -229,12 +230,45 @@ def test_requests_that_fail_to_come_are_a_fault_when_the_others_have_landed(serv
     assert len(got) == 2 * AT_ONCE
 
 
-def test_answers_are_handed_over_few_at_a_time(serve: Serve) -> None:
-    """So that the slots of the first are filled again while the next are stored."""
+def test_slots_are_filled_again_part_by_part(serve: Serve) -> None:
+    """Those of the first part while the second is stored; what nobody has stored keeps its slots."""
+    slots = 3 * TOGETHER
     server = serve(after(0.1, good))
-    bursts = list(engine_for(server, concurrency=100).bursts([ask(n=100)]))
-    assert max(map(len, bursts)) <= TOGETHER
-    assert sum(map(len, bursts)) == 100
+    bursts = engine_for(server, concurrency=slots).bursts([ask(n=3 * slots)])
+    few, burst = 0, next(bursts)
+    while len(burst) <= TOGETHER:
+        few, burst = few + len(burst), next(bursts)
+    assert isinstance(burst, Burst)
+    before = len(server.seen)
+    parts = burst.parts()
+    first, _ = next(parts), next(parts)
+    time.sleep(0.3)
+    assert len(first) == TOGETHER
+    assert len(server.seen) == before + TOGETHER
+    assert few + len(burst) + sum(map(len, bursts)) == 3 * slots
+
+
+def test_an_engine_that_is_closed_while_it_is_asked_says_so(serve: Serve) -> None:
+    engine = engine_for(serve("hang"))
+    with closing(engine.bursts([ask()])) as bursts:
+        assert next(bursts) == []
+        engine.close()
+        with pytest.raises(RuntimeError, match="closed while it was asked"):
+            list(bursts)
+
+
+def test_an_iteration_that_the_collector_ends_in_the_loops_thread_ends_there(serve: Serve) -> None:
+    """Nobody waits in the loop's thread for the loop."""
+    engine = engine_for(serve("hang"))
+    bursts = engine.bursts([ask()])
+    assert next(bursts) == []
+    assert engine._traffic is not None
+
+    async def drop() -> None:
+        bursts.close()
+
+    asyncio.run_coroutine_threadsafe(drop(), engine._traffic.line.loop).result(5)
+    engine.close()
 
 
 def test_a_caller_has_its_turn_when_nothing_comes(serve: Serve) -> None:
