@@ -20,7 +20,7 @@ def bon(
     ] = "verifier",
     independent: Annotated[
         list[str] | None,
-        typer.Option("--independent", help="What is watched and picks nothing: likewise; repeatable [default: words]."),
+        typer.Option("--independent", help="What is watched and picks nothing: likewise; repeatable (default: words)."),
     ] = None,
     n: Annotated[
         list[int] | None, typer.Option("--n", min=1, help="A size of best-of-n; repeatable (default: 1, 2, 4 ... all).")

@@ -29,7 +29,9 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(help="Folder for sweep.json and sweep.svg; default: in the store.")
     ] = None,
-    dry_run: options.DryRun = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the runs and what each shares with another; ask nothing.")
+    ] = False,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
