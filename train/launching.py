@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -279,11 +280,11 @@ def _worker(function: Callable[..., Any], work: Any, pipes: Sequence[Connection]
             return function(group, work, far if rank == 0 else None)
     except FactoryError as fault:
         far.say("fault", fault)
-        raise
-    except Exception:
+        sys.exit(1)  # raised further, torch would write it to a file, which a full disk may not take
+    except Exception:  # noqa: BLE001 - it is heard and raised where the processes were launched
         far.say("fault", traceback.format_exc())
         time.sleep(PATIENCE)
-        raise
+        sys.exit(1)
 
 
 def _speak_once(far: _Far, rank: int) -> None:
