@@ -214,7 +214,7 @@ class Bench:
         requests = [Request(messages, Sampling(0.0, max_tokens=8)) for messages in self.questions]  # type: ignore[arg-type]
         with self._engine(flight) as engine, fresh_store() as store:
             found = answer(store, engine, requests, run="bench", round=0, purpose="judge")
-            return timed(lambda: sum(call.text == "A" for _, call in found))
+            return timed(lambda: sum(call.text == "A" for _, call, _ in found))
 
     def label(self, flight: int) -> Spent:
         """`factory.labelling.label` with a pairwise judge. Filling the store with candidates is not counted."""

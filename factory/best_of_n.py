@@ -420,9 +420,7 @@ def _relevance(
 
     if scorer is None:
         raise FactoryError("relevance needs a model that lies here", todo="name one with --model")
-    asked = [prompts[c.prompt_key] for c in candidates]
-    items = [Item(prompt.messages, c.text, c.finish_reason != "length", tuple(prompt.tools or ()))
-             for prompt, c in zip(asked, candidates, strict=True)]  # fmt: skip
+    items = [Item.of(prompts[c.prompt_key], c) for c in candidates]
     scored = scorer.score(model, [*items, *(item._replace(messages=NEUTRAL) for item in items)])
     own, neutral = scored[: len(items)], scored[len(items) :]
     return {c.key: (a.logprob - b.logprob) / max(a.tokens, 1) for c, a, b in zip(candidates, own, neutral, strict=True)}

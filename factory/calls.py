@@ -89,7 +89,7 @@ def answer(
     progress: Progress | None = None,
     claims: Claims | None = None,
     budget: Budget | None = None,
-) -> Iterator[tuple[Request, Call]]:
+) -> Iterator[Answered]:
     """Yield the latest call of every (request, sample): those held in order, before the engine is asked (or, where it
     takes requests as it has room for them, as they are come upon), the new ones as they finish.
 
@@ -99,37 +99,6 @@ def answer(
     cannot go on (EndpointError), and BudgetError when `budget`, which counts what the run has paid for before, has room
     for no further answer; all that was answered until then is stored.
     """
-    for request, call, _ in answered(
-        store,
-        engine,
-        requests,
-        run=run,
-        round=round,
-        purpose=purpose,
-        retry_failed=retry_failed,
-        attempts=attempts,
-        progress=progress,
-        claims=claims,
-        budget=budget,
-    ):
-        yield request, call
-
-
-def answered(
-    store: Store,
-    engine: Engine,
-    requests: Sequence[Request],
-    *,
-    run: str,
-    round: int,
-    purpose: str,
-    retry_failed: bool = False,
-    attempts: int = 3,
-    progress: Progress | None = None,
-    claims: Claims | None = None,
-    budget: Budget | None = None,
-) -> Iterator[Answered]:
-    """`answer`, with word of what each answer cost now."""
     asking = _Asking(store, engine, requests, run, round, purpose, claims or Claims(), budget, retry_failed)
     for found in asking.all(attempts):
         if progress is not None:

@@ -67,6 +67,11 @@ class Item(NamedTuple):
     ended: bool = True
     tools: tuple[Any, ...] = ()
 
+    @classmethod
+    def of(cls, prompt: Prompt, answer: Candidate) -> Item:
+        """A candidate in the context that it was sampled in."""
+        return cls(prompt.messages, answer.text, answer.finish_reason != "length", tuple(prompt.tools or ()))
+
 
 class Scorer(Protocol):
     """Tells how likely a policy finds answers."""
@@ -418,8 +423,7 @@ def _likelihoods(
 def _items(slots: Sequence[Slot]) -> tuple[list[str], list[Item]]:
     """The answers there are, to be scored, and the keys of their prompts."""
     given = [(slot.prompt, slot.answer) for slot in slots if slot.answer is not None and not slot.answer.failure]
-    items = [Item(prompt.messages, answer.text, answer.finish_reason != "length") for prompt, answer in given]
-    return [prompt.key for prompt, _ in given], items
+    return [prompt.key for prompt, _ in given], [Item.of(prompt, answer) for prompt, answer in given]
 
 
 def _weighed(scorer: Scorer, policy: str, start: str, baseline: Baseline, keys: Collection[str]) -> list[Weighed]:

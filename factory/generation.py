@@ -89,7 +89,7 @@ def generate(
         Request(prompt.messages, sampling, n=n, seed=seed, tag=key, tools=tuple(prompt.tools or ()))
         for key, prompt in prompts.items()
     ]
-    began, clock = now(), time.monotonic()
+    clock = time.monotonic()
     count = reused = tokens = 0
     reasons: Counter[str] = Counter()
     waiting: list[Candidate] = []
@@ -105,11 +105,11 @@ def generate(
         progress=progress,
     )
     try:
-        for request, call in asked:
+        for request, call, held in asked:
             count += 1
             if call.failure is not None:
                 reasons[call.failure] += 1
-            if call.at < began:
+            if held:
                 reused += 1
             else:
                 tokens += call.completion_tokens

@@ -16,7 +16,7 @@ from typing import cast
 
 from factory import console, crash, matchups as choosing, verdicts
 from factory.budget import BudgetError
-from factory.calls import answered
+from factory.calls import answer
 from factory.engines import Engine
 from factory.faults import EndpointError, FactoryError, IntegrityError, LockedError
 from factory.judges import CannotAsk, Judge, LLMJudge
@@ -328,7 +328,7 @@ def _answers(work: Work, engine: Engine, asks: Sequence[Ask], done: Done) -> Ite
     left = sum(request.n for request in requests)
     console.expect(work.progress, left)
     with _Turn(work, engine) as turn:
-        for request, call, reused in answered(
+        for request, call, reused in answer(
             work.store,
             engine,
             requests,

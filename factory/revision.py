@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from factory import crash, critiques
-from factory.calls import Answered, Claims, answered
+from factory.calls import Answered, Claims, answer
 from factory.faults import FactoryError, IntegrityError
 from factory.generation import candidate_of
 from factory.judges import rubric
@@ -388,7 +388,7 @@ def _answers(work: Work, turns: Sequence[Turn], purpose: Purpose) -> Iterator[tu
     """Each question with its answer as a candidate, as they come."""
     by_tag = {turn.parent.key: turn for turn in turns}
     requests = [Request(turn.messages, work.sampling, seed=work.seed, tag=tag) for tag, turn in by_tag.items()]
-    for found in answered(
+    for found in answer(
         work.store,
         work.engine,
         requests,

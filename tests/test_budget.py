@@ -13,7 +13,7 @@ from fault_server import FaultServer, after, always, answered, choice, error, go
 from hypothesis import given, settings, strategies as st
 
 from factory.budget import Budget, BudgetError, Spend, used, worst_case
-from factory.calls import answer
+from factory.calls import Answered, answer
 from factory.engines.openai import OpenAIEngine
 from factory.engines.scripted import ScriptedEngine
 from factory.faults import ConfigError
@@ -49,10 +49,10 @@ def ask(number: int, **more: Any) -> Request:
 def run(store: Store, engine: Any, requests: list[Request], budget: Budget, **more: Any) -> list[Call]:
     """The answers up to the end of the budget."""
     calls = answer(store, engine, requests, run="r", round=0, purpose="test", budget=budget, **more)
-    got: list[tuple[Request, Call]] = []
+    got: list[Answered] = []
     with pytest.raises(BudgetError):
         got.extend(calls)
-    return [call for _, call in got]
+    return [call for _, call, _ in got]
 
 
 def paid(store: Store) -> float:
@@ -270,7 +270,7 @@ def test_calls_that_hung_may_have_been_billed(store: Store) -> None:
         engine = engine_for(server, timeout=0.2, concurrency=1)
         budget = Budget(max_cost=50.0)
         calls = answer(store, engine, [ask(0), ask(1)], run="r", round=0, purpose="test", budget=budget)
-        assert [call.failure for _, call in calls] == [None, None]
+        assert [call.failure for _, call, _ in calls] == [None, None]
         worst = engine.worst_case(ask(0)).cost or 0.0
     assert budget.cost == pytest.approx(worst + 2 * ONE)
     after_all = Budget(max_cost=50.0)

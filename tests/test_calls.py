@@ -34,7 +34,8 @@ def ask(text: str, n: int = 1, **more: Any) -> Request:
 
 
 def run(store: Store, engine: Any, requests: list[Request], **more: Any) -> list[tuple[Request, Call]]:
-    return list(answer(store, engine, requests, **{"run": "r", "round": 1, "purpose": "test"} | more))
+    found = answer(store, engine, requests, **{"run": "r", "round": 1, "purpose": "test"} | more)
+    return [(request, call) for request, call, _ in found]
 
 
 class Counter:
@@ -122,7 +123,7 @@ class Watched(ScriptedEngine):
 
 def test_an_answer_is_durable_before_the_next_is_made(store: Store) -> None:
     engine = Watched(store.folder)
-    for _, row in answer(store, engine, [ask("tea", 4)], run="r", round=0, purpose="test"):
+    for _, row, _ in answer(store, engine, [ask("tea", 4)], run="r", round=0, purpose="test"):
         assert row.key in {kept.key for kept in store.rows(Call)}
     assert engine.kept == [1, 2, 3, 4]
 

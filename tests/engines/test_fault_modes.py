@@ -264,11 +264,11 @@ def test_a_bad_mixture_leaves_no_row_without_its_end(engines: list[OpenAIEngine]
         engine = engine_for(server, engines, concurrency=64)
         got = list(answer(store, engine, rows, run="r", round=0, purpose="test"))
         assert server.most_at_once <= 64
-    assert {request.seed for request, _ in got} == set(range(600))
+    assert {request.seed for request, _, _ in got} == set(range(600))
     assert len(got) == 600
-    for request, call in got:
+    for request, call, _ in got:
         assert (call.failure is None) == call.text.startswith(request.messages[0]["content"] + "/")
         assert call.failure is None or call.failure_detail
-    assert sum(call.failure is None for _, call in got) >= 590
+    assert sum(call.failure is None for _, call, _ in got) >= 590
     with Store.open(tmp_path / "store") as store:
-        assert {call.key for call in store.rows(Call)} == {call.key for _, call in got}
+        assert {call.key for call in store.rows(Call)} == {call.key for _, call, _ in got}

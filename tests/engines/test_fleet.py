@@ -267,7 +267,7 @@ def test_what_a_dead_engine_had_in_hand_is_asked_of_the_others(tmp_path: Path) -
         rows = store.rows(Call)
     assert mark.exists()
     assert len(answered) == 121
-    assert all(call.failure is None for _, call in answered)
+    assert all(call.failure is None for _, call, _ in answered)
     died = [call for call in rows if call.failure is not None]
     assert {(call.failure, call.passing) for call in died} == {("engine_died", True)}
     assert all("ended with code -9" in str(call.failure_detail) for call in died)

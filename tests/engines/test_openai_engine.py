@@ -477,11 +477,11 @@ def test_keys_are_the_same_whether_samples_come_together_or_alone(serve: Serve, 
     for together in (True, False):
         with Store.open(tmp_path / str(together), create=True) as store:
             engine = engine_for(server, n_in_one_call=together)
-            calls = [call for _, call in answer(store, engine, [ask(n=4)], run="r", round=0, purpose="test")]
+            calls = [call for _, call, _ in answer(store, engine, [ask(n=4)], run="r", round=0, purpose="test")]
             keys.append(sorted((call.sample, call.key) for call in calls))
             more = engine_for(server, n_in_one_call=not together)
             again = list(answer(store, more, [ask(n=4)], run="r", round=0, purpose="test"))
-            assert sorted(call.text for _, call in again) == sorted(call.text for call in calls)
+            assert sorted(call.text for _, call, _ in again) == sorted(call.text for call in calls)
     assert keys[0] == keys[1]
     assert len(server.seen) == 1 + 4
 
