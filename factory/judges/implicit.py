@@ -7,19 +7,17 @@ are those of `train/logps.py`, summed over the answer's tokens, end token includ
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
-
-import torch
+from typing import Any, NamedTuple
 
 from factory.faults import FactoryError
-from factory.judges import options, votes
+from factory.judges import options
+from factory.judges.scoring import ScoringJudge
 from factory.resources import ModelFiles, content_hash, model_files
-from factory.schema import Candidate, Judgment, Matchup, Prompt, Reading
+from factory.schema import Candidate, Prompt, Reading
 from train.conversations import RowError
 from train.data import Encoded, encode
 from train.logps import LogpSum, sequence_logps
@@ -35,14 +33,12 @@ class _Models(NamedTuple):
     reference: Policy
 
 
-class ImplicitJudge:
+class ImplicitJudge(ScoringJudge):
     """Scores every answer by the log-ratio of `model` to `reference`, both loaded when first needed until `close`.
 
     `beta` is that of the policy's training; `length_normalised` divides the log-ratio by the answer's tokens, so that
     long answers do not win by adding up. `dtype` auto is bfloat16 where the device multiplies it.
     """
-
-    kind: Literal["pointwise", "pairwise"] = "pointwise"
 
     def __init__(
         self,
@@ -91,15 +87,6 @@ class ImplicitJudge:
         mean = ", mean" if self.length_normalised else ""
         return f"{READER}, {policy[:12]} to {reference[:12]}, beta {self.beta:g}{mean}"
 
-    def vote(self, matchups: Iterable[Matchup]) -> Iterator[Judgment]:
-        """One judgment for each candidate of each matchup, in order."""
-        asked = list(votes.answers(matchups))
-        if not asked:
-            return
-        readings = self.read([(prompt, candidate) for prompt, candidate, _ in asked])
-        for (_, candidate, canary), reading in zip(asked, readings, strict=True):
-            yield votes.judgment(self, candidate, reading, model=self.model, canary=canary)
-
     def read(self, answers: Sequence[tuple[Prompt, Candidate]]) -> list[Reading]:
         """The implicit reward of each answer, or its failure: candidate_failed, unreadable, too_long, no_number."""
         self.hashes  # noqa: B018 - a fault of the models before they are loaded
@@ -109,13 +96,6 @@ class ImplicitJudge:
         policy = iter(self._logps(models.policy, rows))
         reference = iter(self._reference_logps(models, rows))
         return [self._reading(next(policy), next(reference)) if isinstance(e, Encoded) else e for e in encoded]
-
-    def close(self) -> None:
-        """Free the models' memory; they are loaded again when they are needed again."""
-        self._loaded = None
-        gc.collect()
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
 
     def _open(self) -> _Models:
         if self._loaded is None:

@@ -7,21 +7,21 @@ Nothing is cut: a conversation that is longer than the model reads is a failure.
 
 from __future__ import annotations
 
-import gc
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from factory.faults import FactoryError
-from factory.judges import fence, options, votes
+from factory.judges import fence, options
+from factory.judges.scoring import ScoringJudge
 from factory.resources import ModelFiles, content_hash, model_files
-from factory.schema import Candidate, Judgment, Matchup, Messages, Prompt, Reading
+from factory.schema import Candidate, Messages, Prompt, Reading
 from train.policy import DTYPES, DTypeName, resolve_device, resolve_dtype
 
 READER = "1"
@@ -39,15 +39,13 @@ class _Row(NamedTuple):
     failure: Reading | None = None
 
 
-class RewardModelJudge:
+class RewardModelJudge(ScoringJudge):
     """Scores every answer by `model`, which is loaded when it is first needed and stays until `close`.
 
     With one label its logit is the score; with more, the log-odds of `label` (a name or a number; of two labels the
     second by default) against the rest. `max_length` is the most tokens of a conversation with its answer; by default
     what the model reads. `dtype` auto is bfloat16 where the device multiplies it, the head always float32.
     """
-
-    kind: Literal["pointwise", "pairwise"] = "pointwise"
 
     def __init__(
         self,
@@ -87,15 +85,6 @@ class RewardModelJudge:
         limit = "" if self.max_length is None else f", max_length {self.max_length}"
         return f"{READER}, {self.model_hash[:12]}{label}{limit}"
 
-    def vote(self, matchups: Iterable[Matchup]) -> Iterator[Judgment]:
-        """One judgment for each candidate of each matchup, in order."""
-        asked = list(votes.answers(matchups))
-        if not asked:
-            return
-        readings = self.read([(prompt, candidate) for prompt, candidate, _ in asked])
-        for (_, candidate, canary), reading in zip(asked, readings, strict=True):
-            yield votes.judgment(self, candidate, reading, model=self.model, canary=canary)
-
     def read(self, answers: Sequence[tuple[Prompt, Candidate]]) -> list[Reading]:
         """The score of each answer, or its failure: candidate_failed, too_long, unreadable, no_number."""
         loaded = self._open()
@@ -104,13 +93,6 @@ class RewardModelJudge:
         for batch in _batches([0 if row.failure else len(row.ids) for row in rows], self._most(loaded)):
             scores.update(zip(batch, loaded.scores([rows[i] for i in batch]), strict=True))
         return [row.failure or self._reading(row, scores[i]) for i, row in enumerate(rows)]
-
-    def close(self) -> None:
-        """Free the model's memory; it is loaded again when it is needed again."""
-        self._loaded = None
-        gc.collect()
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
 
     def _open(self) -> _Loaded:
         if self._loaded is None:
