@@ -173,20 +173,3 @@ def measure(
         prompt: (ranking(panel, judge, keys), ranking(panel, previous, keys)) for prompt, keys in sorted(groups.items())
     }
     return between(both, method)
-
-
-def weights(
-    store: Store,
-    *,
-    run: str,
-    round: int,
-    judge: str,
-    previous: str,
-    split: str = "train",
-    kind: str = "sample",
-    method: str = "kendall",
-    floor: float = 0.0,
-) -> dict[str, float]:
-    """`measure` as weights in training: prompt key to C_j."""
-    found = measure(store, run=run, round=round, judge=judge, previous=previous, split=split, kind=kind, method=method)
-    return found.weights(floor)

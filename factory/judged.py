@@ -7,14 +7,13 @@ number, in both orders; a pointwise one scores both, and the higher score wins.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from factory import intervals, length_control, matchups, verdicts
 from factory.judging import judge
-from factory.panel import PanelMember, Work
+from factory.panel import PanelMember, Work, locks_of
 from factory.schema import Candidate, Estimate, Judged, Judgment, Prompt
 
 if TYPE_CHECKING:
@@ -85,23 +84,17 @@ def judged(
             round=round,
             seed=seed,
             canary_share=CANARIES,
-            tie_margin=verdicts.TIE_MARGIN,
-            retry_failed=False,
             prompts={v.prompt.key: v.prompt for v in some},
             candidates={v.prompt.key: _canonical(v) for v in some},
             progress=progress,
             budget=budget,
-            locks=_locks(member),
+            locks=locks_of([member]),
         )
         judge(work, member, matchups.parse("all"), None)
     panel = verdicts.read(store.rows(Judgment, {"run": run, "round": round, "judge": member.name}))
     name, model = member.name, model_of(member)
     alone = is_independent(name, str(getattr(member.judge, "kind_name", name)), model, labelled_by)
     return _counted(panel, name, versus, alone, seed)
-
-
-def _locks(member: PanelMember) -> dict[int, threading.Lock]:
-    return {} if member.engine is None else {id(member.engine): threading.Lock()}
 
 
 def _usable(answer: Candidate | None) -> bool:

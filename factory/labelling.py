@@ -19,7 +19,7 @@ from factory import console, matchups as choosing, verdicts
 from factory.faults import FactoryError, IntegrityError
 from factory.judges.canaries import SHARE
 from factory.judging import judge
-from factory.panel import JudgeReport, PanelMember, Work, asks_model
+from factory.panel import JudgeReport, PanelMember, Work, asks_model, locks_of
 from factory.planning import Planned, planned
 from factory.schema import Candidate, Prompt
 from factory.threads import side_by_side
@@ -97,7 +97,7 @@ def label(
         candidates=candidates,
         progress=None if progress is None else _InTurn(progress),
         budget=budget,
-        locks={id(member.engine): threading.Lock() for member in panel if member.engine is not None},
+        locks=locks_of(panel),
     )
     everyone = [c for group in candidates.values() for c in group]
     failed = sum(c.failure is not None for c in everyone)
@@ -126,7 +126,6 @@ def plan(
         round=round,
         seed=seed,
         canary_share=canary_share,
-        tie_margin=verdicts.TIE_MARGIN,
         retry_failed=retry_failed,
         prompts=prompts,
         candidates=candidates,

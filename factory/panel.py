@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
@@ -108,10 +108,10 @@ class Work:
     round: int
     seed: int
     canary_share: float
-    tie_margin: float
-    retry_failed: bool
     prompts: Mapping[str, Prompt]
     candidates: Mapping[str, Sequence[Candidate]]  # by prompt key; both in order of key
+    tie_margin: float = verdicts.TIE_MARGIN
+    retry_failed: bool = False
     progress: Progress | None = None
     budget: Budget | None = None
     claims: Claims = field(default_factory=Claims)
@@ -128,6 +128,11 @@ class Shown(NamedTuple):
 
     matchup: Matchup
     batch: str
+
+
+def locks_of(panel: Iterable[PanelMember]) -> dict[int, threading.Lock]:
+    """A lock for each engine of a panel."""
+    return {id(member.engine): threading.Lock() for member in panel if member.engine is not None}
 
 
 def asks_model(judge: Judge | LLMJudge) -> TypeGuard[LLMJudge]:

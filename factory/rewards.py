@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -26,7 +25,7 @@ from factory import matchups as choosing, verdicts
 from factory.faults import ConfigError, FactoryError
 from factory.judges.canaries import SHARE
 from factory.judging import judged
-from factory.panel import PanelMember, Work, reader_of, shown_to
+from factory.panel import PanelMember, Work, locks_of, reader_of, shown_to
 from factory.schema import Candidate, Prompt, digest, now
 
 if TYPE_CHECKING:
@@ -246,12 +245,11 @@ class JudgeRewards:
             round=self.place.round,
             seed=self.seed,
             canary_share=self.canary_share,
-            tie_margin=verdicts.TIE_MARGIN,
             retry_failed=self.retry_failed,
             prompts=asked,
             candidates=answers,
             budget=self.budget,
-            locks={} if member.engine is None else {id(member.engine): threading.Lock()},
+            locks=locks_of([member]),
         )
 
     def _is_fooled(self, member: PanelMember, rows: Sequence[Judgment]) -> bool:

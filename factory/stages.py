@@ -163,7 +163,8 @@ def pair(run: Run, number: int) -> Detail:
         return {"pairs": None, "skipped": reason}
     alike = None
     if part.weights == "consistency" and part.previous is not None:
-        alike = consistency.weights(run.store, run=run.name, round=number, judge=lead or "", previous=part.previous)
+        found = consistency.measure(run.store, run=run.name, round=number, judge=lead or "", previous=part.previous)
+        alike = found.weights()
     report = make_pairs(
         run.store,
         run=run.name,

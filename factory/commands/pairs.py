@@ -155,4 +155,4 @@ def _consistency(
     judge, previous = judges
     if judge is None or previous is None:
         raise FactoryError("weights by consistency compare two judges", todo="name them: --lead JUDGE --previous JUDGE")
-    return consistency.weights(store, run=run, round=number, judge=judge, previous=previous)
+    return consistency.measure(store, run=run, round=number, judge=judge, previous=previous).weights()
