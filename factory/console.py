@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import threading
 import time
@@ -261,7 +262,8 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = Non
 
 
 def show(value: Any) -> str:
-    """One value as a cell: four significant figures, an estimate as 0.39 [0.31, 0.47], a dash for None."""
+    """One value as a cell: four significant figures, an estimate as 0.39 [0.31, 0.47] (one without an interval as a
+    number), a dash for None."""
     if value is None:
         return "-"
     if isinstance(value, bool):
@@ -269,7 +271,8 @@ def show(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, tuple) and len(value) == 3 and all(isinstance(v, float) for v in value):
-        return f"{value[0]:.3g} [{value[1]:.3g}, {value[2]:.3g}]"
+        interval = "" if math.isnan(value[1]) else f" [{value[1]:.3g}, {value[2]:.3g}]"
+        return f"{value[0]:.3g}{interval}"
     if isinstance(value, dict) and value:
         return ", ".join(f"{name} {show(inner)}" for name, inner in value.items())
     if isinstance(value, list | dict):

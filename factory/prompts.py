@@ -154,16 +154,19 @@ def add_prompts(
 
 def texts_of(source: str, *, mapping: Mapping[str, str] | None = None, hub_split: str = "train") -> list[str]:
     """The prompts of a file, a bundled set or a data set of the hub as texts, to test others against. Of rows without a
-    known shape (a benchmark's, say) every text that is longer than a few words. FactoryError: it cannot be read, or
-    holds no text."""
+    known shape (a benchmark's, say) every text that is longer than a few words. FactoryError: it cannot be read, a row
+    of it cannot (what is not read is not tested), or it holds no text."""
     opened = open_source(source, hub_split=hub_split)
     reader = _Reader(mapping or {}, None, opened.name)
-    records = list(opened.rows)
-    known = [r for r in records if isinstance(r, Record) and shape_of(mapped(r.values, mapping or {}))]
+    rows = list(opened.rows)
+    if faults := [row for row in rows if isinstance(row, RowFault)]:
+        raise ConfigError([f"line {fault.line}: {fault.reason}" for fault in faults], where=source)
+    records = [row for row in rows if isinstance(row, Record)]
+    known = [r for r in records if shape_of(mapped(r.values, mapping or {}))]
     if known or mapping:
         found = [_said_text(example.given.messages) for example in reader.examples(iter(known or records))]
     else:
-        found = [text for r in records if isinstance(r, Record) for text in _long_texts(r.values)]
+        found = [text for r in records for text in _long_texts(r.values)]
     if not found:
         raise FactoryError("there are no texts to test against", where=source, todo="name the column of the prompts")
     return found

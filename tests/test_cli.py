@@ -160,6 +160,7 @@ def test_train_and_evaluate_by_hand(store: str, tiny_model: Path) -> None:
         (["train", "--method", "simppo"], 2, "did you mean 'simpo'"),
         (["train", "--set", "epochs=none"], 2, "epochs"),
         (["query", "DROP TABLE prompts"], 2, ""),
+        (["run", "quickstart", "--dry-run", "--from", "round-1"], 2, "--dry-run plans whole runs"),
         (["run", "quickstrat", "--dry-run"], 2, "did you mean 'quickstart'"),
         (["status", "--run", "nothing"], 2, "no run named"),
         (["generate", "--split", "nothing"], 2, "no prompts"),

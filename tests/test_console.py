@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import subprocess
@@ -36,6 +37,7 @@ def test_no_rows_are_said_to_be_none() -> None:
         (True, "yes"),
         (0.123456, "0.1235"),
         (Estimate(0.391, 0.312, 0.474), "0.391 [0.312, 0.474]"),
+        (Estimate(0.391, math.nan, math.nan), "0.391"),
         ({"loss": 0.123456, "rule": "tie"}, "loss 0.1235, rule tie"),
         ({}, "{}"),
         ([1, "b"], '[1, "b"]'),

@@ -129,6 +129,14 @@ def written(path: Path, rows: list[dict[str, str]]) -> str:
     return str(path)
 
 
+def test_a_row_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    """A prompt that it holds would be taken for clear of the set."""
+    broken = tmp_path / "b.jsonl"
+    broken.write_text(f'{{"prompt": "{LONG}"}}\n{{"prompt": \n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 2: not JSON"):
+        texts_of(str(broken))
+
+
 def test_texts_of_known_shapes_and_of_any_other(tmp_path: Path) -> None:
     assert texts_of(written(tmp_path / "a.jsonl", [{"prompt": LONG}, {"prompt": "Short."}])) == [LONG, "Short."]
     odd = written(tmp_path / "b.jsonl", [{"stem": LONG, "id": "7", "answer_key": "B"}])

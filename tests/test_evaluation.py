@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import store_rows
 
 from factory import evaluation, intervals, measures
 from factory.engines.scripted import Rule, ScriptedEngine
@@ -120,6 +121,15 @@ def test_lengths_kl_and_relevance(store: Store) -> None:
     assert report.relevance is not None
     assert report.relevance.value == pytest.approx(1.0)
     assert report.distinct_2 == pytest.approx(12 / (5 * 12 + 3 * 9))  # all texts share the same pairs
+
+
+def test_answers_are_scored_in_the_context_that_they_were_sampled_in() -> None:
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    asked = replace(prompt(1), tools=tools)
+    answer = replace(store_rows.candidate(1), text="It rains.", finish_reason="length")
+    assert Item.of(asked, answer) == (asked.messages, "It rains.", False, tuple(tools))
+    plain = Item.of(prompt(1), replace(answer, finish_reason="stop"))
+    assert (plain.ended, plain.tools) == (True, ())
 
 
 def test_the_start_policy_is_not_scored_against_itself(store: Store) -> None:

@@ -49,6 +49,8 @@ def run(
     caps = [f"{key}={value}" for key, value in capped.items() if value is not None]
     loaded = recipes.load(name, [*(overrides or ()), *caps])
     preflight.check(loaded, where=str(recipes.find(name)))
+    if dry_run and begin_from is not None:
+        raise FactoryError("--dry-run plans whole runs, not what is left after --from", todo="leave one of them out")
     if dry_run:
         _show_plan(loaded, store, as_json=as_json)
         return
