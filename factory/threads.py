@@ -12,15 +12,15 @@ T = TypeVar("T")
 def side_by_side(tasks: Sequence[Callable[[], T]], width: int, end: Callable[[], None]) -> list[T]:
     """Do the tasks, up to `width` at a time, and give their results in order.
 
-    One alone, or a width of 1, is done in this thread. When a task raises, or this thread is interrupted, `end` is
-    called, which must make the tasks that run return soon; no other is begun; and when all have returned, the first
-    fault is raised.
+    One at a time is done in this thread, unless it is the main one: there an interrupt would cut into it between what
+    is paid for and what is kept of it. When a task raises, or this thread is interrupted, `end` is called, which must
+    make the tasks that run return soon; no other is begun; and when all have returned, the first fault is raised.
     """
-    if width <= 1 or len(tasks) <= 1:
+    if (width <= 1 or len(tasks) <= 1) and threading.current_thread() is not threading.main_thread():
         return [task() for task in tasks]
     crew = _Crew(tasks, end)
     try:
-        for _ in range(min(width, len(tasks))):
+        for _ in range(min(max(width, 1), len(tasks))):
             crew.start()
         crew.wait()
     except BaseException as interrupt:

@@ -239,12 +239,11 @@ def test_slots_are_filled_again_part_by_part(serve: Serve) -> None:
     while len(burst) <= TOGETHER:
         few, burst = few + len(burst), next(bursts)
     assert isinstance(burst, Burst)
-    before = len(server.seen)
     parts = burst.parts()
     first, _ = next(parts), next(parts)
     time.sleep(0.3)
     assert len(first) == TOGETHER
-    assert len(server.seen) == before + TOGETHER
+    assert len(server.seen) == slots + few + TOGETHER
     assert few + len(burst) + sum(map(len, bursts)) == 3 * slots
 
 
