@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from factory.evaluation import Scorer
     from factory.store import Store
 
-PASSED: Final = "passed"
 OWN: Final = ("tokens", "words", "relevance")
 """Measures that need no judge: length, and how much the prompt explains the answer under a model."""
 

@@ -36,9 +36,7 @@ if TYPE_CHECKING:
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
 Weights = Literal["identity", "ordinal", "linear", "quadratic", "ratio"]
 DRAWS = 1000
-FEWEST_DRAWS = 200
 GROUPS = 2000
-_WORK = 200_000_000  # numbers that a bootstrap may draw in all; above it, fewer draws
 _BLOCK = 8_000_000  # numbers in memory at once while terms of many patterns are summed
 
 
@@ -101,11 +99,6 @@ def distinct(codes: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 # --------------------------------------------------------------------------------------------------------- bootstrap
-
-
-def draws_for(distinct: int) -> int:
-    """How many resamples are made of so many values: 1000, fewer where that would draw too many numbers."""
-    return max(FEWEST_DRAWS, min(DRAWS, _WORK // max(distinct, 1)))
 
 
 def resampled(found: Patterns) -> str:

@@ -19,7 +19,6 @@ from voted import from_counts, matrices, table_of, votes
 
 from factory import coefficients
 from factory.aggregation import aggregate
-from factory.coefficients import draws_for
 from factory.faults import FactoryError
 from factory.reliability import AgreementReport, measure
 
@@ -342,11 +341,6 @@ def test_groups_of_items_give_the_interval_of_items(monkeypatch: pytest.MonkeyPa
         for name in ("percent", "fleiss_kappa", "krippendorff_alpha", "gwet_ac2"):
             one, two = getattr(by_item, name), getattr(by_group, name)
             assert two.high - two.low == pytest.approx(one.high - one.low, rel=0.2)
-
-
-def test_fewer_draws_where_values_are_many() -> None:
-    assert draws_for(100) == 1000
-    assert 200 <= draws_for(10_000_000) < 1000
 
 
 @pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])

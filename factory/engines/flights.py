@@ -21,10 +21,8 @@ from typing import Any, NamedTuple, TypeVar
 from factory.engines import Burst
 from factory.schema import Completion, Request
 
-BEAT = 0.2
+WHILE = 0.25
 """Seconds after which a caller that waits for answers is given its turn, so that it can stop."""
-
-WHILE = 0.25  # seconds after which a caller has its turn, also when nothing has come
 
 TOGETHER = 16
 """Answers that are stored together, where so many have come: the slots of these are filled again while the next are
