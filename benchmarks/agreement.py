@@ -31,10 +31,10 @@ from crowdkit.aggregation import DawidSkene
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from factory import coefficients
-from factory.aggregation import Votes, aggregate, count, encode
-from factory.latent import dawid_skene
-from factory.reliability import measure
+from factory.stats import coefficients
+from factory.votes.aggregation import Votes, aggregate, count, encode
+from factory.votes.latent import dawid_skene
+from factory.votes.reliability import measure
 
 ROUNDS = 10
 

@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from factory import charts
-from factory.aggregation import Votes, methods
-from factory.dependence import effective_judges, error_correlation
+from factory.report import charts
 from factory.schema import Estimate
+from factory.votes.aggregation import Votes, methods
+from factory.votes.dependence import effective_judges, error_correlation
 
 JUDGES = 9
 METHODS = ("majority", "one_coin", "dawid_skene", "dependent")

@@ -20,7 +20,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from factory import charts
+from factory.report import charts
 from factory.simulation.playing import FALSE_ALARMS, SIZES, Cell, cells
 from factory.simulation.table import chosen, markdown, summary
 from factory.stopping import StopConfig

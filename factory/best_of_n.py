@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from markupsafe import Markup
 
-from factory import intervals, verdicts
+from factory import verdicts
 from factory.faults import FactoryError
-from factory.matchups import current
+from factory.labelling.matchups import current
 from factory.registry import unknown_name
 from factory.schema import Candidate, Estimate, Judgment, Prompt
+from factory.stats import intervals
 
 if TYPE_CHECKING:
     from factory.evaluation import Scorer
@@ -439,7 +440,7 @@ def _passes(panel: verdicts.Panel, candidates: Sequence[Candidate]) -> dict[str,
 
 def pictures(found: Study) -> list[tuple[str, Markup]]:
     """A chart for the judge that picks, each measure, KL and passes, with its caption; x is log2 n."""
-    from factory import charts
+    from factory.report import charts
 
     def over_n(name: str, values: Iterable[Estimate | float | None], tone: int, *, marks: bool = True) -> charts.Series:
         at = zip((math.log2(size.n) for size in found.sizes), values, strict=True)
@@ -487,7 +488,7 @@ def picture(found: Study) -> str:
 
 
 def _picture(found: Study) -> Markup:
-    from factory import charts
+    from factory.report import charts
 
     width, height, top = charts.WIDTH, charts.HEIGHT, 26
     shown = pictures(found)

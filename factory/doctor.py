@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from factory import filesystem, locks
 from factory.faults import EndpointError, FactoryError
-from factory.journal import FILE
 from factory.query import has_isolation
-from factory.store import Store
+from factory.store import Store, filesystem, locks
+from factory.store.journal import FILE
 
 State = Literal["ok", "warn", "fail"]
 GIB = 2**30

@@ -15,9 +15,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from factory.intervals import wilson
 from factory.judges.canaries import CANARIES, stand_in_key
 from factory.schema import Judgment
+from factory.stats.intervals import wilson
 
 TIE_MARGIN = 0.05
 """A pairwise verdict is a tie when |p_a - 1/2| is below this."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from factory.columns import columns_of
 from factory.schema import Call, Candidate, Judgment, Prompt, digest
+from factory.store.columns import columns_of
 
 AT = datetime(2026, 11, 24, 10, 0, 0, 123456)
 

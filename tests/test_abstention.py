@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from factory.abstention import at_most, calibrate, needed
 from factory.faults import FactoryError
+from factory.trust.abstention import at_most, calibrate, needed
 
 
 @given(st.integers(0, 200), st.integers(0, 200), st.floats(0.01, 0.99))

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from voted import matrices, noisy, of_matrix, rows, table_of, votes
 
-from factory.aggregation import aggregate, encode, methods
 from factory.faults import FactoryError
+from factory.votes.aggregation import aggregate, encode, methods
 
 
 def test_majority_and_its_ties() -> None:

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pytest
 from judged import both, candidate_of, pairwise, pointwise, prompt_of
 
-from factory.agreement import JudgesReport, between, measure, of_evidence
-from factory.evidence import evidence
 from factory.faults import FactoryError
 from factory.judges.canaries import stand_in_key
 from factory.schema import Candidate, Judgment
+from factory.trust.agreement import JudgesReport, between, measure, of_evidence
+from factory.trust.evidence import evidence
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 from scipy.stats import ttest_1samp
 from statsmodels.stats.multitest import multipletests
 
-from factory.alternative_annotator import alternative, benjamini_yekutieli
+from factory.trust.alternative_annotator import alternative, benjamini_yekutieli
 
 People = dict[str, dict[Hashable, str]]
 

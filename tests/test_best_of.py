@@ -9,8 +9,8 @@ from random import Random
 import pytest
 from hypothesis import given, strategies as st
 
-from factory.best_of import best
 from factory.schema import Label, now
+from factory.training.best_of import best
 from train.config import BestSpec
 
 

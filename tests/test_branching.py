@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import tiny_run
 
-from factory import branching, recipe as recipes
-from factory.branching import Point
+from factory import recipe as recipes
 from factory.faults import ConfigError, FactoryError
-from factory.rounds import progress_of, run
+from factory.rounds import branching, progress_of, run
+from factory.rounds.branching import Point
 from factory.store import Store
 
 

@@ -68,8 +68,8 @@ HOSTILE = "<img src=x onerror=\"document.title='run'\"><script>document.title='r
 def test_hostile_answers_are_shown_and_never_run(browser: str, tmp_path: Path) -> None:
     from test_report import preference, run_report
 
-    from factory.page import render
     from factory.report import PairToRead
+    from factory.report.page import render
 
     pair = PairToRead("drawn", preference(1, chosen=HOSTILE, rejected=HOSTILE, asked=HOSTILE))
     where = tmp_path / "hostile.html"

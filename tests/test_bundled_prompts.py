@@ -8,9 +8,9 @@ from typing import Any
 
 from factory import constraints
 from factory.prompts import BUNDLED_SHARES, add_prompts
+from factory.prompts.splits import group_of, split_of
 from factory.resources import bundled
 from factory.schema import Message, Prompt, now
-from factory.splits import group_of, split_of
 from factory.store import Store
 
 ROWS: list[dict[str, Any]] = [

@@ -12,10 +12,10 @@ from hypothesis import given, strategies as st
 from judged import both, candidate_of, pointwise
 from sklearn.metrics import brier_score_loss, cohen_kappa_score
 
-from factory.calibration import against, calibrate
-from factory.evidence import Evidence, evidence
-from factory.gold import Gold, Word
 from factory.schema import Candidate, Judgment
+from factory.trust.calibration import against, calibrate
+from factory.trust.evidence import Evidence, evidence
+from factory.trust.gold import Gold, Word
 from factory.verdicts import Pair
 
 WORDS: dict[str, Word] = {"a": "b", "b": "a", "tie": "tie"}

@@ -14,8 +14,7 @@ from store_rows import AT, candidate, judgment, prompt
 from test_export import preference
 from test_report import RECIPE, measured, run_report
 
-from factory import cards
-from factory.export import export, export_policy
+from factory.export import cards, export, export_policy
 from factory.faults import FactoryError
 from factory.schema import Round, digest
 from factory.store import Store

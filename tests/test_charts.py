@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given, strategies as st
 
-from factory import charts
-from factory.charts import Point, Series
+from factory.report import charts
+from factory.report.charts import Point, Series
 from factory.schema import Estimate
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -10,8 +10,8 @@ import statsmodels.api as sm
 from hypothesis import given, strategies as st
 from scipy import stats
 
-from factory import clusters
-from factory.intervals import wilson
+from factory.stats import clusters
+from factory.stats.intervals import wilson
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 5, 30, 10_000])

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from store_rows import any_row, call, judgment, prompt
 
-from factory import columns
 from factory.faults import FactoryError
 from factory.schema import TABLES, as_row
+from factory.store import columns
 
 
 @pytest.mark.parametrize("table", sorted(TABLES))

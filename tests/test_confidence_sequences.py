@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from factory.confidence_sequences import from_moments, running, sequence
-from factory.intervals import z_of
+from factory.stats.confidence_sequences import from_moments, running, sequence
+from factory.stats.intervals import z_of
 
 SIZES = [*range(10, 100, 5), *range(100, 1501, 25)]
 RUNS = 150

@@ -10,9 +10,10 @@ from hypothesis import given, strategies as st
 from judged import both, candidate_of, pairwise, pointwise, prompt_of
 from scipy import stats
 
-from factory import consistency, verdicts
+from factory import verdicts
 from factory.faults import FactoryError
 from factory.store import Store
+from factory.trust import consistency
 
 SCORES = st.lists(st.integers(0, 5).map(float), min_size=2, max_size=7)
 PAIRS = SCORES.flatmap(

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 from judged import prompt_of
 
-from factory import critiques
-from factory.critiques import Read, read_critique, read_revision
 from factory.judges import fence
 from factory.judges.rubric import load
+from factory.revision import critiques
+from factory.revision.critiques import Read, read_critique, read_revision
 from factory.schema import digest
 
 SECRET = b"secret"

@@ -10,11 +10,11 @@ from hypothesis import given, settings, strategies as st
 from typer.testing import CliRunner
 
 from factory.cli import app
-from factory.decontamination import Hit, Rule, check, find, near_trained, said
 from factory.evaluation import held_prompts, prompts_that_measure
 from factory.faults import ConfigError, FactoryError
-from factory.near_duplicates import nearest
 from factory.prompts import add_prompts, texts_of
+from factory.prompts.decontamination import Hit, Rule, check, find, near_trained, said
+from factory.prompts.near_duplicates import nearest
 from factory.schema import Prompt, digest, now
 from factory.store import Store
 

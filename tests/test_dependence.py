@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from voted import noisy, of_matrix, votes, with_blind_spots
 
-from factory.aggregation import Decided, aggregate, encode, methods
-from factory.dependence import dependent, effective_judges, error_correlation
 from factory.faults import FactoryError
-from factory.latent import dawid_skene
+from factory.votes.aggregation import Decided, aggregate, encode, methods
+from factory.votes.dependence import dependent, effective_judges, error_correlation
+from factory.votes.latent import dawid_skene
 
 THREE_FAMILIES = [0, 0, 0, 1, 1, 1, 2, 2, 2]
 

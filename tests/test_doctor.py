@@ -126,8 +126,8 @@ def test_sqlite(version: tuple[int, ...], state: str) -> None:
 
 
 def test_network_file_system_and_missing_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("factory.filesystem.kind", lambda _: "nfs4")
-    monkeypatch.setattr("factory.filesystem.is_network", lambda _: True)
+    monkeypatch.setattr("factory.store.filesystem.kind", lambda _: "nfs4")
+    monkeypatch.setattr("factory.store.filesystem.is_network", lambda _: True)
     monkeypatch.setattr(doctor, "has_isolation", lambda: False)
     found = by_name(doctor.examine(tmp_path))
     assert (found["file system"].state, found["SQL isolation"].state) == ("fail", "warn")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from judged import both, candidate_of, prompt_of
 
-from factory.escalation import escalate, write
-from factory.evidence import Evidence, evidence
 from factory.faults import FactoryError, IntegrityError
 from factory.schema import Candidate, Judgment
 from factory.store import Store
+from factory.trust.escalation import escalate, write
+from factory.trust.evidence import Evidence, evidence
 
 
 def found(rows: list[tuple[str, str, float, str]], prompts: dict[str, str] | None = None) -> Evidence:

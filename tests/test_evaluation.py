@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import store_rows
 
-from factory import evaluation, intervals, measures
+from factory import evaluation
 from factory.engines.scripted import Rule, ScriptedEngine
-from factory.evaluation import NEUTRAL, Baseline, Evidence, Item, ModelScorer, compare, evaluate, report_of
+from factory.evaluation import NEUTRAL, Baseline, Evidence, Item, ModelScorer, compare, evaluate, measures, report_of
+from factory.evaluation.judged import is_independent, labellers_of
+from factory.evaluation.measures import Graded, Scored
 from factory.faults import FactoryError
-from factory.judged import is_independent, labellers_of
 from factory.judges import votes
-from factory.measures import Graded, Scored
-from factory.panel import PanelMember
+from factory.labelling.panel import PanelMember
 from factory.schema import (
     Candidate,
     Judgment,
@@ -31,6 +31,7 @@ from factory.schema import (
     digest,
     now,
 )
+from factory.stats import intervals
 from factory.store import Store
 
 GOOD = "Quiet rivers carry northern glass towards distant harbours every winter. That is all."

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from factory import constraints
-from factory.expected import ColumnError, expected
 from factory.prompts import add_prompts
+from factory.prompts.expected import ColumnError, expected
+from factory.prompts.shapes import FIELDS, read_row, shape_of
 from factory.schema import Prompt
-from factory.shapes import FIELDS, read_row, shape_of
 from factory.store import Store
 
 

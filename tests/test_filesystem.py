@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from factory import filesystem
+from factory.store import filesystem
 
 
 @pytest.fixture

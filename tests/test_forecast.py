@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from factory import forecast, recipe as recipes
+from factory import recipe as recipes
+from factory.rounds import forecast
 
 
 def parse(text: str, *overrides: str) -> recipes.Recipe:

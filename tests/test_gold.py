@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from judged import both, candidate_of, pairwise, pointwise
 
-from factory.evidence import Evidence, evidence
 from factory.faults import FactoryError
-from factory.gold import find_gold
+from factory.trust.evidence import Evidence, evidence
+from factory.trust.gold import find_gold
 
 
 def found() -> Evidence:

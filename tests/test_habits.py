@@ -12,11 +12,11 @@ from hypothesis import given, strategies as st
 from judged import both, candidate_of, pairwise, pointwise
 from store_rows import call
 
-from factory.evidence import evidence
-from factory.habits import JudgeStats, Style, spending, stats, style
 from factory.judges.canaries import stand_in_key
 from factory.schema import Candidate, Judgment, digest
 from factory.store import Store
+from factory.trust.evidence import evidence
+from factory.trust.habits import JudgeStats, Style, spending, stats, style
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from store_rows import prompt
 from test_export import preference
 from typer.testing import CliRunner
 
-from factory import hub
 from factory.cli import app
+from factory.export import hub
 from factory.faults import EndpointError, FactoryError
 from factory.store import Store
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -24,28 +25,14 @@ HEAVY = {
     "aiohttp",
 }
 LAYERS = (
-    {"faults", "registry", "schema", "crash", "resources", "console", "filesystem", "locks", "columns", "intervals",
-     "confidence_sequences", "coefficients", "clusters"},
-    {"journal", "parts", "store", "query", "views", "render", "sandbox", "engines", "judges", "constraints", "stopping",
-     "execution", "budget",
-     "verdicts", "aggregation", "latent", "dependence", "reliability", "recipe"},
+    {"faults", "registry", "schema", "crash", "resources", "console", "stats"},
+    {"store", "query", "engines", "judges", "constraints", "stopping", "execution", "budget", "verdicts", "votes",
+     "recipe"},
     {"calls", "threads"},
-    {"matchups"},
-    {"panel"},
-    {"judging", "planning"},
-    {"sources", "expected", "shapes", "splits", "near_duplicates", "prompts", "generation", "critiques", "revision",
-     "labelling", "meta_judging", "consistency", "evidence", "habits", "ranking", "agreement", "gold", "calibration",
-     "alternative_annotator", "prediction_powered", "abstention", "escalation",
-     "pairing", "rewards", "online", "best_of", "training_rows", "training", "measures", "length_control",
-     "policy_health", "judged", "decontamination", "best_of_n", "evaluation", "export", "cards", "hub", "charts",
-     "figures", "page", "markdown", "report", "story",
-     "simulation", "doctor"},
-    {"preflight", "runbook", "forecast", "live"},
-    {"branching"},
-    {"stages"},
-    {"isolation"},
+    {"labelling"},
+    {"prompts", "generation", "revision", "meta_judging", "trust", "pairing", "training", "evaluation", "best_of_n",
+     "export", "report", "simulation", "doctor"},
     {"rounds"},
-    {"sweep"},
     {"commands"},
     {"cli"},
 )  # fmt: skip
@@ -113,6 +100,23 @@ def test_imports_point_one_way(path: Path) -> None:
     own = part_of(path)
     above = {part for part in imported(path) if level(part) > level(own)}
     assert not above, f"{path.name} imports from layers above its own: {sorted(above)}"
+
+
+PACKAGES = sorted({path.parent for path in FILES if path.parent.parent.name == "factory"})
+
+
+def siblings(path: Path) -> set[str]:
+    """Modules of its own package that a file imports as it is loaded."""
+    package = f"factory.{path.parent.name}"
+    tops = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
+    whole = {alias.name for node in tops if node.module == package for alias in node.names}
+    return whole | {str(node.module).split(".")[2] for node in tops if (node.module or "").startswith(f"{package}.")}
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda path: path.name)
+def test_modules_of_a_package_import_each_other_one_way(folder: Path) -> None:
+    graph = {path.stem: siblings(path) for path in folder.glob("*.py") if path.stem != "__init__"}
+    TopologicalSorter(graph).prepare()  # CycleError
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "train").glob("*.py")), ids=lambda path: path.name)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from factory import intervals
 from factory.schema import Estimate
+from factory.stats import intervals
 
 
 def test_wilson_is_the_published_interval() -> None:

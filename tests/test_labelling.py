@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, strategies as st
 from judged import AT, candidate_of, pointwise, prompt_of
 
-from factory import agreement, matchups, pairing, verdicts
+from factory import pairing, verdicts
 from factory.budget import Budget, BudgetError
 from factory.engines import nothing_held
 from factory.engines.scripted import Rule, ScriptedEngine
@@ -29,9 +29,10 @@ from factory.generation import generate
 from factory.judges.canaries import CANARIES, plant
 from factory.judges.pairwise import PairwiseJudge
 from factory.judges.rating import RatingJudge
-from factory.labelling import PanelMember, label, plan
+from factory.labelling import PanelMember, label, matchups, plan
 from factory.schema import Ask, Call, Candidate, Completion, Have, Judgment, Matchup, Reading, Request, Sampling
 from factory.store import Store
+from factory.trust import agreement
 from factory.verdicts import Score
 
 
@@ -593,7 +594,7 @@ def test_an_engine_that_cannot_be_shared_is_used_by_one_judge_at_a_time(store: S
 
 def test_a_shared_engine_gives_the_rows_of_one_that_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small parts that overlap, three judges at once, two of which ask the same: the same rows, each paid for once."""
-    monkeypatch.setattr("factory.judging.AT_ONCE_SHARED", 7)
+    monkeypatch.setattr("factory.labelling.judging.AT_ONCE_SHARED", 7)
     with Store.open(tmp_path / "0", create=True) as opened:
         fill(opened, prompts=8, failed=True)
     tables = []

@@ -14,9 +14,9 @@ from crowdkit.aggregation import DawidSkene, OneCoinDawidSkene
 from hypothesis import given, settings, strategies as st
 from voted import matrices, noisy, of_matrix, rows, table_of, votes
 
-from factory.aggregation import Decided, aggregate, encode, methods
 from factory.faults import FactoryError
-from factory.latent import coin, dawid_skene, fit, full, one_coin, profiles
+from factory.votes.aggregation import Decided, aggregate, encode, methods
+from factory.votes.latent import coin, dawid_skene, fit, full, one_coin, profiles
 
 
 def right(decided: Decided, truth: Any) -> float:

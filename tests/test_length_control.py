@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from factory import intervals
-from factory.length_control import FEWEST, Compared, fit, win_rate
+from factory.evaluation.length_control import FEWEST, Compared, fit, win_rate
+from factory.stats import intervals
 
 
 def sigmoid(x: float) -> float:

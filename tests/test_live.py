@@ -12,8 +12,8 @@ import pytest
 from store_rows import call
 from typer.testing import CliRunner
 
-from factory import live
 from factory.cli import app
+from factory.rounds import live
 from factory.schema import now
 from factory.store import Store
 

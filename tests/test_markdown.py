@@ -9,8 +9,7 @@ from hypothesis import given, strategies as st
 from markdown_it import MarkdownIt
 from test_report import HOSTILE, preference, run_report
 
-from factory import markdown
-from factory.report import PairToRead
+from factory.report import PairToRead, markdown
 
 PARSED = MarkdownIt("commonmark", {"html": True}).enable("table")
 

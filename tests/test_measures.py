@@ -9,8 +9,9 @@ from random import Random
 import pytest
 from hypothesis import given, strategies as st
 
-from factory import intervals, measures
-from factory.measures import Graded, Scored
+from factory.evaluation import measures
+from factory.evaluation.measures import Graded, Scored
+from factory.stats import intervals
 
 
 def answer(prompt: str, sample: int = 0, *, score: float | None = 0.0, text: str = "", tokens: int = 0) -> Graded:

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 from store_rows import call, candidate, judgment, prompt
 
-from factory import columns
-from factory.columns import columns_of
 from factory.schema import TABLES, Row
-from factory.store import Store
+from factory.store import Store, columns
+from factory.store.columns import columns_of
 from factory.verdicts import quarantined, read
 
 ROWS = {"prompts": prompt, "calls": call, "candidates": candidate, "judgments": judgment}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from factory.online import LiveModels, LiveSampler
+from factory.training.online import LiveModels, LiveSampler
 from train import losses
 from train.batches import FixedRows
 from train.config import LoraSpec, OnlineSpec, TrainConfig

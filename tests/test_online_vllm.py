@@ -14,9 +14,9 @@ import torch
 from taught import teach
 
 from factory.faults import ConfigError
-from factory.online import VllmLive
 from factory.resources import EMBEDDED, model_files
 from factory.schema import Sampling
+from factory.training.online import VllmLive
 from train.config import LoraSpec, OnlineSpec
 from train.data import Ids
 from train.logps import PlainForward

@@ -17,7 +17,6 @@ from hypothesis import assume, given, reject, settings, strategies as st
 from judged import AT, both, candidate_of, pairwise, pointwise, prompt_of
 
 from factory import verdicts
-from factory.columns import from_bodies
 from factory.faults import FactoryError
 from factory.pairing import Choice, Filters, Group, LabelRule, Rule, pair, strategies
 from factory.pairing.combining import Outcome, combine, joint
@@ -25,6 +24,7 @@ from factory.pairing.grading import by_threshold, from_choices
 from factory.pairing.sifting import Sifted, sift
 from factory.schema import Candidate, Judgment, Label, Preference
 from factory.store import Store
+from factory.store.columns import from_bodies
 from factory.verdicts import Verdict
 
 # ------------------------------------------------------------------------------------------------------- properties

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import tiny_run
 
-from factory import preflight, recipe as recipes
+from factory import recipe as recipes
+from factory.rounds import preflight
 
 NAMES = sorted(recipes.bundled_recipes())
 WANTED = {

@@ -8,10 +8,20 @@ import random
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from factory import intervals
-from factory.measures import Graded, Scored
-from factory.policy_health import Weighed, broken, copies, entropy, implicit, is_empty, loops, refuses, self_bleu
+from factory.evaluation.measures import Graded, Scored
+from factory.evaluation.policy_health import (
+    Weighed,
+    broken,
+    copies,
+    entropy,
+    implicit,
+    is_empty,
+    loops,
+    refuses,
+    self_bleu,
+)
 from factory.schema import Messages
+from factory.stats import intervals
 
 ASKED: Messages = [{"role": "user", "content": "Name three rivers of Europe and say where each of them ends."}]
 

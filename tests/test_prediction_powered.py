@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from factory.clusters import t_of
-from factory.prediction_powered import powered_mean
+from factory.stats.clusters import t_of
+from factory.trust.prediction_powered import powered_mean
 
 
 def test_the_formula_of_the_papers() -> None:

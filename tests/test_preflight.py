@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from factory import preflight, recipe as recipes
+from factory import recipe as recipes
 from factory.faults import ConfigError
+from factory.rounds import preflight
 
 ADMITTED = "evaluate: {independent: false}\n"
 LEAST = f"name: least\npanel: [{{judge: verifier}}]\n{ADMITTED}"

@@ -14,12 +14,12 @@ import psutil
 import pytest
 from store_rows import AT, call, candidate, judgment, prompt
 
-from factory import columns, parts, query
+from factory import query
 from factory.faults import FactoryError, IntegrityError
-from factory.journal import Pending
+from factory.query.views import VIEWS
 from factory.schema import TABLES, Preference, digest
-from factory.store import Store
-from factory.views import VIEWS
+from factory.store import Store, columns, parts
+from factory.store.journal import Pending
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +253,7 @@ HOSTILE = [
 THROUGH_ONE_CHILD = """
 import io, json, sys
 sys.path.insert(0, sys.argv[1])
-from factory import sandbox
+from factory.query import sandbox
 sys.meta_path.insert(0, sandbox.WithoutPandas)
 import duckdb, pyarrow.dataset
 request = json.loads(sys.stdin.buffer.readline())

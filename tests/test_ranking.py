@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 from scipy.optimize import minimize
 
 from factory.faults import FactoryError
-from factory.ranking import Comparison, Ranking, rank
+from factory.trust.ranking import Comparison, Ranking, rank
 
 STRENGTH = np.array([1.0, 0.3, -0.2, -1.1])
 

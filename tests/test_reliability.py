@@ -17,10 +17,10 @@ from sklearn.metrics import cohen_kappa_score
 from statsmodels.stats.inter_rater import fleiss_kappa
 from voted import from_counts, matrices, table_of, votes
 
-from factory import coefficients
-from factory.aggregation import aggregate
 from factory.faults import FactoryError
-from factory.reliability import AgreementReport, measure
+from factory.stats import coefficients
+from factory.votes.aggregation import aggregate
+from factory.votes.reliability import AgreementReport, measure
 
 
 @pytest.fixture(autouse=True)

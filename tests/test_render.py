@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from factory.faults import FactoryError
-from factory.render import FORMS, as_text, render
+from factory.query.render import FORMS, as_text, render
 
 DATA = pa.table({
     "name": ["short", "a, \"quoted\"\nline", None],

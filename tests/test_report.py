@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from factory import intervals, page, report as reports, story as stories
+from factory import report as reports
 from factory.faults import FactoryError
 from factory.report import (
     Lengths,
@@ -24,10 +24,13 @@ from factory.report import (
     RunReport,
     Vote,
     collect,
+    page,
     pairs_to_read,
+    story as stories,
     training_of,
     write,
 )
+from factory.report.story import queries, story, summary
 from factory.schema import (
     Candidate,
     Decision,
@@ -41,8 +44,8 @@ from factory.schema import (
     Slice,
     digest,
 )
+from factory.stats import intervals
 from factory.store import Store
-from factory.story import queries, story, summary
 
 RECIPE = "name: quickstart\npanel:\n  - judge: verifier\n  - judge: pairwise\npair: {lead: verifier}\n"
 AT = datetime(2026, 1, 2, 3, 4, 5)

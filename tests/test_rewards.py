@@ -18,9 +18,9 @@ from factory.engines.scripted import Rule, ScriptedEngine
 from factory.faults import ConfigError, FactoryError
 from factory.judges.canaries import CANARIES
 from factory.labelling import PanelMember
-from factory.rewards import ENOUGH, JudgeRewards, Place, RewardPart, Rewards
 from factory.schema import Call, Candidate, Judgment, Prompt, Request, now
 from factory.store import Store
+from factory.training.rewards import ENOUGH, JudgeRewards, Place, RewardPart, Rewards
 from train.data import Ids
 from train.packing import Group
 

@@ -16,9 +16,9 @@ from factory.budget import BudgetError
 from factory.evaluation import held_prompts
 from factory.faults import FactoryError, LockedError
 from factory.prompts import add_prompts
-from factory.runbook import Run, open_run
+from factory.rounds.runbook import Run, open_run
+from factory.rounds.stages import STAGES, drawn
 from factory.schema import Call, Candidate, Prompt
-from factory.stages import STAGES, drawn
 from factory.store import Store
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from factory.shapes import FIELDS, Example, RowError, mapped, read_row, shape_of
+from factory.prompts.shapes import FIELDS, Example, RowError, mapped, read_row, shape_of
 
 U, A = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 S = {"role": "system", "content": "Be brief."}

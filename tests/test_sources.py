@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from factory.faults import FactoryError
-from factory.sources import Record, RowFault, open_source
+from factory.prompts.sources import Record, RowFault, open_source
 
 ROWS: list[dict[str, Any]] = [{"prompt": "Why, then?\nSo", "topic": "bread"}, {"prompt": "“Où?”", "topic": "tea"}]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from factory.faults import ConfigError
-from factory.near_duplicates import clusters, signatures
-from factory.splits import SPLITS, Shares, group_of, most_guarded, split_of
+from factory.prompts.near_duplicates import clusters, signatures
+from factory.prompts.splits import SPLITS, Shares, group_of, most_guarded, split_of
 
 SHARES = Shares(0.2, 0.1)
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from factory import intervals
 from factory.schema import Estimate, Judged, PolicyReport
+from factory.stats import intervals
 from factory.stopping import (
     All,
     Budget,

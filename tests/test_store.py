@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from store_rows import any_row, call, candidate, judgment, prompt
 
-from factory import columns, crash, filesystem, journal, parts
+from factory import crash
 from factory.faults import FactoryError, IntegrityError, LockedError
-from factory.journal import APPLICATION, Pending
 from factory.schema import Call, Candidate, Judgment, as_row, digest
-from factory.store import Store
+from factory.store import Store, columns, filesystem, journal, parts
+from factory.store.journal import APPLICATION, Pending
 
 HERE = Path(__file__).parent
 SMALL = Pending(rows=10, bytes=1 << 20)
@@ -268,7 +268,7 @@ def test_a_forked_process_opens_its_own_connection(store: Store) -> None:
 
 
 def test_a_writer_that_does_not_end_is_named_as_the_cause(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("factory.journal.PATIENCE", 0.05)
+    monkeypatch.setattr("factory.store.journal.PATIENCE", 0.05)
     waiting = Store.open(store.folder)
     with (
         store._journal.transaction(write=True),
@@ -704,7 +704,7 @@ def test_a_run_is_held_by_one_process_which_is_named(store: Store) -> None:
 
 
 def test_a_killed_holder_frees_the_run(store: Store) -> None:
-    from factory.locks import stale_notes
+    from factory.store.locks import stale_notes
 
     other = start(LOCKER, store.folder)
     assert other.stdout is not None

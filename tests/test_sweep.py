@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 import pytest
 import tiny_run
 
-from factory import recipe as recipes, sweep as sweeps
-from factory.branching import Point
+from factory import recipe as recipes
 from factory.faults import FactoryError
+from factory.rounds import sweep as sweeps
+from factory.rounds.branching import Point
 from factory.schema import Estimate
 from factory.store import Store
 

@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 from factory import crash, resources
-from factory.best_of import best
 from factory.faults import ConfigError, FactoryError
 from factory.judges.verifier import VerifierJudge
-from factory.rewards import RewardPart, Rewards
 from factory.schema import Candidate, Label, Message, Preference, Prompt, digest, now
 from factory.store import Store
 from factory.training import config_of, needs, plan_training, train_policy
+from factory.training.best_of import best
+from factory.training.rewards import RewardPart, Rewards
 from train import logps
 from train.config import BestSpec, LoraSpec, OnlineSpec, TrainConfig
 from train.metrics import read, timeless

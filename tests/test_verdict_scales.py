@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from store_rows import AT, judgment
 
 from factory import verdicts
-from factory.matchups import choose, parse
+from factory.labelling.matchups import choose, parse
 from factory.schema import Judgment
 from factory.store import Store
 from factory.verdicts import Score, from_scores

@@ -10,9 +10,9 @@ from hypothesis import given, strategies as st
 from judged import both, pointwise
 
 from factory import verdicts
-from factory.intervals import wilson
 from factory.judges.canaries import CANARIES, stand_in_key
 from factory.schema import Judgment
+from factory.stats.intervals import wilson
 from factory.verdicts import FEWEST_CANARIES, TOLERATED, Seen
 
 KINDS = sorted(CANARIES)

@@ -31,7 +31,7 @@ def test_every_module_and_data_file_is_in_the_wheel(names: set[str]) -> None:
         assert files
         wanted |= {f"factory/bundled/{path.relative_to(ROOT).as_posix()}" for path in files}
     assert wanted <= names
-    assert {"factory/py.typed", "train/py.typed", "factory/templates/report.html.j2"} <= names
+    assert {"factory/py.typed", "train/py.typed", "factory/report/templates/report.html.j2"} <= names
     assert {"factory/bundled/pipelines/quickstart.yaml", "factory/bundled/pipelines/prompts/verifiable.jsonl"} <= names
 
 

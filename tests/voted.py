@@ -10,7 +10,7 @@ import pyarrow as pa
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from factory.aggregation import Votes
+from factory.votes.aggregation import Votes
 
 
 def votes(by_judge: Mapping[str, Sequence[Any]]) -> pa.Table:

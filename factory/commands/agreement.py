@@ -11,9 +11,9 @@ from factory import console
 from factory.commands import options
 
 if TYPE_CHECKING:
-    from factory.calibration import Calibration
-    from factory.escalation import Escalated
-    from factory.evidence import Evidence
+    from factory.trust.calibration import Calibration
+    from factory.trust.escalation import Escalated
+    from factory.trust.evidence import Evidence
 
 SHOWN = 10  # escalated pairs in the text; the sheet and the JSON have all
 
@@ -51,11 +51,11 @@ def agreement(
     as_json: options.AsJson = False,
 ) -> None:
     """How far the judges agree, what habits they have, how they rank the models, and how they stand against people."""
-    from factory.agreement import of_evidence
-    from factory.calibration import calibrate
-    from factory.evidence import gather
-    from factory.gold import find_gold
-    from factory.habits import spending
+    from factory.trust.agreement import of_evidence
+    from factory.trust.calibration import calibrate
+    from factory.trust.evidence import gather
+    from factory.trust.gold import find_gold
+    from factory.trust.habits import spending
 
     with options.opened(store) as opened:
         name = options.newest(opened, "judgments", run, split=split)
@@ -72,7 +72,7 @@ def agreement(
             known = (against, list(truth.pairs()))
         if escalate is not None:
             chosen = _escalated(found, known, most)
-            from factory.escalation import write
+            from factory.trust.escalation import write
 
             written = write(opened, found, chosen, escalate, seed=seed)
             result["escalated"] = {"sheet": str(escalate), "pairs": [one.row() for one in chosen]}
@@ -82,7 +82,7 @@ def agreement(
 
 def _escalated(found: Evidence, known: tuple[Calibration, list[tuple[str, str]]] | None, most: int) -> list[Escalated]:
     """The pairs for people; what gold says of the judges counts where there is gold."""
-    from factory.escalation import escalate
+    from factory.trust.escalation import escalate
 
     if known is None:
         return escalate(found, most=most)

@@ -77,8 +77,8 @@ def decontaminate(
     as_json: options.AsJson = False,
 ) -> None:
     """Report which prompts of the store other sets hold: the same words, shared n-grams, near duplicates."""
-    from factory.decontamination import Rule, check
     from factory.prompts import texts_of
+    from factory.prompts.decontamination import Rule, check
 
     columns = {key: str(value) for key, value in options.settings(mapping, "--map").items()}
     texts = [text for source in against for text in texts_of(source, mapping=columns, hub_split=hub_split)]
@@ -169,7 +169,7 @@ def query(
 ) -> None:
     """Ask the store in SQL (DuckDB's). Reads only; sees the committed rows of a run at work."""
     from factory import query as queries
-    from factory.render import render
+    from factory.query.render import render
 
     with options.opened(store) as opened:
         result = queries.run(opened, sql, queries.parse_parameters(parameter or []), limit=limit, seconds=timeout)
@@ -224,8 +224,7 @@ def export(
     as_json: options.AsJson = False,
 ) -> None:
     """Write preferences, labels, judgments and candidates, or a policy, for other tools; with a card for the Hub."""
-    from factory import hub
-    from factory.export import POLICY, export as write, export_policy
+    from factory.export import POLICY, export as write, export_policy, hub
 
     form = "duckdb" if out.suffix == ".duckdb" else form
     kind: hub.Kind = "model" if form == POLICY else "dataset"
@@ -249,8 +248,7 @@ def export(
 
 def _pushed(folder: Path, repository: str, kind: Literal["dataset", "model"], *, private: bool) -> str:
     """Upload an export; its address."""
-    from factory import hub
-    from factory.export import only_here
+    from factory.export import hub, only_here
 
     base = only_here(folder)
     if base is not None:

@@ -148,7 +148,7 @@ def _consistency(
     store: Store, run: str, number: int, weights: str, judges: tuple[str | None, str | None]
 ) -> dict[str, float] | None:
     """CREAM's weights, where they are wanted."""
-    from factory import consistency
+    from factory.trust import consistency
 
     if weights != "consistency":
         return None

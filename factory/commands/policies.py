@@ -192,7 +192,7 @@ def evaluate(
     from factory.commands.labels import named_judges, panel_of
     from factory.engines import build
     from factory.evaluation import ModelScorer, evaluate as evaluate_policy
-    from factory.judged import labellers_of
+    from factory.evaluation.judged import labellers_of
     from factory.schema import Sampling
 
     name = options.dated("evaluate", run)

@@ -11,7 +11,7 @@ from factory.faults import FactoryError
 
 if TYPE_CHECKING:
     from factory.engines import EngineSpec
-    from factory.rewards import Rewards
+    from factory.training.rewards import Rewards
 
 Judges = Annotated[
     list[str] | None,
@@ -53,7 +53,7 @@ def rewards(
     from dataclasses import replace
 
     from factory.judges import judges
-    from factory.rewards import RewardPart, Rewards
+    from factory.training.rewards import RewardPart, Rewards
 
     named = _named(given or ["verifier"])
     wanted = options.by_judge(_qualified(chosen, list(named)), list(named), "--reward-option")

@@ -43,7 +43,8 @@ def run(
     as_json: options.AsJson = False,
 ) -> None:
     """Run a recipe's rounds until a rule says stop. The same command again goes on with a run that was cut off."""
-    from factory import preflight, recipe as recipes
+    from factory import recipe as recipes
+    from factory.rounds import preflight
 
     capped = {"budget.max_cost": max_cost, "budget.max_tokens": max_tokens_total}
     caps = [f"{key}={value}" for key, value in capped.items() if value is not None]
@@ -54,8 +55,9 @@ def run(
     if dry_run:
         _show_plan(loaded, store, as_json=as_json)
         return
-    from factory import branching, report as reports, story as stories
-    from factory.rounds import run as run_rounds, unfinished
+    from factory import report as reports
+    from factory.report import story as stories
+    from factory.rounds import branching, run as run_rounds, unfinished
 
     with options.opened(store, create=True) as opened:
         if begin_from is None:
@@ -72,8 +74,8 @@ def run(
 
 def _show_plan(loaded: Recipe, folder: Path, *, as_json: bool) -> None:
     """The plan of a run; nothing is asked or written."""
-    from factory import forecast
-    from factory.journal import FILE
+    from factory.rounds import forecast
+    from factory.store.journal import FILE
 
     with ExitStack() as stack:
         held = stack.enter_context(options.opened(folder)) if (folder / FILE).is_file() else None
@@ -86,7 +88,7 @@ def _show_plan(loaded: Recipe, folder: Path, *, as_json: bool) -> None:
 
 def _prompt_tokens(held: Store) -> int | None:
     """Mean tokens of the store's prompts, about."""
-    from factory.forecast import BYTES_A_TOKEN
+    from factory.rounds.forecast import BYTES_A_TOKEN
     from factory.schema import Prompt, text_of
 
     sizes = [len(text_of(prompt.messages).encode()) for prompt in held.rows(Prompt)]
@@ -137,8 +139,8 @@ def _look(opened: Store, run_name: str | None, folder: Path, last: int) -> tuple
 
 def _found(opened: Store, run_name: str | None, folder: Path) -> list[dict[str, Any]]:
     """Where each run is, with the stage under way. FactoryError: there is no such run."""
-    from factory.live import underway
     from factory.rounds import progress_of
+    from factory.rounds.live import underway
 
     names = [run_name] if run_name else [str(held["run"]) for held in opened.runs()]
     found = []
@@ -176,8 +178,9 @@ def report(
     as_json: options.AsJson = False,
 ) -> None:
     """Tell a run from the store, also one at work: its page and a summary, or all of it as Markdown or JSON."""
-    from factory import report as reports, story as stories
-    from factory.filesystem import write_whole
+    from factory import report as reports
+    from factory.report import story as stories
+    from factory.store.filesystem import write_whole
 
     if form not in reports.FORMS:
         raise unknown_name("form of a report", form, reports.FORMS)
@@ -216,7 +219,8 @@ def check_recipe(
     as_json: options.AsJson = False,
 ) -> None:
     """Check a recipe: every fault at once."""
-    from factory import preflight, recipe as recipes
+    from factory import recipe as recipes
+    from factory.rounds import preflight
 
     loaded = recipes.load(str(path), overrides or ())
     preflight.check(loaded, where=str(recipes.find(str(path))))

@@ -37,8 +37,9 @@ def sweep(
 ) -> None:
     """Run a recipe once for each value, all sharing what comes before it; tell quality against KL. The same command
     again goes on with a sweep that was cut off."""
-    from factory import preflight, recipe as recipes, sweep as sweeps
-    from factory.filesystem import write_whole
+    from factory import recipe as recipes
+    from factory.rounds import preflight, sweep as sweeps
+    from factory.store.filesystem import write_whole
 
     given = [*(vary or ()), *([f"train.config.parameters.beta={beta}"] if beta else ())]
     wanted = dict(sweeps.values_of(text) for text in given)

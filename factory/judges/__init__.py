@@ -1,7 +1,7 @@
 """Judges give judgments. Each is a module of its own, imported when it is first used.
 
 A program or a person implements `vote`. An LLM judge is pure: `asks` says what to ask, `read` says what an answer
-means, and the runner in `factory/labelling.py` does the asking, the order swapping, the retries and the storing.
+means, and the runner in `factory/labelling/` does the asking, the order swapping, the retries and the storing.
 """
 
 from __future__ import annotations

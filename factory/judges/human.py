@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from factory.faults import ConfigError, FactoryError
-from factory.filesystem import write_whole
 from factory.judges import votes
 from factory.schema import Candidate, Judgment, Matchup, Reading, digest, text_of
+from factory.store.filesystem import write_whole
 
 READER = "1"
 SHOWN = 20  # faults listed of one file

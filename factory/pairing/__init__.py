@@ -19,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from factory import matchups, verdicts
+from factory import verdicts
 from factory.faults import FactoryError
+from factory.labelling import matchups
 from factory.pairing.choosing import Choice, Group, strategies
 from factory.pairing.combining import Rule, rule_of
 from factory.pairing.finding import LabelRule, PairReport, Wanted, Weights, find
@@ -72,11 +73,11 @@ def pair(
 
     `combine`: see `combining`; `judges` narrows the panel (all that judged by default). `filters`: see `Filters`;
     `min_margin` is short for the filter of that name, and the larger of both holds. `weights` of preferences in
-    training: none (1), margin, probability, or `consistency` by prompt key (as by `factory.consistency`). `labels`: see
-    `LabelRule`. `quarantine`: leave out what fooled judges said. `name`: what the rows go by in the column `strategy`,
-    by which training picks them; the strategy, and for labels the way to label, by default. A pair whose opposite the
-    run and round hold already under that name is refused (`contradicts_kept`), and so is a label (`labels_refused`).
-    FactoryError: there is nothing to pair, or a name or value is wrong.
+    training: none (1), margin, probability, or `consistency` by prompt key (as by `factory.trust.consistency`).
+    `labels`: see `LabelRule`. `quarantine`: leave out what fooled judges said. `name`: what the rows go by in the
+    column `strategy`, by which training picks them; the strategy, and for labels the way to label, by default. A pair
+    whose opposite the run and round hold already under that name is refused (`contradicts_kept`), and so is a label
+    (`labels_refused`). FactoryError: there is nothing to pair, or a name or value is wrong.
     """
     filters = filters or Filters()
     filters = replace(filters, min_margin=max(filters.min_margin, min_margin))

@@ -4,8 +4,8 @@
                decides what it ties)
   mean         the mean of p_a over the judges
   majority     each judge one vote, a tie half a vote for either side
-  any other    a method of factory/aggregation.py that has a posterior (weighted, dawid_skene, one_coin, dependent): it
-               reads the votes a | b | tie on all pairs of the round at once
+  any other    a method of factory/votes/aggregation.py that has a posterior (weighted, dawid_skene, one_coin,
+               dependent): it reads the votes a | b | tie on all pairs of the round at once
 
 Which of two answers is called a is chance, so nothing may hang on it: a method from aggregation reads every pair twice,
 as it is and turned, which makes each judge's chance of being right the same on both sides. Exchanging a and b of any
@@ -21,13 +21,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from factory import aggregation, verdicts
+from factory import verdicts
 from factory.faults import FactoryError
 from factory.registry import unknown_name
 from factory.verdicts import Pair, Panel, Verdict
+from factory.votes import aggregation
 
 if TYPE_CHECKING:
-    from factory.aggregation import Array, Index, JudgesModel
+    from factory.votes.aggregation import Array, Index, JudgesModel
 
 OWN = ("lead", "mean", "majority")
 CATEGORIES = ("a", "b", "tie")
@@ -184,7 +185,7 @@ def sided(said: Mapping[str, Verdict], winner: str) -> float:
 
 
 def _modelled(said: Mapping[Pair, Mapping[str, Verdict]], judges: Sequence[str], rule: Rule) -> Joint:
-    """The posterior of a | b | tie by a method of factory/aggregation.py."""
+    """The posterior of a | b | tie by a method of factory/votes/aggregation.py."""
     voted = [pair for pair, of_pair in said.items() if of_pair]
     if not voted:
         return Joint(said, {}, None)

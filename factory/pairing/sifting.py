@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from factory import matchups
 from factory.faults import ConfigError
+from factory.labelling import matchups
 from factory.pairing.choosing import Choice, Group, drawn
 from factory.pairing.combining import Joint, Outcome, Rule, joint, sided
 from factory.pairing.grading import Scored, scores_of
@@ -165,7 +165,7 @@ def _no_lineage(draft: Candidate, revision: Candidate, near: Near | None) -> str
 
 def nearness(candidates: Iterable[Candidate], threshold: float) -> Near:
     """Do two of these answers share at least so much of their word trigrams (estimated Jaccard similarity)?"""
-    from factory.near_duplicates import signatures
+    from factory.prompts.near_duplicates import signatures
 
     answers = [c for c in candidates if c.failure is None]
     rows = dict(zip((c.key for c in answers), signatures([c.text for c in answers]), strict=True)) if answers else {}

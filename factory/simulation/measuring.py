@@ -11,9 +11,9 @@ import math
 from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
-from factory import intervals
 from factory.schema import Estimate, Judged, PolicyReport
 from factory.simulation.worlds import Course, World
+from factory.stats import intervals
 from factory.stopping import RoundEvidence
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from factory import intervals
 from factory.schema import Estimate, seed_of
 from factory.simulation.measuring import measured, with_champion_gain
 from factory.simulation.worlds import ROUNDS, World, course
+from factory.stats import intervals
 from factory.stopping import NoGain, RoundEvidence, StopConfig, champion, decide_marked, mark
 
 if TYPE_CHECKING:

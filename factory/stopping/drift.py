@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from factory import intervals
 from factory.schema import Decision, Estimate, PolicyReport
+from factory.stats import intervals
 from factory.stopping.evidence import RoundEvidence, best_of, is_sure_gain, value_of
 from factory.stopping.rules import Multiple, Rule, Share, plain, points, rules
 

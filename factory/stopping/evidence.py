@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from factory import intervals
 from factory.schema import Estimate, Judged, PolicyReport
+from factory.stats import intervals
 
 Measure = Literal["pass rate", "win rate by a judge that did not label", "win rate by a judge", "win rate"]
 HALF = Estimate(0.5, 0.5, 0.5)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from factory import intervals
 from factory.schema import Decision
+from factory.stats import intervals
 from factory.stopping.evidence import RoundEvidence, best_of, gain_since, measure_of, quality, value_of
 from factory.stopping.rules import Positive, Rule, Share, count, percent, points, rules
 

@@ -8,8 +8,8 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
-from factory import intervals
 from factory.schema import Decision, Estimate, PolicyReport
+from factory.stats import intervals
 from factory.stopping.evidence import (
     HALF,
     RoundEvidence,

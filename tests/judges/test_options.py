@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from factory.faults import ConfigError, FactoryError
-from factory.panel import PanelMember
+from factory.labelling.panel import PanelMember
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from factory import crash
 from factory.engines import EngineSpec
 from factory.faults import FactoryError
-from factory.rewards import RewardPart, Rewards
 from factory.schema import Call, Candidate, Prompt, now
 from factory.store import Store
 from factory.training import TrainResult, train_policy
+from factory.training.rewards import RewardPart, Rewards
 from train.config import LoraSpec, OnlineSpec, TrainConfig
 from train.launching import Launch
 from train.metrics import read, timeless

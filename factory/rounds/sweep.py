@@ -1,0 +1,304 @@
+"""A sweep: one run for each value of a setting (and each seed), sharing all that comes before the setting matters.
+
+    factory sweep rlaif --beta 0.01,0.1,1          factory sweep verifiable --seeds 1,2,3
+
+The first run does everything. Each other run begins at the first stage of round 1 that its setting changes, with the
+rows of the first run before it, so that prompts, samples and judgments are paid for once and all values learn from the
+same data. What came out is one table, quality against distance: held-out pass rate, KL from the start, margins,
+degenerate answers; with several seeds the mean of a value with a t interval over them, else the interval of the run's
+own prompts. The master dial of such a sweep is beta: it weighs the KL against the reward (arXiv 2305.18290, eq. 3).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import yaml
+from markupsafe import Markup
+
+from factory import console
+from factory.faults import ConfigError, FactoryError
+from factory.rounds.branching import Point
+from factory.schema import Estimate, PolicyReport, digest
+from factory.stats.clusters import t_of
+
+if TYPE_CHECKING:
+    from factory.recipe import Recipe
+    from factory.store import Store
+
+Load = Callable[[Sequence[str]], "Recipe"]
+"""Overrides (`a.b=c`) to the recipe with them."""
+
+COMMON = ("model", "engine", "seed", "prompts", "isolate")
+READS: Mapping[str, tuple[str, ...]] = {
+    "generate": ("generate",),
+    "revise": ("revise",),
+    "label": ("label", "panel"),
+    "collect": ("collect",),
+    "pair": ("pair", "panel"),
+    "train": ("train", "pair"),
+}
+"""The keys of a recipe that decide what a stage does, besides those common to all."""
+MEASURES = ("pass_rate", "gain", "win_rate", "kl", "margin", "accuracy", "degenerate", "distinct_2", "tokens")
+
+
+class Variant(NamedTuple):
+    """One run of a sweep: the values by key, the seed, the run's name and its recipe."""
+
+    values: Mapping[str, Any]
+    seed: int
+    run: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one run of a sweep came to, by its last policy; [value, low, high]. None: not measured."""
+
+    values: Mapping[str, Any]
+    seed: int
+    run: str
+    shares: str
+    round: int
+    champion: int
+    stopped_by: str
+    measures: Mapping[str, Estimate | None]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self) | {"measures": _json(self.measures)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """A whole sweep: each run, and each value over its seeds."""
+
+    name: str
+    keys: tuple[str, ...]
+    runs: tuple[Outcome, ...]
+
+    @property
+    def by_value(self) -> list[tuple[Mapping[str, Any], int, dict[str, Estimate | None]]]:
+        """Values, how many seeds, and the measures over them."""
+        groups: dict[str, list[Outcome]] = {}
+        for one in self.runs:
+            groups.setdefault(digest(one.values), []).append(one)
+        return [
+            (group[0].values, len(group), {m: over([one.measures.get(m) for one in group]) for m in MEASURES})
+            for group in groups.values()
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A line for each value, for a table."""
+        return [
+            {**{key.rpartition(".")[2]: value for key, value in values.items()}, "seeds": seeds, **measures}
+            for values, seeds, measures in self.by_value
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "sweep": self.name,
+            "keys": list(self.keys),
+            "runs": [one.to_json() for one in self.runs],
+            "values": [
+                {"values": dict(values), "seeds": seeds, "measures": _json(measures)}
+                for values, seeds, measures in self.by_value
+            ],
+        }
+
+
+def _json(measures: Mapping[str, Estimate | None]) -> dict[str, list[float | None] | None]:
+    return {
+        name: None if value is None else [None if math.isnan(v) else v for v in value]
+        for name, value in measures.items()
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ what to run
+
+
+def values_of(text: str) -> tuple[str, list[Any]]:
+    """`key=a,b,c` as key and values. FactoryError: it is not of that form."""
+    key, sign, listed = text.partition("=")
+    try:
+        values = yaml.safe_load(f"[{listed}]")
+    except yaml.YAMLError as error:
+        raise FactoryError(f"--vary {text!r}: {listed!r} is no list of values", todo="write key=0.1,0.5,1") from error
+    if not key or not sign or not values:
+        raise FactoryError(f"--vary {text!r} is not of the form key=value,value", todo="write key=0.1,0.5,1")
+    if len({repr(value) for value in values}) < len(values):
+        raise FactoryError(f"--vary {text!r} has a value twice")
+    return key, values
+
+
+def variants(load: Load, name: str, vary: Mapping[str, Sequence[Any]], seeds: Sequence[int] = ()) -> list[Variant]:
+    """Every combination of values, and of each with every seed; seeds of the recipe's own where none are given.
+    ConfigError: a recipe with such values has faults."""
+    if not vary and not seeds:
+        raise FactoryError("a sweep varies something", todo="add --vary key=value,value, --beta 0.1,1 or --seeds 1,2,3")
+    found = []
+    for seed in seeds or (None,):
+        for chosen in itertools.product(*vary.values()):
+            values = dict(zip(vary, chosen, strict=True))
+            told = [f"{key}={yaml.safe_dump(value, default_flow_style=True).strip().removesuffix('...').strip()}"
+                    for key, value in values.items()]  # fmt: skip
+            recipe = load([*told, *([] if seed is None else [f"seed={seed}"])])
+            run = "-".join([name, *(_slug(key, value) for key, value in values.items())])
+            found.append(Variant(values, recipe.seed, run if seed is None else f"{run}-seed-{seed}", recipe))
+    return found
+
+
+def _slug(key: str, value: Any) -> str:
+    """A value as part of a run's name."""
+    short = re.sub(r"[^A-Za-z0-9.]+", "_", str(value)).strip("_.") or "none"
+    return f"{key.rpartition('.')[2]}-{short if len(short) <= 24 else digest(value)[:8]}"
+
+
+def point_between(origin: Variant, other: Variant) -> Point | None:
+    """Where the runs part: the first stage of round 1 that the difference changes; None when that is at the start, or
+    when no stage of a round is changed."""
+    if any(getattr(origin.recipe, key) != getattr(other.recipe, key) for key in COMMON):
+        return None
+    ours, theirs = (variant.recipe.steps_of(1) for variant in (other, origin))
+    for place, (step, before) in enumerate(zip(ours, theirs, strict=False)):
+        mine, its = other.recipe.at(step), origin.recipe.at(before)
+        same = (step.name, step.stage) == (before.name, before.stage)
+        if not same or any(getattr(mine, key) != getattr(its, key) for key in (*COMMON, *READS[step.stage])):
+            return Point(origin.run, 0, step.name) if place else None
+    return None
+
+
+# -------------------------------------------------------------------------------------------------------- running
+
+
+def sweep(store: Store, name: str, found: Sequence[Variant], keys: Iterable[str]) -> Sweep:
+    """Run every variant to its end, one after the other; the same call again goes on where it was cut off."""
+    _check_names(found)
+    done: list[Outcome] = []
+    first: dict[int, Variant] = {}
+    for number, variant in enumerate(found, 1):
+        origin = first.setdefault(variant.seed, variant)
+        point = None if origin is variant else point_between(origin, variant)
+        console.note(f"{number} of {len(found)}: {variant.run}" + (f", from {point.step} on" if point else ""))
+        done.append(_run(store, variant, point))
+    return Sweep(name=name, keys=tuple(keys), runs=tuple(done))
+
+
+def _check_names(found: Sequence[Variant]) -> None:
+    names = [variant.run for variant in found]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError([f"two runs would be called {name}" for name in doubled], where="the sweep")
+
+
+def _run(store: Store, variant: Variant, point: Point | None) -> Outcome:
+    from factory.rounds import run
+    from factory.rounds.runbook import Run
+
+    run(store, variant.recipe, variant.run, point)
+    flow = Run(store, variant.recipe, variant.run)
+    report = flow.reports[-1]
+    return Outcome(
+        values=variant.values,
+        seed=variant.seed,
+        run=variant.run,
+        shares="" if point is None else f"{point.run} before {point.step}",
+        round=flow.last,
+        champion=flow.champion,
+        stopped_by=flow.decision.rule,
+        measures=measures_of(report),
+    )
+
+
+def measures_of(report: Mapping[str, Any]) -> dict[str, Estimate | None]:
+    """What a sweep tells of a round, from its report."""
+    policy = PolicyReport.from_json(report["report"])
+    last = (report.get("training") or {}).get("last") or {}
+    return {
+        "pass_rate": policy.pass_rate,
+        "gain": policy.gain,
+        "win_rate": policy.win_rate,
+        "kl": policy.kl_sequence,
+        "margin": _alone(last.get("rewards/margins")),
+        "accuracy": _alone(last.get("rewards/accuracies")),
+        "degenerate": dict(policy.broken).get("degenerate"),
+        "distinct_2": _alone(policy.distinct_2),
+        "tokens": policy.tokens,
+    }
+
+
+def _alone(value: float | None) -> Estimate | None:
+    """A number without an interval."""
+    return None if value is None else Estimate(float(value), math.nan, math.nan)
+
+
+def over(estimates: Sequence[Estimate | None]) -> Estimate | None:
+    """The mean over seeds with a 95% t interval (n - 1 degrees of freedom); of one seed its own interval."""
+    known = [e for e in estimates if e is not None and not math.isnan(e.value)]
+    if not known:
+        return None
+    if len(known) == 1:
+        return known[0]
+    values = [e.value for e in known]
+    mean = statistics.fmean(values)
+    half = t_of(0.95, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return Estimate(mean, mean - half, mean + half)
+
+
+# -------------------------------------------------------------------------------------------------------- picture
+
+STYLE = Markup(
+    "<style>text{font:12px sans-serif;fill:#444}.grid{stroke:#ddd}.line{fill:none;stroke-width:2}.bar{stroke-width:1.5}"
+    ".t1{stroke:#1f5fa8}.t2{stroke:#b4540a}.dot.t1{fill:#1f5fa8}.dot.t2{fill:#b4540a}.name{font-weight:bold;fill:#111}</style>"
+)
+PANELS = (
+    ("held-out pass rate", "pass_rate"),
+    ("KL from the start, nats an answer", "kl"),
+    ("margin of rewards at the end of training", "margin"),
+    ("share of degenerate answers", "degenerate"),
+    ("distinct pairs of words", "distinct_2"),
+    ("tokens of an answer", "tokens"),
+)
+WIDE, HIGH, HEAD = 440, 250, 24
+
+
+def picture(found: Sweep) -> Markup:
+    """Every measure against the first value that varies (its logarithm where all are above 0 and span a factor of ten),
+    as one SVG; empty where the values are no numbers."""
+    drawn = list(_panels(found))
+    if not drawn:
+        return Markup()
+    rows = math.ceil(len(drawn) / 2)
+    placed = []
+    for place, (title, chart) in enumerate(drawn):
+        left, top = (place % 2) * WIDE, (place // 2) * (HIGH + HEAD)
+        frame = Markup('<svg x="{}" y="{}" width="{}" height="{}" ').format(left, top + HEAD, WIDE, HIGH)
+        sized = chart.replace("<svg ", frame, 1)
+        placed.append(Markup('<text class="name" x="{}" y="{}">{}</text>{}').format(left + 12, top + 17, title, sized))
+    size = Markup('width="{0}" height="{1}" viewBox="0 0 {0} {1}"').format(2 * WIDE, rows * (HIGH + HEAD))
+    return Markup('<svg xmlns="http://www.w3.org/2000/svg" {}>{}{}</svg>\n').format(size, STYLE, Markup().join(placed))
+
+
+def _panels(found: Sweep) -> Iterator[tuple[str, Markup]]:
+    from factory.report.charts import Series, lines, points
+
+    values = found.by_value
+    key = found.keys[0] if found.keys else ""
+    places = [v[key] for v, _, _ in values] if key else []
+    if len(places) < 2 or not all(isinstance(p, int | float) and not isinstance(p, bool) for p in places):
+        return
+    log = min(places) > 0 and max(places) / min(places) >= 10
+    name = key.rpartition(".")[2]
+    for title, measure in PANELS:
+        spots = [(math.log10(p) if log else float(p), m[measure]) for p, (_, _, m) in zip(places, values, strict=True)]
+        chart = lines(
+            [Series(title, sorted(points(spots)))], title=title, x_name=f"log10 of {name}" if log else name, zero=False
+        )
+        if chart:
+            yield title, chart
