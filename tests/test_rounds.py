@@ -171,6 +171,37 @@ def test_a_failed_stage_keeps_its_reason_and_is_tried_again(tiny_model: Path, pr
         assert rounds.do(flow, 0, "prompts")["prompts"]["train"] > 0
 
 
+def test_a_run_of_which_nothing_is_done_takes_a_mended_recipe(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    wrong = {"source": str(tmp_path / "nowhere.jsonl"), "per_round": 6}
+    broken = recipes.parse(tiny_run.recipe_text(tiny_model, prompts, prompts=wrong), where="test")
+    mended = recipes.parse(tiny_run.recipe_text(tiny_model, prompts), where="test")
+    other = recipes.parse(tiny_run.recipe_text(tiny_model, prompts, seed=2), where="test")
+    with Store.open(tmp_path / "store", create=True) as store:
+        with pytest.raises(FactoryError, match=r"nowhere\.jsonl"):
+            rounds.run(store, broken, "mine")
+        flow = open_run(store, mended, "mine")
+        held = store.get_run("mine")
+        assert held is not None
+        assert held["recipe"] == recipes.dump(mended) == (flow.home / "recipe.yaml").read_text()
+        assert rounds.do(flow, 0, "prompts")["prompts"]["train"] > 0
+        with pytest.raises(FactoryError, match="begun with another recipe"):
+            open_run(store, other, "mine")
+
+
+def test_a_run_with_rows_keeps_its_recipe_though_no_stage_is_done(
+    done: Path, tiny_model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    """Its first answers were paid for when it was cut off."""
+    begun, other = (recipes.parse(tiny_run.recipe_text(tiny_model, prompts, seed=s), where="test") for s in (1, 2))
+    with Store.open(done) as store:
+        row = store.rows(Candidate, {"run": "tiny"})[0]
+    with Store.open(tmp_path / "store", create=True) as store:
+        open_run(store, begun, "tiny")
+        store.append("candidates", [row])
+        with pytest.raises(FactoryError, match="begun with another recipe"):
+            open_run(store, other, "tiny")
+
+
 @pytest.fixture
 def copy(done: Path, tmp_path: Path) -> Path:
     """The ended run's store, to write in."""

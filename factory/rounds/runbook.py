@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ import yaml
 
 from factory import recipe as recipes
 from factory.faults import ConfigError, FactoryError
-from factory.schema import Decision, Prompt, now
+from factory.schema import TABLES, Decision, Prompt, now
 from factory.stopping import RoundEvidence, champion
 
 if TYPE_CHECKING:
@@ -177,21 +177,30 @@ class Run:
 
 
 def open_run(store: Store, recipe: Recipe, name: str, begun: Mapping[str, Any] | None = None) -> Run:
-    """The run of that name: begun now, or gone on with. A run keeps its recipe; another recipe needs another name.
-    `begun`: what else to keep of a run that is begun now."""
+    """The run of that name: begun now, or gone on with. A run keeps its recipe once something of it is done; another
+    recipe then needs another name. `begun`: what else to keep of a run that is begun now."""
     text = recipes.dump(recipe)
     held = store.get_run(name)
-    if held is None:
+    changed = held is not None and work_of(held["recipe"]) != work_of(text)
+    if held is None or (changed and nothing_done(store, name)):
         info = {"versions": versions(), "threads": _threads(recipe), "began": now().isoformat()}
         info |= {"seed": recipe.seed, "models": models_of(recipe), **(begun or {})}
         store.put_run(name, text, info)
-    elif work_of(held["recipe"]) != work_of(text):
+    elif changed:
         raise FactoryError(
             f"run {name!r} was begun with another recipe",
             where=str(store.run_folder(name) / "recipe.yaml"),
             todo="go on with the recipe it was begun with, or give this one another name with --run",
         )
     return Run(store, recipe, name)
+
+
+def nothing_done(store: Store, name: str) -> bool:
+    """Is no stage of the run done, and no row its own?"""
+    if any(mark["state"] == "done" for mark in store.marks(name)):
+        return False
+    tables = [table for table, row in TABLES.items() if "run" in {field.name for field in fields(row)}]
+    return not any(store.read(table, columns=["key"], where={"run": name}) for table in tables)
 
 
 def work_of(text: str) -> dict[str, Any]:
