@@ -26,6 +26,7 @@ from markupsafe import Markup
 
 from factory import verdicts
 from factory.faults import FactoryError
+from factory.judges import judges
 from factory.labelling.matchups import current
 from factory.registry import unknown_name
 from factory.schema import Candidate, Estimate, Judgment, Prompt
@@ -341,15 +342,17 @@ def load(
     """The judged answers of a run's round, prompt by prompt, and how many of them could not be used and why.
 
     `judge` and `independent` name judges whose scores are in the store, or measures of OWN (`relevance` by `scorer`
-    under `model`). FactoryError: one of them scored nothing there, or compared pairs only.
+    under `model`). FactoryError: one of them scored nothing there, or compares pairs.
     """
     groups, failed = _candidates(store, run, round, split, limit)
     everyone = [candidate for group in groups.values() for candidate in group]
     panel = verdicts.read(store.rows(Judgment, {"run": run, "round": round}))
     prompts = {prompt.key: prompt for prompt in store.rows(Prompt, {"key": list(groups)})}
-    values = {
-        name: _values(name, panel, everyone, prompts, scorer, model) for name in dict.fromkeys([judge, *independent])
-    }
+    values = {}
+    for name in dict.fromkeys([judge, *independent]):
+        values[name] = _values(name, panel, everyone, prompts, scorer, model)
+        if not values[name]:
+            raise _without_scores(name, panel, everyone, f"--run {run} --split {split} --round {round}")
     passes = _passes(panel, everyone)
     found, unscored = [], 0
     for key, group in groups.items():
@@ -394,23 +397,37 @@ def _values(
     scorer: Scorer | None,
     model: str,
 ) -> dict[str, float]:
-    """What a judge or a measure says of each candidate that it says something of."""
+    """What a judge or a measure says of each candidate that it says something of; nothing of an unknown one."""
     if name == "tokens":
         return {c.key: float(c.tokens) for c in candidates}
     if name == "words":
         return {c.key: float(len(c.text.split())) for c in candidates}
     if name == "relevance":
         return _relevance(candidates, prompts, scorer, model)
-    if name not in panel.scores and name in panel.pairs:
-        raise FactoryError(
-            f"judge {name!r} compared pairs: best-of-n needs a score of each answer", todo="name another"
-        )
-    if name not in panel.scores:
-        fault = unknown_name("judge with scores there", name, [*panel.scores, *OWN])
-        raise FactoryError(fault.what, todo=f"factory label --judge {name}, with the same run and split")
-    scores = panel.scores[name]
+    scores = panel.scores.get(name, {})
     said = {c.key: score for c in candidates if (score := scores.get(c.key)) is not None}
     return {key: score.value if score.log_odds else score.share for key, score in said.items()}
+
+
+def _without_scores(name: str, panel: verdicts.Panel, candidates: Sequence[Candidate], place: str) -> FactoryError:
+    """Why a judge gave none of these answers a score, and what does; `place`: the options that name these answers."""
+    scoring = [*(judge for judge, said in panel.scores.items() if any(said.get(c.key) for c in candidates)), *OWN]
+    known = judges.facts(name) if name in judges.names() else None
+    if name not in panel.scores and (name in panel.pairs or (known or {}).get("pairs")):
+        return FactoryError(
+            f"the judge {name!r} compares pairs: best-of-n needs a score of each answer",
+            todo=f"name another that scored them ({', '.join(scoring)}), or let one do so: "
+            f"factory label --judge rating {place}",
+        )
+    if name not in panel.scores and known is None:
+        fault = unknown_name("judge with scores there", name, {*scoring, *judges.names()})
+        return FactoryError(
+            fault.what, todo=f"a judge of yours gives scores by: factory label --judge {name}=JUDGE {place}"
+        )
+    return FactoryError(
+        f"the judge {name!r} gave none of these {len(candidates)} answers a score",
+        todo=f"factory label --judge {name} {place}, or name another that scored them: {', '.join(scoring)}",
+    )
 
 
 def _relevance(

@@ -281,8 +281,28 @@ def test_what_cannot_be_studied_is_said(store: Store) -> None:
         loaded(store, split="final")
     pair = {"kind": "pairwise", "candidate_b": candidate(1).key, "score": None, "verdict": "a", "p_a": 1.0}
     store.append("judgments", [judgment(30, judge="duel", candidate_a=candidate(0).key, **pair)])
-    with pytest.raises(FactoryError, match="compared pairs"):
+    with pytest.raises(FactoryError, match="compares pairs") as fault:
         loaded(store, judge="duel")
+    assert "(likes, tokens, words, relevance)" in fault.value.todo
+
+
+def test_a_judge_that_only_compares_is_not_sent_to_label_again(store: Store) -> None:
+    """`factory label --judge pairwise` would give no scores either."""
+    with pytest.raises(FactoryError, match="'pairwise' compares pairs") as fault:
+        loaded(store, judge="pairwise")
+    assert "--judge pairwise" not in fault.value.todo
+    assert "factory label --judge rating --run r --split heldout --round 0" in fault.value.todo
+
+
+def test_answers_that_a_judge_of_the_run_never_saw(store: Store) -> None:
+    """Of the round's answers it judged those to other prompts alone."""
+    store.append("prompts", [prompt(7, split="train")])
+    store.append("candidates", [candidate(70, split="train", prompt_key=prompt(7).key)])
+    with pytest.raises(FactoryError, match="'likes' gave none of these 1 answers a score") as fault:
+        loaded(store, split="train")
+    assert "factory label --judge likes --run r --split train --round 0" in fault.value.todo
+    with pytest.raises(FactoryError, match="'rating' gave none of these 8 answers a score"):
+        loaded(store, independent=["rating"])
 
 
 def test_the_command(store: Store, tmp_path: Path) -> None:
@@ -298,5 +318,17 @@ def test_the_command(store: Store, tmp_path: Path) -> None:
     assert said["left_out"]["answers that failed"] == 1
     assert ET.fromstring(out.read_text()).tag.endswith("svg")
     assert "KL bound" in runner.invoke(app, [*base, "--n", "2"]).stdout
+    listed = runner.invoke(app, [*base, "--n", "1, 4", "--n", "2,4", "--json"])
+    assert [size["n"] for size in json.loads(listed.stdout)["sizes"]] == [1, 2, 4]
+    for wrong in ("0", "1,,2", "1;2", "-1"):
+        refused = runner.invoke(app, [*base, f"--n={wrong}"])
+        assert refused.exit_code == 2
+        assert "--n 1,2,4,8,16" in refused.stderr
     assert runner.invoke(app, [*base, "--independent", "likes"]).exit_code != 0
     assert runner.invoke(app, [*base, "--out", str(tmp_path / "bon.png")]).exit_code != 0
+    other = runner.invoke(app, [*base, "--split", "train"])
+    assert other.exit_code == 2
+    assert "run 'r' has no candidates of kind 'sample' to prompts in the split 'train'" in other.stderr
+    assert "there are: 9 of kind 'sample' in 'heldout'" in other.stderr
+    assert "there are: 9 of kind 'sample' in 'heldout'" in runner.invoke(app, [*base[:-2], "--split", "train"]).stderr
+    assert "there are: run 'r'" in runner.invoke(app, [*base[:-1], "s"]).stderr

@@ -23,7 +23,8 @@ def bon(
         typer.Option("--independent", help="What is watched and picks nothing: likewise; repeatable (default: words)."),
     ] = None,
     n: Annotated[
-        list[int] | None, typer.Option("--n", min=1, help="A size of best-of-n; repeatable (default: 1, 2, 4 ... all).")
+        list[str] | None,
+        typer.Option("--n", help="Sizes of best-of-n, with commas: 1,2,4,8; repeatable (default: 1, 2, 4 ... all)."),
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the answers' prompts.")] = "heldout",
     model: options.Model = options.EMBEDDED,
@@ -39,7 +40,7 @@ def bon(
     from factory.best_of_n import load, page, picture, study
     from factory.report import keep_study
 
-    watched = independent or ["words"]
+    watched, sizes = independent or ["words"], _sizes(n or [])
     if judge in watched:
         raise FactoryError(f"{judge!r} picks: it is not independent of itself", todo="name another with --independent")
     if out is not None and out.suffix not in FORMS:
@@ -63,7 +64,7 @@ def bon(
             model=model,
             limit=limit,
         )
-        found = study(answers, judge=judge, sizes=n, seed=seed, left_out=left_out)
+        found = study(answers, judge=judge, sizes=sizes, seed=seed, left_out=left_out)
         told = {"run": name, "round": number, "split": split} | found.to_json()
         keep_study(opened, name, told)  # so that the run's report shows it
     if out is not None:
@@ -71,3 +72,12 @@ def bon(
         console.note(f"charts: {out}")
     text = f"{console.table(found.rows())}\n\n{found.words()}"
     console.emit(told, as_json=as_json, text=text)
+
+
+def _sizes(given: list[str]) -> list[int]:
+    """The sizes named, each once; none named: none. FactoryError: what is no size."""
+    parts = [part.strip() for text in given for part in text.split(",")]
+    wrong = [part for part in parts if not part.isdecimal() or int(part) < 1]
+    if wrong:
+        raise FactoryError(f"--n: {wrong[0]!r} is no size", todo="write whole numbers from 1 on: --n 1,2,4,8,16")
+    return [int(part) for part in dict.fromkeys(parts)]

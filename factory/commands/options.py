@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,10 +93,11 @@ def newest(store: Store, table: str, run: str | None, *, split: str | None = Non
     if split is not None:
         sampled = store.read("candidates", columns=["run"], where={"split": split, "kind": kind})
         chosen["run"] = sorted({row["run"] for row in sampled})
+        if not sampled:
+            raise _none(store, "candidates", {"split": split, "kind": kind})
     rows = store.read(table, columns=["run", "at"], where=chosen)
     if not rows:
-        of = f" of kind {kind!r} to prompts in the split {split!r}" if split else ""
-        raise FactoryError(f"the store has no {table}{of} yet", where=str(store.folder), todo=NEEDS[table])
+        raise _none(store, table, {} if split is None else {"split": split, "kind": kind})
     name = str(max(rows, key=lambda row: row["at"])["run"])
     note(f"run: {name} (the newest with {table}; --run names another)")
     return name
@@ -111,10 +113,32 @@ def newest_round(
     where = {"run": run} if split is None else {"run": run, "split": split, "kind": kind}
     found = {int(row["round"]) for row in store.read(table, columns=["round"], where=where)}
     if not found:
-        raise FactoryError(f"run {run!r} has no {table} yet", where=str(store.folder), todo=NEEDS[table])
+        raise _none(store, table, where)
     return max(found)
 
 
+def _none(store: Store, table: str, wanted: Mapping[str, Any]) -> FactoryError:
+    """No rows of a table are as `wanted` (run, split, kind): what there is in their place."""
+    run, split = wanted.get("run"), wanted.get("split")
+    who = "the store" if run is None else f"run {run!r}"
+    of = "" if split is None else f" of kind {wanted['kind']!r} to prompts in the split {split!r}"
+    there = _there(store, table, run, by_split=split is not None)
+    todo = f"{NEEDS[table]}; there are: {', '.join(there)}" if there else NEEDS[table]
+    return FactoryError(f"{who} has no {table}{of} yet", where=str(store.folder), todo=todo)
+
+
+def _there(store: Store, table: str, run: str | None, *, by_split: bool) -> list[str]:
+    """What a table holds: of the run the candidates by kind and split, else the runs."""
+    rows = store.read(table, columns=["run", *(["split", "kind"] if by_split and table == "candidates" else [])])
+    own = [row for row in rows if run in {None, row["run"]}]
+    if own and "split" in own[0]:
+        counts = Counter((row["split"], row["kind"]) for row in own)
+        return [f"{count:,} of kind {kind!r} in {split!r}" for (split, kind), count in sorted(counts.items())]
+    return [f"run {name!r}" for name in sorted({row["run"] for row in rows})[:MOST_NAMED]]
+
+
+MOST_NAMED = 5
+"""Runs that an error names."""
 NEEDS = {
     "candidates": "make some with `factory generate`",
     "judgments": "make some with `factory label`",

@@ -56,12 +56,12 @@ class LLMJudge(Protocol):
 
 
 # asks: it asks a model through an engine. model, reference, file: it has an option of that name. whose: the model that
-# judges in a recipe that does not say
+# judges in a recipe that does not say. pairs: it compares two answers and scores none
 judges: Registry[Callable[..., Judge | LLMJudge]] = Registry("judge")
 judges.add("verifier", "factory.judges.verifier:VerifierJudge", asks=False)
-judges.add("pairwise", "factory.judges.pairwise:PairwiseJudge", asks=True)
+judges.add("pairwise", "factory.judges.pairwise:PairwiseJudge", asks=True, pairs=True)
 judges.add("rating", "factory.judges.rating:RatingJudge", asks=True)
-judges.add("constitutional", "factory.judges.constitutional:ConstitutionalJudge", asks=True)
+judges.add("constitutional", "factory.judges.constitutional:ConstitutionalJudge", asks=True, pairs=True)
 judges.add("reward_model", "factory.judges.reward_model:RewardModelJudge", asks=False, model=True)
 judges.add("implicit", "factory.judges.implicit:ImplicitJudge", asks=False, model=True, reference=True, whose="policy")
 judges.add("self_reward", "factory.judges.self_reward:SelfRewardJudge", asks=True, whose="policy")
