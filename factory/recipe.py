@@ -193,6 +193,8 @@ class PairPart(CandidatesPart):
     threshold: Share = 0.5
     quantiles: tuple[Share, Share] = (0.25, 0.75)
     label_weights: Literal["none", "distance", "balanced"] = "none"
+    flip: Share = 0.0
+    """Label noise on purpose: about this share of preferences and labels is turned about, drawn by seed."""
     quarantine: bool = True
     """Leave out batches of judgments whose canaries fooled their judge."""
 

@@ -329,6 +329,11 @@ class Preference:
     probability: float | None = column("probability that the chosen is the better, as the judges were combined", None)
     entropy: float | None = column("entropy of the panel's verdict (chosen, rejected or tie), nats", None)
     weight: float = column("weight in training", 1.0)
+    flipped: bool = column(
+        "turned about on purpose, as label noise: the panel chose the rejected, and margin, agreement and probability "
+        "are of its choice",
+        False,
+    )
     strategy: str = column("pairing strategy, or the name given to the pairing", "")
     source: str = column("factory, or the data set it came from", "factory")
     at: datetime = column("when it was made (UTC)")
@@ -350,6 +355,7 @@ class Label:
     candidate_key: str = column("candidates.key")
     score: float | None = column("the panel's combined score (0 to 1)", None)
     weight: float = column("weight in training", 1.0)
+    flipped: bool = column("turned about on purpose, as label noise: the panel says the opposite", False)
     strategy: str = column("how the label was set, or the name given to the pairing", "")
     source: str = column("factory, or the data set it came from", "factory")
     at: datetime = column("when it was made (UTC)")

@@ -555,7 +555,7 @@ def test_that_all_is_in_quarantine_is_said(store: Store) -> None:
         pair(store, run="r")
 
 
-NEWER = ["probability", "entropy", "weight"]
+NEWER = ["probability", "entropy", "weight", "flipped"]
 
 
 @pytest.mark.parametrize("sealed", [False, True])
@@ -571,6 +571,7 @@ def test_preferences_of_an_older_store_still_read(store: Store, monkeypatch: pyt
         strip_journal(store.folder / "journal.sqlite")
     rows = store.rows(Preference)
     assert [(row.weight, row.probability, row.entropy, row.margin) for row in rows] == [(1.0, None, None, 0.5)] * 2
+    assert not any(row.flipped for row in rows)
     found = store.sql("SELECT weight, probability FROM preferences").rows()
     assert found == [{"weight": 1.0, "probability": None}] * 2
     report = pair(store, run="r", lead="v", strategy="all")

@@ -83,6 +83,10 @@ def pair(
     label_weights: Annotated[
         Literal["none", "distance", "balanced"], typer.Option(help="Weight of a label in training.")
     ] = "none",
+    flip: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Label noise on purpose: turn about this share of preferences and labels."),
+    ] = 0.0,
     named: Annotated[
         str | None, typer.Option("--name", help="Name of this pairing in the tables; default: the strategy.")
     ] = None,
@@ -136,6 +140,7 @@ def pair(
             kind=kind or "sample",
             quarantine=not keep_quarantined,
             name=named,
+            flip=flip,
             seed=seed,
         )
     for warning in report.warnings:

@@ -66,6 +66,7 @@ def pair(
     kind: str | Sequence[str] = "sample",
     quarantine: bool = True,
     name: str | None = None,
+    flip: float = 0.0,
     seed: int = 0,
 ) -> PairReport:
     """Preferences and labels from the judgments of a run and round, written to the store; what is there already is not
@@ -77,12 +78,14 @@ def pair(
     `labels`: see `LabelRule`. `quarantine`: leave out what fooled judges said. `name`: what the rows go by in the
     column `strategy`, by which training picks them; the strategy, and for labels the way to label, by default. A pair
     whose opposite the run and round hold already under that name is refused (`contradicts_kept`), and so is a label
-    (`labels_refused`). FactoryError: there is nothing to pair, or a name or value is wrong.
+    (`labels_refused`). `flip`: label noise on purpose: about this share of the preferences, and by a draw of their own
+    of the labels, are turned about (see `choosing.is_flipped`) and marked `flipped`. FactoryError: there is nothing to
+    pair, or a name or value is wrong.
     """
     filters = filters or Filters()
     filters = replace(filters, min_margin=max(filters.min_margin, min_margin))
     labels = labels or LabelRule()
-    wanted = Wanted(run, round, strategy, filters, weights, consistency, labels, seed, name)
+    wanted = Wanted(run, round, strategy, filters, weights, consistency, labels, seed, name, flip)
     wanted.check()
     bench = _bench(store, wanted, judges, tie_margin, quarantine)
     panel = [] if wanted.unjudged and _undecided(bench.judges, combine, lead) else bench.judges

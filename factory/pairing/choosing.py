@@ -20,6 +20,10 @@ MODERATE = (0.1, 0.5)
 """The margins that `moderate_margin` takes, as shares of the whole scale: our own choice, inclusive."""
 
 
+OWN_KEY = 32
+"""Digits of the key that a candidate had in the run that made it; a run that shares it adds digits of its own."""
+
+
 class Choice(NamedTuple):
     """A preference between two answers. `margin` 0 to 1; `agreement`: share of the `judges` with a verdict that side
     with it; `probability` that chosen is the better and `entropy` (nats) of the panel's verdict, None when there is
@@ -53,8 +57,23 @@ strategies: Registry[Strategy] = Registry("pairing strategy")
 
 
 def drawn(choice: Choice, seed: int) -> str:
-    """A choice's place in an order drawn by seed."""
-    return digest(seed, "pair", choice.chosen.key, choice.rejected.key)
+    """A choice's place in an order drawn by seed: the same in every run that shares the answers."""
+    return digest(seed, "pair", choice.chosen.key[:OWN_KEY], choice.rejected.key[:OWN_KEY])
+
+
+def is_flipped(share: float, seed: int, *answers: Candidate) -> bool:
+    """Is what is said of these answers to one prompt turned about on purpose, when this share of all is?
+
+    The draw depends on the seed, the prompt and the texts alone, in whatever order: every run with these answers flips
+    the same, answers with the same text are flipped alike, and a larger share flips all that a smaller one does.
+    """
+    texts = sorted(answer.text.strip() for answer in answers)
+    return int(digest(seed, "flip", answers[0].prompt_key, *texts), 16) < share * 16**32
+
+
+def turned(choice: Choice) -> Choice:
+    """The opposite preference; margin, agreement, probability and entropy stay those of what the panel said."""
+    return choice._replace(chosen=choice.rejected, rejected=choice.chosen)
 
 
 @strategies.register("all", lineage=False)

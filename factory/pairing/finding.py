@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from factory.faults import FactoryError
-from factory.pairing.choosing import Choice, strategies
+from factory.pairing.choosing import Choice, is_flipped, strategies, turned
 from factory.pairing.combining import Rule, joint
 from factory.pairing.grading import (
+    Graded,
     LabelBy,
     Labels,
     LabelWeights,
@@ -74,10 +75,12 @@ class PairReport:
     pairs: int = 0
     preferences: int = 0  # found; written now or before
     written: int = 0  # of them new in the store
+    flipped: int = 0  # of the preferences found: turned about on purpose
     held: int = 0  # all preferences of the run and round, those of other names too
     labels: int = 0
     labels_written: int = 0
     labels_refused: int = 0  # the opposite label of that answer is held under the same name
+    labels_flipped: int = 0  # turned about on purpose
     desirable: int = 0  # labels that are true
     mean_margin: float | None = None
     mean_agreement: float | None = None
@@ -112,6 +115,7 @@ class Wanted:
     labels: LabelRule
     seed: int
     called: str | None = None
+    flip: float = 0.0
 
     @property
     def name(self) -> str:
@@ -139,6 +143,8 @@ class Wanted:
         self.filters.check()
         self.labels.check()
         _known("weights of preferences", self.weights, Weights)
+        if not 0 <= self.flip <= 1:
+            raise FactoryError(f"flip {self.flip} is not between 0 and 1, the share of preferences to turn about")
         if (self.weights == "consistency") != (self.consistency is not None):
             raise FactoryError("weights 'consistency' and a weight for each prompt go together", todo="give both")
         if self.unjudged and (self.filters.asks_judges() or self.weights in ("margin", "probability")):
@@ -167,11 +173,12 @@ class Kept(NamedTuple):
 
 
 class Picked(NamedTuple):
-    """A choice, the prompt that it answers, and its weight in training."""
+    """A choice, the prompt that it answers, its weight in training, and whether it was turned about on purpose."""
 
     prompt_key: str
     choice: Choice
     weight: float
+    flipped: bool = False
 
 
 class Found(NamedTuple):
@@ -215,7 +222,27 @@ def find(
     report.warnings.extend(together.notes)
     everyone = [c for group in answers.values() for c in group]
     labels = _labels(everyone, scores, [p.choice for p in picked], wanted.labels)
+    labels = labels._replace(graded=[_flip_label(graded, wanted) for graded in labels.graded])
+    picked = [_flip(each, wanted) for each in picked]
     return Found(picked, labels, kept, {c.key: c.prompt_key for c in everyone}, report)
+
+
+def _told(choice: Choice, wanted: Wanted) -> Choice:
+    """The choice as training is told of it: turned about where the draw says so."""
+    flipped = is_flipped(wanted.flip, wanted.seed, choice.chosen, choice.rejected)
+    return turned(choice) if flipped else choice
+
+
+def _flip(picked: Picked, wanted: Wanted) -> Picked:
+    told = _told(picked.choice, wanted)
+    return picked._replace(choice=told, flipped=told is not picked.choice)
+
+
+def _flip_label(graded: Graded, wanted: Wanted) -> Graded:
+    """The label, turned about where a draw of its own says so."""
+    if not is_flipped(wanted.flip, wanted.seed, graded.candidate):
+        return graded
+    return graded._replace(label=not graded.label, flipped=True)
 
 
 def _finite(value: float | None) -> float | None:
@@ -237,13 +264,17 @@ def _pick(key: str, sifted: Sifted, wanted: Wanted, kept: Kept, dropped: Counter
     chosen = strategies.get(wanted.strategy)(sifted.group, wanted.seed)
     few = most(chosen, wanted.filters.per_prompt, wanted.seed)
     held = kept.pairs.get(wanted.name, ())
-    sound = [c for c in few if (c.rejected.key, c.chosen.key) not in held]
+    sound = [c for c in few if _opposite(_told(c, wanted)) not in held]
     weighed = [Picked(key, c, w) for c in sound if (w := _weight(c, key, wanted)) > 0]
     dropped["not_picked"] += len(sifted.group.decided) - len(chosen)
     dropped["per_prompt"] += len(chosen) - len(few)
     dropped["contradicts_kept"] += len(few) - len(sound)
     dropped["no_weight"] += len(sound) - len(weighed)
     return weighed
+
+
+def _opposite(choice: Choice) -> Pair:
+    return choice.rejected.key, choice.chosen.key
 
 
 def _weight(choice: Choice, prompt_key: str, wanted: Wanted) -> float:

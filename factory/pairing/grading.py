@@ -38,12 +38,13 @@ class Scored(NamedTuple):
 
 class Graded(NamedTuple):
     """One answer with its label and score, 0 to 1. `distance`: how far the score lies from where the label would turn,
-    as a share of the way to the end of the scale."""
+    as a share of the way to the end of the scale. `flipped`: the label was turned about on purpose."""
 
     candidate: Candidate
     label: bool
     score: float
     distance: float = 1.0
+    flipped: bool = False
 
 
 class Labels(NamedTuple):

@@ -50,6 +50,8 @@ def write(store: Store, found: Found, wanted: Wanted) -> PairReport:
 
 def _count(report: PairReport, preferences: Sequence[Preference], labels: Sequence[Label], found: Found) -> None:
     report.preferences, report.labels = len(preferences), len(labels)
+    report.flipped = sum(row.flipped for row in preferences)
+    report.labels_flipped = sum(row.flipped for row in labels)
     report.desirable = sum(row.label for row in labels)
     report.mean_margin = _mean(row.margin for row in preferences)
     report.mean_agreement = _mean(row.agreement for row in preferences)
@@ -75,6 +77,11 @@ def _keys(found: Found) -> set[Pair]:
 
 def _warnings(report: PairReport, found: Found, wanted: Wanted) -> Iterable[str]:
     """What the user should know before training on this."""
+    if wanted.flip:
+        yield (
+            f"{report.flipped} of {report.preferences} preferences and {report.labels_flipped} of {report.labels} "
+            f"labels are turned about on purpose (flip {wanted.flip:g}): column flipped"
+        )
     if report.labels and report.desirable in (0, report.labels):
         which = "desirable" if report.desirable else "undesirable"
         yield (
@@ -119,6 +126,7 @@ def _preference(prompt: Prompt, picked: Picked, wanted: Wanted) -> Preference:
         probability=choice.probability,
         entropy=choice.entropy,
         weight=picked.weight,
+        flipped=picked.flipped,
         strategy=wanted.name,
         at=now(),
     )
@@ -137,6 +145,7 @@ def _label(prompt: Prompt, graded: Graded, weight: float, wanted: Wanted) -> Lab
         candidate_key=graded.candidate.key,
         score=graded.score,
         weight=weight,
+        flipped=graded.flipped,
         strategy=wanted.label_name,
         at=now(),
     )

@@ -327,6 +327,7 @@ PAIRS_TEXT = View(
         "agreement": (NUMBER, "share of the judges that side with it"),
         "probability": (NUMBER, "probability that the chosen is the better, as the judges were combined"),
         "weight": (NUMBER, "weight in training"),
+        "flipped": (FLAG, "turned about on purpose, as label noise"),
         "strategy": (TEXT, "pairing strategy"),
         "source": (TEXT, "factory, or the data set it came from"),
     },
@@ -334,7 +335,7 @@ PAIRS_TEXT = View(
     SELECT run, round, key, {_talk("prompt")} AS prompt,
         array_to_string([m.content FOR m IN chosen], chr(10)) AS chosen,
         array_to_string([m.content FOR m IN rejected], chr(10)) AS rejected, margin, agreement,
-        probability, weight, strategy, source
+        probability, weight, flipped, strategy, source
     FROM preferences
     """,  # noqa: S608
 )

@@ -183,6 +183,7 @@ def pair(run: Run, number: int) -> Detail:
         kind=part.kind,
         quarantine=part.quarantine,
         name=part.name,
+        flip=part.flip,
         seed=seed,
     )
     for warning in report.warnings:
