@@ -223,8 +223,8 @@ def _panel(rows: Iterable[Judgment], tie_margin: float) -> Panel:
 
 
 class Seen(NamedTuple):
-    """One canary before one judge. `fooled`: it preferred the canary to a real answer; None where there is no verdict
-    to go by. `tied`: it found both as good."""
+    """One canary before one judge. `fooled`: it preferred the canary to a real answer; None where it decided nothing:
+    there is no verdict to go by, or a tie, which fools nobody. `tied`: it found both as good."""
 
     name: str
     fooled: bool | None
@@ -275,11 +275,16 @@ def _seen(group: Sequence[Judgment], real: Score | None, tie_margin: float) -> S
     name = group[0].canary_name or ""
     if group[0].candidate_b is not None:
         verdict = combine_orders(group, tie_margin)
-        return Seen(name, None) if verdict is None else Seen(name, verdict.verdict == "b", verdict.verdict == "tie")
+        return Seen(name, None) if verdict is None else _decided(name, verdict)
     score = combine_aspects(group)
     if score is None or real is None:
         return Seen(name, None)
-    return Seen(name, score.share > real.share + SAME, abs(score.share - real.share) <= SAME)
+    return _decided(name, from_scores(real, score))
+
+
+def _decided(name: str, verdict: Verdict) -> Seen:
+    """What a verdict between a real answer, a, and a canary says."""
+    return Seen(name, None, tied=True) if verdict.verdict == "tie" else Seen(name, verdict.verdict == "b")
 
 
 # ------------------------------------------------------------------------------------------------------- quarantine
@@ -328,7 +333,7 @@ def quarantined(judgments: Iterable[Judgment], tie_margin: float = TIE_MARGIN) -
 
 def _fools(seen: Iterable[Seen]) -> tuple[int, int] | None:
     """Canaries that fooled the judge and those that it decided, where these are enough to disbelieve it."""
-    decided = [canary.fooled for canary in seen if canary.fooled is not None and not canary.tied]
+    decided = [canary.fooled for canary in seen if canary.fooled is not None]
     fooled = sum(decided)
     return (fooled, len(decided)) if disbelieved(fooled, len(decided)) else None
 

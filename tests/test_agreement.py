@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from judged import both, candidate_of, pairwise, pointwise, prompt_of
 
+from factory import verdicts
 from factory.faults import FactoryError
 from factory.judges.canaries import stand_in_key
 from factory.schema import Candidate, Judgment
@@ -100,6 +101,22 @@ def test_canaries_count_apart() -> None:
     assert stats["j"].fooled_rate.value == 1.0
     assert (stats["r"].canaries, stats["r"].fooled_rate.value) == (1, 1.0)
     assert stats["r"].mean_score.value == 0.5
+
+
+def test_a_tie_with_a_canary_fools_nobody_here_as_in_quarantine() -> None:
+    """Six canaries: two preferred to the real answer, one not, three ties. Two of the three that were decided."""
+    candidates = [candidate_of(key) for key in "abcdefg"]
+    chances = dict(zip("bcdefg", (0.1, 0.2, 0.9, 0.5, 0.5, 0.5), strict=True))
+    shown = [
+        replace(pairwise("j", "a", stand_in_key("empty", key), p, order, canary="empty"), batch="one")
+        for key, p in chances.items()
+        for order in ("a", "b")
+    ]
+    rows = [*shown, *(replace(row, batch="one") for row in both("j", "a", "b", 0.9, 0.8))]
+    [stats] = between(rows, candidates).judges
+    [why] = verdicts.quarantined(rows).values()
+    assert (stats.canaries, stats.canary_ties) == (6, 3)
+    assert stats.fooled_rate.value == why.fooled / why.decided == 2 / 3
 
 
 def random_verdicts(seed: int, prompts: int, each: int = 1) -> JudgesReport:

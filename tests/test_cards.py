@@ -84,7 +84,7 @@ def test_habits_that_the_data_tells_are_biases_in_words() -> None:
     assert said == [
         "\\<b\\>: first shown wins in 86% (80% to 90%); without the habit 50%.",
         "\\<b\\>: changed by order in 71% (60% to 80%); its verdicts should not.",
-        "\\<b\\>: preferred answers that say nothing to real ones in 40% of its canaries.",
+        "\\<b\\>: preferred answers that say nothing to real ones in 40% of the canaries it decided.",
     ]
 
 

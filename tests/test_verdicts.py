@@ -116,7 +116,7 @@ def test_a_pointwise_judge_is_fooled_by_a_canary_above_the_answer_it_stood_in_fo
     for n, score in enumerate((0.9, 0.8, 0.7, 0.3, 0.1)):
         rows += in_batch([pointwise("r", stand_in_key(KINDS[n], f"a{n}"), score, canary=KINDS[n])], "p")
     assert [(c.fooled, c.tied) for c in sorted(verdicts.canaries(rows)["r"])].count((True, False)) == 3
-    assert Seen(KINDS[3], False, True) in verdicts.canaries(rows)["r"]
+    assert Seen(KINDS[3], None, True) in verdicts.canaries(rows)["r"]
     assert verdicts.read(rows).scores == {}
     assert len(verdicts.read(rows, quarantine=False).scores["r"]) == 5
 

@@ -239,7 +239,12 @@ _JUDGE_COLUMNS: list[tuple[str, str, str, Show]] = [
     ("flips", "flip_rate", "verdicts that changed when the answers were shown in the other order", percent),
     ("first shown wins", "first_position", "sound is 50%", percent),
     ("longer wins", "longer_wins", "decided pairs that went to the longer answer", percent),
-    ("fooled", "fooled_rate", "canaries (answers that say nothing) preferred to a real one", percent),
+    (
+        "fooled",
+        "fooled_rate",
+        "canaries (answers that say nothing) preferred to a real one, of those that it did not tie",
+        percent,
+    ),
 ]
 
 

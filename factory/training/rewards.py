@@ -257,7 +257,7 @@ class JudgeRewards:
         """By the canaries of all batches so far. FactoryError: by so many that it is of no use."""
         tally = self._tallies.setdefault(member.name, [0, 0])
         for seen in verdicts.canaries(rows).get(member.name, []):
-            if seen.fooled is not None and not seen.tied:
+            if seen.fooled is not None:
                 tally[0] += seen.fooled
                 tally[1] += 1
         if not verdicts.disbelieved(*tally):

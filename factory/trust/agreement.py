@@ -355,9 +355,9 @@ _EFFECTS = {
 }  # fmt: skip
 _OWN = {"judge": "judge", "model": "model", "own_pairs": "pairs", "own_wins": "own wins", "own_excess": "beyond others"}
 _TRUST = {
-    "judge": "judge", "canaries": "canaries", "fooled_rate": "fooled", "quarantined": "in quarantine",
-    "calls": "calls", "tokens_per_verdict": "tokens a verdict", "cost_per_verdict": "$ a verdict",
-    "unpriced": "unpriced calls",
+    "judge": "judge", "canaries": "canaries", "canary_ties": "ties", "fooled_rate": "fooled",
+    "quarantined": "in quarantine", "calls": "calls", "tokens_per_verdict": "tokens a verdict",
+    "cost_per_verdict": "$ a verdict", "unpriced": "unpriced calls",
 }  # fmt: skip
 _PAIRS = {
     "judge": "judge", "other": "other", "pairs": "pairs", "percent": "same verdict", "cohen_kappa": "Cohen's kappa",

@@ -93,8 +93,8 @@ class JudgeStats:
     own_excess: Estimate  # own_wins minus the same share of the other judges on the same pairs
     mean_score: Estimate  # of pointwise judges, on the judge's scale
     mean_mass: Estimate  # probability that was on valid answers
-    canaries: int  # with a verdict
-    fooled_rate: Estimate  # canaries preferred to a real answer
+    canaries: int  # with a verdict, ties included
+    fooled_rate: Estimate  # of the canaries that it decided: preferred to a real answer
     canary_ties: int
     quarantined: int  # judgments in batches whose canaries fooled the judge
     quarantined_batches: int
@@ -133,6 +133,7 @@ def _stats(
     decided = {pair: verdict.verdict == "a" for pair, verdict in said.items() if verdict.verdict != "tie"}
     swapped = {pair: verdict.flipped for pair, verdict in said.items() if verdict.flipped is not None}
     fooled = [canary.fooled for canary in seen if canary.fooled is not None]
+    ties = sum(canary.tied for canary in seen)
     model = next((row.judge_model for row in reversed(rows) if row.judge_model), "")
     return JudgeStats(
         judge=judge,
@@ -152,9 +153,9 @@ def _stats(
         **_own(evidence, judge, decided, model),
         mean_score=_mean([(row, row.score) for row in counted if row.score is not None]),
         mean_mass=_mean([(row, float(row.detail["mass"])) for row in counted if row.detail and "mass" in row.detail]),
-        canaries=len(fooled),
+        canaries=len(fooled) + ties,
         fooled_rate=clusters.rate(fooled, range(len(fooled))),
-        canary_ties=sum(canary.tied for canary in seen),
+        canary_ties=ties,
         **_quarantine(evidence, judge, real),
         **_costs(evidence, judge, None if spent is None else spent.get(judge, Spent())),
     )
