@@ -170,8 +170,8 @@ def _habits(panel: Mapping[str, Any]) -> Iterable[str]:
                 yield f"{name}: {what} in {share.value:.0%} ({share.low:.0%} to {share.high:.0%}); {sound}."
         fooled = estimate_of(judge.get("fooled_rate"))
         if fooled is not None and fooled.value > 0:
-            share = f"{fooled.value:.0%} of the canaries it decided"
-            yield f"{name}: preferred answers that say nothing to real ones in {share}."
+            part = f"{fooled.value:.0%} of the canaries it decided"
+            yield f"{name}: preferred answers that say nothing to real ones in {part}."
 
 
 # ---------------------------------------------------------------------------------------------------------- sources
