@@ -27,6 +27,7 @@ from markupsafe import Markup
 from factory import verdicts
 from factory.faults import FactoryError
 from factory.judges import judges
+from factory.judges.words import words_of
 from factory.labelling.matchups import current
 from factory.registry import unknown_name
 from factory.schema import Candidate, Estimate, Judgment, Prompt
@@ -401,7 +402,7 @@ def _values(
     if name == "tokens":
         return {c.key: float(c.tokens) for c in candidates}
     if name == "words":
-        return {c.key: float(len(c.text.split())) for c in candidates}
+        return {c.key: float(words_of(c.text)) for c in candidates}
     if name == "relevance":
         return _relevance(candidates, prompts, scorer, model)
     scores = panel.scores.get(name, {})

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from factory.labelling import LabelReport, PanelMember
 
 JUDGES = (
-    "verifier | pairwise | rating | rubric | constitutional | self_reward | meta_judge | reward_model | implicit | "
-    "human; NAME=JUDGE gives it a name. Several are a panel, the first leads."
+    "verifier | words | pairwise | rating | rubric | constitutional | self_reward | meta_judge | reward_model | "
+    "implicit | human; NAME=JUDGE gives it a name. Several are a panel, the first leads."
 )
 
 

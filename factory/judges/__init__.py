@@ -59,6 +59,7 @@ class LLMJudge(Protocol):
 # judges in a recipe that does not say. pairs: it compares two answers and scores none
 judges: Registry[Callable[..., Judge | LLMJudge]] = Registry("judge")
 judges.add("verifier", "factory.judges.verifier:VerifierJudge", asks=False)
+judges.add("words", "factory.judges.words:WordsJudge", asks=False)
 judges.add("pairwise", "factory.judges.pairwise:PairwiseJudge", asks=True, pairs=True)
 judges.add("rating", "factory.judges.rating:RatingJudge", asks=True)
 judges.add("constitutional", "factory.judges.constitutional:ConstitutionalJudge", asks=True, pairs=True)
