@@ -34,6 +34,7 @@ class Size(NamedTuple):
 
     prompts: int = 312
     heldout: int = 96
+    answers: int = 8
     max_tokens: int = 80
     scored: int = 24
     fewer: tuple[str, ...] = ()
@@ -42,26 +43,27 @@ class Size(NamedTuple):
 
 FULL = Size()
 SMALL = Size(
-    prompts=16, heldout=4, max_tokens=24, scored=2, fewer=("--set", "epochs=1", "--set", "lora={r: 2}"),
+    prompts=16, heldout=4, answers=2, max_tokens=24, scored=2, fewer=("--set", "epochs=1", "--set", "lora={r: 2}"),
     fewer_online=("--online", "steps=1", "--online", "prompts=2", "--online", "n=2", "--online", "max_tokens=16"),
 )  # fmt: skip
 
 CLEAR = ("--run", "data", "--strategy", "clear")
-TWICE = (*CLEAR, "--set", "epochs=2", "--set", "batch_size=8", "--set", "learning_rate=1e-3")
+ALL = ("--run", "data", "--strategy", "all")
+TWICE = ("--set", "epochs=2", "--set", "batch_size=8", "--set", "learning_rate=1e-3")
 METHODS: dict[str, tuple[str, ...]] = {
-    "dpo": (*TWICE, "-p", "beta=0.1", "--add", "sft=0.2"),
-    "kto": TWICE,
-    "orpo": (*TWICE, "-p", "beta=0.5"),
-    "simpo": TWICE,
+    "dpo": (*CLEAR, *TWICE, "-p", "beta=0.1", "--add", "sft=0.2"),
+    "kto": (*CLEAR, *TWICE),
+    "orpo": ("--run", "data", "--strategy", "best_worst", *TWICE, "-p", "beta=0.5"),
+    "simpo": (
+        *CLEAR, "-p", "beta=2", "-p", "gamma=1", "--add", "sft=0.2", "--set", "epochs=2", "--set", "batch_size=8",
+        "--set", "learning_rate=3e-4",
+    ),
     "grpo": (
         "--reward", "verifier", "--set", "learning_rate=1e-3", "--online", "steps=12", "--online", "prompts=4",
         "--online", "n=8", "--online", "max_tokens=80",
     ),
-    "raft": (
-        "--run", "data", "--strategy", "threshold", "--set", "epochs=3", "--set", "batch_size=8",
-        "--set", "learning_rate=1e-3",
-    ),
-    "reward_model": TWICE,
+    "raft": ("--run", "data", "--strategy", "threshold", *TWICE, "--set", "best={ties: all}"),
+    "reward_model": (*ALL, "--set", "epochs=1", "--set", "batch_size=16", "--set", "learning_rate=5e-4"),
 }  # fmt: skip
 
 
@@ -114,6 +116,7 @@ def make_data(factory: Runner, size: Size) -> None:
     factory("pair", "pair", "--run", "data")
     clear = ("--min-margin", "1", "--label-by", "pairs", "--name", "clear")
     factory("pair-clear", "pair", "--run", "data", *clear)
+    factory("pair-all", "pair", "--run", "data", "--strategy", "all", "--label-by", "none")
     held = ("--run", "held", "--split", "heldout")
     factory("generate-held", "generate", *held, "--n", "4", *SAMPLING, *tokens, "--limit", str(size.heldout))
     factory("label-held", "label", *held, "--judge", "verifier")
@@ -122,8 +125,8 @@ def make_data(factory: Runner, size: Size) -> None:
 def evaluate(factory: Runner, size: Size, name: str, *model: str) -> dict[str, Any]:
     """A policy's report on the held-out prompts; the start's own without a model."""
     report: dict[str, Any] = factory(
-        f"evaluate-{name}", "evaluate", *model, "--n", "4", *SAMPLING, "--max-tokens", str(size.max_tokens),
-        "--limit", str(size.heldout), "--score-limit", str(size.scored), "--run", f"evaluate-{name}",
+        f"evaluate-{name}", "evaluate", *model, "--run", f"evaluate-{name}", "--n", str(size.answers), *SAMPLING,
+        "--max-tokens", str(size.max_tokens), "--limit", str(size.heldout), "--score-limit", str(size.scored),
     ).result  # fmt: skip
     return report
 
