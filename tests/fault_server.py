@@ -30,7 +30,7 @@ class FaultServer:
     """A server in a thread of its own. `seen` holds the bodies it got, `headers` their headers (names in lower case),
     `paths` every path that was asked for."""
 
-    def __init__(self, behaviour: str | Handler) -> None:
+    def __init__(self, behaviour: str | Handler, port: int = 0) -> None:
         self.behaviour: Handler = MODES[behaviour] if isinstance(behaviour, str) else behaviour
         self.seen: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -38,6 +38,7 @@ class FaultServer:
         self.at_once = self.most_at_once = 0
         self.loop = asyncio.new_event_loop()
         self._ready = threading.Event()
+        self.port = port
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
         self._ready.wait(10)
@@ -68,7 +69,7 @@ class FaultServer:
         app.router.add_post("/v1/chat/completions", self._answer)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
         self.port = self._runner.addresses[0][1]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self._ready.set()

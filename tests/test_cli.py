@@ -234,6 +234,21 @@ def test_a_held_run_is_exit_code_4(store: str, name: str, arguments: list[str]) 
     assert str(holder.pid) in result.stderr
 
 
+def test_one_question_to_an_endpoint_that_is_not_there_is_exit_code_3(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.engines.endpoints.FIRST_PAUSE", 0.001)
+    asked = ("--engine", "openai", "--model", "m", "-E", "base_url=http://127.0.0.1:9/v1", "--limit", "1", "--n", "1")
+    result = factory("generate", *asked, "--run", "gone", "--store", store)
+    assert result.exit_code == 3, result.output
+    assert "the endpoint cannot be reached" in result.stderr
+    assert "http://127.0.0.1:9/v1" in result.stderr
+    counted = factory(
+        "query", "SELECT count(*) AS n FROM calls WHERE run = 'gone'", "--format", "json", "--store", store
+    )
+    assert json.loads(counted.stdout) == [{"n": 0}]
+
+
 def test_a_damaged_part_is_exit_code_5(store: str, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 

@@ -1,8 +1,9 @@
 """One job at an endpoint, from the first try to a completion for each of its samples.
 
 A reply may hold all answers that were asked for, some of them, or none. What has no answer yet is asked for again as
-far as its budgets go: `invalid_retries` for a 2xx that is no answer, BUSY_TRIES for an endpoint that has too much. What
-such tries cost, in dollars and tokens, is added to what they end with.
+far as its budgets go: `invalid_retries` for a 2xx that is no answer, BUSY_TRIES for an endpoint that has too much.
+Where no connection can be opened, it waits for one until no endpoint is left. What such tries cost, in dollars and
+tokens, is added to what they end with.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Attempts:
             usage = self._read(endpoint, reply.body, asked, latency)
             return usage.prompt + usage.completion if usage.known else None
         self._refused(endpoint, reply, asked, sent, latency)
-        return 0 if reply.status else None
+        return 0 if reply.status or not reply.sent else None
 
     # ------------------------------------------------------------------------------------------------- an answer
 
@@ -178,12 +179,14 @@ class Attempts:
             cost, unread = None, Usage()
 
     def _refused(self, endpoint: Endpoint, reply: Reply, asked: Sequence[int], sent: float, latency: float) -> None:
-        """A reply that is no 2xx, or none at all."""
+        """A reply that is no 2xx, or none at all. What could not even be sent is left to be asked: of another endpoint,
+        or of this one until it is given up."""
         engine, endpoints = self.engine, self.ways.endpoints
         if reply.failure is not None:
             if reply.failure.passing:
                 endpoints.strike(endpoint)
-            self._failed(asked, reply.failure, latency)
+            if reply.sent:
+                self._failed(asked, reply.failure, latency)
             return
         endpoint.reached = True
         if self._adapted(reply, asked):

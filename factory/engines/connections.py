@@ -28,6 +28,10 @@ class BrokenReplyError(ConnectionError):
     """The server closed the connection, or sent what is no HTTP."""
 
 
+class NoConnectionError(ConnectionError):
+    """No connection could be opened: nothing was sent."""
+
+
 class TooLargeError(Exception):
     """The reply is larger than allowed."""
 
@@ -62,7 +66,7 @@ class Connections:
         self.free: list[Connection] = []  # the one used last at the end
 
     async def post(self, body: bytes, max_bytes: int) -> Received:
-        """The reply. OSError: no connection, or it broke; TimeoutError: none in time; TooLargeError."""
+        """The reply. NoConnectionError; another OSError: it broke; TooLargeError."""
         connection = self._unused() or await self._opened()
         try:
             received = await connection.exchange(b"%b%d\r\n\r\n%b" % (self.head, len(body), body), max_bytes)
@@ -87,10 +91,14 @@ class Connections:
 
     async def _opened(self) -> Connection:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self.opening):
-            _, connection = await loop.create_connection(
-                lambda: Connection(self.open), self.host, self.port, ssl=self.context, happy_eyeballs_delay=NEXT_ADDRESS
-            )
+        try:
+            async with asyncio.timeout(self.opening):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self.open), self.host, self.port, ssl=self.context,
+                    happy_eyeballs_delay=NEXT_ADDRESS,
+                )  # fmt: skip
+        except OSError as error:  # a TimeoutError is one too
+            raise NoConnectionError(type(error).__name__) from error
         return connection
 
     async def close(self) -> None:

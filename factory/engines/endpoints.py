@@ -31,6 +31,7 @@ AZURE = re.compile(r"\.azure\.(com|us|cn)$")
 STRIKES = 8  # failures in a row after which an endpoint is asked for one token
 GONE_AFTER = 120.0  # seconds without any endpoint after which the run ends
 LONGEST_PAUSE = 10.0  # seconds between two tries of an endpoint that fails, and between two health checks
+LONGEST_PAUSE_UNMET = 1.0  # the first of these for one that has never sent anything: most often an address is wrong
 FIRST_PAUSE = 0.25
 LONGEST_OPENING = 30.0  # seconds for a TCP or TLS connection
 KEEP_ALIVE = 4.0  # seconds that an idle connection is kept: uvicorn closes its own after 5
@@ -150,7 +151,8 @@ class Endpoint:
 
     def pause(self) -> float:
         """Seconds that a failing endpoint is left alone: none for the first ones, then longer each time."""
-        return 0.0 if self.strikes < 3 else min(FIRST_PAUSE * 2 ** (self.strikes - 3), LONGEST_PAUSE)
+        longest = LONGEST_PAUSE if self.reached else min(LONGEST_PAUSE_UNMET, LONGEST_PAUSE)
+        return 0.0 if self.strikes < 3 else min(FIRST_PAUSE * 2 ** (self.strikes - 3), longest)
 
 
 Check = Callable[[Endpoint], Awaitable[bool]]

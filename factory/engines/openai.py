@@ -14,6 +14,7 @@ What comes back of a reply:
     429 503 529                 asked again when the endpoint has room: it is waited for (Retry-After and its kin), and
                                 fewer calls are under way; after BUSY_TRIES a passing failure `rate_limited`,
                                 `server_error`. A wait over `longest_wait` ends the run
+    no connection               asked again, of whichever endpoint there is; when there is none, the run ends
     other 5xx, broken, no end   passing failure `server_error`, `connection`, `timeout`
     408 409 425                 passing failure `timeout`, `refused`, `refused`
     400 413 422 ...             failure `refused`; `too_long`, `filtered` where the reply says so. 403 from an endpoint

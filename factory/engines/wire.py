@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiohttp
 
-from factory.engines.connections import Connections, TooLargeError
+from factory.engines.connections import Connections, NoConnectionError, TooLargeError
 from factory.schema import Failure
 
 if TYPE_CHECKING:
@@ -23,12 +23,14 @@ NOTHING: Mapping[str, str] = {}
 
 
 class Reply(NamedTuple):
-    """What came over the wire: status, headers (names in any case) and body; or the failure to get any."""
+    """What came over the wire: status, headers (names in any case) and body; or the failure to get any. `sent`: there
+    was a connection, so that the endpoint may have seen the call."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     failure: Failure | None = None
+    sent: bool = True
 
 
 class Deadlines:
@@ -90,8 +92,9 @@ class Wire:
                 raise
             detail = f"no whole answer in {deadlines.seconds:g} s"
             return Reply(0, NOTHING, b"", Failure("timeout", detail, passing=True))
-        except TimeoutError:  # of the connection alone
-            return Reply(0, NOTHING, b"", Failure("connection", "no connection in time", passing=True))
+        except (NoConnectionError, aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            detail = str(error) if isinstance(error, NoConnectionError) else type(error).__name__
+            return Reply(0, NOTHING, b"", Failure("connection", detail, passing=True), sent=False)
         except TooLargeError:
             return self._too_large()
         except (aiohttp.ClientError, OSError) as error:

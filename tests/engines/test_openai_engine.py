@@ -9,10 +9,12 @@ import asyncio
 import gc
 import json
 import math
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -400,6 +402,37 @@ def test_an_endpoint_that_was_never_there_ends_the_run() -> None:
     assert "127.0.0.1:9" in str(caught.value)
     with pytest.raises(EndpointError, match="cannot be reached"):
         list(engine.generate([ask(n=50)]))
+
+
+def test_one_question_alone_finds_out_that_nobody_listens(tmp_path: Path) -> None:
+    """Nothing was sent, so that no answer has failed: the store holds no call."""
+    engine = OpenAIEngine("m", base_url="http://127.0.0.1:9/v1")
+    with Store.open(tmp_path / "store", create=True) as store:
+        with pytest.raises(EndpointError, match="cannot be reached"):
+            list(answer(store, engine, [ask()], run="r", round=0, purpose="generate"))
+        assert store.read("calls", columns=["key"]) == []
+
+
+def test_what_one_endpoint_could_not_be_sent_another_answers(serve: Serve) -> None:
+    whole = serve(good)
+    engine = OpenAIEngine("m", base_url=["http://127.0.0.1:9/v1", whole.url], name="set", concurrency=2)
+    assert [completion.failure for completion in engine.generate([ask(n=20)])] == [None] * 20
+    assert len([body for body in whole.seen if body["max_tokens"] == 256]) == 20
+
+
+def test_a_question_waits_for_an_endpoint_that_begins_to_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.engines.endpoints.STRIKES", 10_000)
+    with socket.socket() as chosen:
+        chosen.bind(("127.0.0.1", 0))
+        port = chosen.getsockname()[1]
+    engine = OpenAIEngine("m", base_url=f"http://127.0.0.1:{port}/v1")
+    tries = engine._open().ways.endpoints
+    with ThreadPoolExecutor(1) as beside:
+        found = beside.submit(lambda: [completion.failure for completion in engine.generate([ask()])])
+        while not tries.every[0].strikes:
+            time.sleep(0.001)
+        with closing(FaultServer(good, port=port)):
+            assert found.result(timeout=20) == [None]
 
 
 def test_an_engine_that_lost_its_endpoint_may_ask_again(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
