@@ -245,21 +245,6 @@ def test_a_run_at_work_and_a_run_not_begun() -> None:
     assert "<h2>Rounds</h2>" not in page.render(nothing)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "expected"),
-    [
-        ("", False),
-        ("- a list", False),
-        ("panel: [{judge: verifier}, {judge: pairwise}]", True),
-        ("panel: [{judge: pairwise}, {judge: verifier}]", False),
-        ("panel: [{judge: pairwise}, {judge: verifier, name: rules}]\npair: {lead: rules}", True),
-        ("panel: [{judge: pairwise}]\nevaluate: {independent: false}", True),
-    ],
-)
-def test_labels_and_measures(recipe: str, expected: bool) -> None:
-    assert stories.labels_and_measures(recipe) is expected
-
-
 def test_summary_is_the_story_and_a_table() -> None:
     text = summary(run_report())
     assert text.startswith("Round 1 is the champion")

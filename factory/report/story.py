@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from factory import console
+from factory.report.echoes import echo
 from factory.schema import Estimate, Judged, PolicyReport
 
 if TYPE_CHECKING:
@@ -132,12 +133,8 @@ def _why(report: RunReport) -> Iterator[str]:
 
 def _beware(report: RunReport) -> Iterator[str]:
     best = report.best
-    measured_alone = best is not None and best.independent is False
-    if measured_alone or labels_and_measures(report.recipe):
-        yield (
-            "The verifier that measures is also the judge that decided the labels: relevance, length and distinct-2 "
-            "were never rewarded and stand beside it."
-        )
+    if (said := echo(report.recipe, best)) is not None:
+        yield said
     both = [view.round for view in report.rounds if _both_fell(view.training)]
     if both:
         yield (
@@ -164,18 +161,6 @@ def _broken(start: PolicyReport | None, best: PolicyReport | None) -> Iterator[s
 def _both_fell(training: Training | None) -> bool:
     """Beyond a nat: batches differ by more than nothing."""
     return training is not None and (training.chosen or 0.0) < -1.0 and (training.rejected or 0.0) < -1.0
-
-
-def labels_and_measures(recipe: str) -> bool:
-    """Does the judge that decides the labels also measure held-out answers, or does the recipe say as much?"""
-    import yaml
-
-    data = yaml.safe_load(recipe) if recipe else None
-    if not isinstance(data, dict):
-        return False
-    members = {str(part.get("name") or part.get("judge")): part.get("judge") for part in data.get("panel") or []}
-    lead = (data.get("pair") or {}).get("lead") or next(iter(members), "")
-    return members.get(str(lead)) == "verifier" or (data.get("evaluate") or {}).get("independent") is False
 
 
 # ----------------------------------------------------------------------------------------------------------- words
