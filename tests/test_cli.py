@@ -206,6 +206,32 @@ def test_a_missing_store_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "suffix"),
+    [
+        (("query", "SELECT 1"), "--out", ".csv"),
+        (("bon", "--run", "hand", "--split", "train"), "--out", ".svg"),
+        (("agreement", "--run", "hand"), "--escalate", ".csv"),
+        (("report", "--run", "hand"), "--out", ".html"),
+    ],
+)
+def test_a_file_whose_folder_is_not_there_is_refused_first(
+    store: str, tmp_path: Path, command: tuple[str, ...], flag: str, suffix: str
+) -> None:
+    """`report` has no rounds to tell of here, which would come later."""
+    missing = tmp_path / "not there"
+    file = missing / f"x{suffix}"
+    result = factory(*command, flag, str(file), "--store", store)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith(f"error: the folder of {flag} is not there\n  where: {file}\n")
+    assert f"mkdir -p '{missing}'" in result.stderr
+    assert not missing.exists()
+    (tmp_path / f"folder{suffix}").mkdir()
+    onto = factory(*command, flag, str(tmp_path / f"folder{suffix}"), "--store", store)
+    assert onto.exit_code == 2
+    assert f"{flag} names a folder" in onto.stderr
+
+
 HOLDER = """
 import sys
 from factory.store import Store

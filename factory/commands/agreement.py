@@ -57,6 +57,7 @@ def agreement(
     from factory.trust.gold import find_gold
     from factory.trust.habits import spending
 
+    options.check_file(escalate, "--escalate")
     with options.opened(store) as opened:
         name = options.newest(opened, "judgments", run, split=split)
         found = gather(opened, run=name, round=round_number, split=split, keep_quarantined=keep_quarantined)

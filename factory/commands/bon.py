@@ -45,6 +45,7 @@ def bon(
         raise FactoryError(f"{judge!r} picks: it is not independent of itself", todo="name another with --independent")
     if out is not None and out.suffix not in FORMS:
         raise FactoryError("charts are written as SVG or HTML", where=str(out), todo="end its name in .svg or .html")
+    options.check_file(out, "--out")
     with options.opened(store) as opened:
         name = options.newest(opened, "candidates", run, split=split)
         number = options.newest_round(opened, "candidates", name, round_number, split=split)

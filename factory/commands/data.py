@@ -43,7 +43,9 @@ def add_prompts(
 ) -> None:
     """Add prompts, or preference data, to the store; makes the store when there is none."""
     from factory.prompts import RUN, add_prompts as add
+    from factory.prompts.sources import open_source
 
+    open_source(source)  # what is not there is refused before a store is made
     # one at a time: what two add at once could not be grouped, and a paraphrase could be held out
     with options.opened(store, create=True) as opened, opened.run_lock(RUN):
         report = add(
@@ -171,6 +173,7 @@ def query(
     from factory import query as queries
     from factory.query.render import render
 
+    options.check_file(out, "--out")
     with options.opened(store) as opened:
         result = queries.run(opened, sql, queries.parse_parameters(parameter or []), limit=limit, seconds=timeout)
     width = shutil.get_terminal_size().columns if out is None and sys.stdout.isatty() else None

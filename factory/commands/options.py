@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -146,6 +147,20 @@ NEEDS = {
     "labels": "make some with `factory pair`",
     "rounds": "make some with `factory run`",
 }
+
+
+def check_file(file: Path | None, flag: str) -> None:
+    """A command that ends with writing this file asks first. FactoryError: its folder is not there, or it is one."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise FactoryError(f"{flag} names a folder", where=str(file), todo=f"name a file in it: {flag} {file}/NAME")
+    if not file.absolute().parent.is_dir():
+        raise FactoryError(
+            f"the folder of {flag} is not there",
+            where=str(file),
+            todo=f"mkdir -p {shlex.quote(str(file.parent))}",
+        )
 
 
 def spec(
