@@ -184,6 +184,7 @@ def report(
 
     if form not in reports.FORMS:
         raise unknown_name("form of a report", form, reports.FORMS)
+    options.check_file(out, "--out")
     with options.opened(store) as opened:
         name = options.newest(opened, "rounds", run_name)
         collected = reports.collect(opened, name)
