@@ -12,8 +12,9 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,9 @@ import psutil
 import pytest
 from judged import matchup_of, prompt_of
 from taught import ANSWERS, TOPICS, question, teach
+from tiny_run import recipe_text, write_prompts
 
+from factory import recipe as recipes, rounds
 from factory.doctor import examine, one_token
 from factory.engines.openai import OpenAIEngine
 from factory.engines.transformers import TransformersEngine
@@ -88,9 +91,13 @@ class Server:
             else:
                 return
 
+    def said_since(self, since: int) -> str:
+        """The log from a place on."""
+        return self.log.read_text(errors="replace")[since:]
+
     def said(self, since: int = 0) -> str:
         """The end of the log."""
-        return self.log.read_text(errors="replace")[since:][-6000:]
+        return self.said_since(since)[-6000:]
 
     def stop(self) -> None:
         """End the whole group: politely, then not."""
@@ -349,6 +356,48 @@ def test_a_panel_judges_through_the_server(server: Server, local: TransformersEn
 
 
 # ---------------------------------------------------------------------------------------------------------- the end
+
+
+def test_a_run_asks_two_servers_and_goes_on_with_the_one_that_is_left(
+    server: Server, vllm_python: str, taught: Path, tmp_path: Path
+) -> None:
+    """A whole run of two rounds whose judge is behind two endpoints; one of them goes away when round 1 is judged."""
+    second = Server(vllm_python, taught, tmp_path / "second.log")
+    judge = {"base_url": f"{server.url},{second.url}", "name": "both", "prefix": "continue"}
+    panel = [{"judge": "verifier"},
+             {"judge": "pairwise", "engine": {"kind": "openai", "model": NAME, "options": judge}}]  # fmt: skip
+    text = recipe_text(taught, write_prompts(tmp_path / "prompts.jsonl"), panel=panel,
+                       pair={"strategy": "all", "lead": "verifier"}, stop={"max_rounds": 2, "any": []})  # fmt: skip
+    (tmp_path / "two.yaml").write_text(text, encoding="utf-8")
+    begun = len(server.log.read_text(errors="replace"))
+    with Store.open(tmp_path / "store", create=True) as store:
+        try:
+            second.wait()
+            watch = threading.Thread(target=_stop_after_round_1, args=(second, tmp_path / "store"), daemon=True)
+            watch.start()
+            rounds.run(store, recipes.load(str(tmp_path / "two.yaml"), []), "two")
+        finally:
+            second.stop()
+        rows = store.rows(Judgment, {"run": "two", "judge": "pairwise", "canary": False})
+        reports = sorted((store.run_folder("two")).glob("round-*/report.json"))
+    by_round = Counter(row.round for row in rows)
+    assert [path.parent.name for path in reports] == ["round-0", "round-1", "round-2"]
+    assert by_round[1] > 0
+    assert by_round[2] > 0
+    assert {row.failure for row in rows} == {None}
+    asked = [log.count("POST /v1/chat/completions") for log in (server.said_since(begun), second.said_since(0))]
+    assert min(asked) > 0, f"one of the servers was never asked: {asked}"
+    assert not second.members()
+
+
+def _stop_after_round_1(server: Server, folder: Path) -> None:
+    """When the panel is done with round 1 for the first time."""
+    with Store.open(folder) as store:
+        while not any(
+            (mark["round"], mark["stage"], mark["state"]) == (1, "label", "done") for mark in store.marks("two")
+        ):
+            time.sleep(0.2)
+    server.stop()
 
 
 def test_a_server_that_is_gone_leaves_nothing_and_ends_the_run(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
