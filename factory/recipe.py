@@ -7,22 +7,23 @@ own. Before the rounds the start is evaluated, after each the policy, after all 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
-    field_validator,
     model_validator,
 )
 
+from factory import misfits
 from factory.faults import ConfigError, FactoryError
 from factory.registry import unknown_name
 from factory.schema import Sampling
@@ -199,8 +200,28 @@ class PairPart(CandidatesPart):
     """Leave out batches of judgments whose canaries fooled their judge."""
 
     def trained_on(self, table: str) -> list[str]:
-        """What the rows of this pairing are called in a table: preferences or labels."""
-        return [self.name or (self.strategy if table == "preferences" else self.label_by)]
+        """What the rows of this pairing are called in a table: preferences or labels (which in stores of an earlier
+        version go by the way to label, where the pairing has no name)."""
+        own = self.name or self.strategy
+        return [own] if self.name or table == "preferences" else [own, self.label_by]
+
+
+def _listed(value: Any) -> Any:
+    """A lone mapping is a list of one."""
+    return [value] if isinstance(value, dict) else value
+
+
+def _not_zero(value: float) -> float:
+    if value == 0:
+        raise ValueError("a weight is a number other than 0")
+    return value
+
+
+class RewardJudge(PanelPart):
+    """One judge that rewards the policy's own answers. `matchups`: of a pairwise one, all or random:k."""
+
+    weight: Annotated[Number, AfterValidator(_not_zero)] = 1.0
+    """Of its reward in the sum."""
 
 
 class TrainPart(Part):
@@ -214,8 +235,9 @@ class TrainPart(Part):
     """Train on the preferences of all rounds so far, not of this one alone."""
     pairings: tuple[str, ...] | None = None
     """Names of the pairings whose rows are trained on; by default that of `pair`."""
-    reward: PanelPart | None = None
-    """The judge that rewards the policy's own answers where config.online is set; by default the verifier."""
+    reward: Annotated[Annotated[tuple[RewardJudge, ...], Field(min_length=1)] | None, BeforeValidator(_listed)] = None
+    """The judges that reward the policy's own answers where config.online is set, summed by weight: one, or a list; by
+    default the verifier."""
     processes: Positive = 1
     """Processes that train together on this host; on GPUs one each."""
     config: TrainConfig = Field(default_factory=TrainConfig)
@@ -264,6 +286,8 @@ class Step(Part):
         return self.rounds == "all" or (self.rounds == "first") == (number == 1)
 
 
+PIECEMEAL = "piecemeal"
+"""Told to a recipe that is read although it may not agree with itself."""
 FRAME = ("prompts", "evaluate", "final")
 """Stages that every run has, around those of its rounds."""
 
@@ -295,43 +319,11 @@ class Recipe(Part):
     isolate: Literal["auto", "always", "never"] = "auto"
     """Stages with a model in child processes, so that memory is free before training; auto: when there is a GPU."""
 
-    @field_validator("panel")
-    @classmethod
-    def _somebody_judges(cls, value: tuple[PanelPart, ...], info: ValidationInfo) -> tuple[PanelPart, ...]:
-        if not value and any(s.stage == "label" and "panel" not in s.set for s in info.data.get("stages", ())):
-            raise ValueError("the stage label needs at least one judge")
-        return value
-
     @model_validator(mode="after")
-    def _stages_agree(self) -> Recipe:
-        names = [step.name for step in self.stages]
-        if doubled := sorted({name for name in names if names.count(name) > 1 or name in FRAME}):
-            raise ValueError(f"stages: each needs a name of its own (name: ...): {', '.join(doubled)}")
-        for step in self.stages:
-            try:
-                self.at(step)
-            except ValidationError as error:
-                faults = "; ".join(_faults(error))
-                raise ValueError(f"stages: {step.name}: {faults}") from error
-            except FactoryError as error:
-                raise ValueError(f"stages: {step.name}: {error.what}") from error
-        return self
-
-    @model_validator(mode="after")
-    def _names_agree(self) -> Recipe:
-        names = [self.member_name(part) for part in self.panel]
-        if len(set(names)) != len(names):
-            raise ValueError(f"two members of the panel have the same name: {', '.join(names)}")
-        return self
-
-    @model_validator(mode="after")
-    def _leads_judge(self) -> Recipe:
-        """The lead of every pairing is heard in some stage."""
-        panels = [self.at(step).panel for step in self.stages if step.stage == "label"]
-        heard = sorted({self.member_name(part) for panel in panels for part in panel})
-        leads = {self.at(step).pair.lead for step in self.stages if step.stage == "pair"} - {None}
-        if panels and (unheard := sorted(str(lead) for lead in leads if lead not in heard)):
-            raise ValueError(f"pair.lead: {unheard[0]!r} is not in the panel ({', '.join(heard)})")
+    def _agrees(self, info: ValidationInfo) -> Recipe:
+        """A recipe agrees with itself; one that is read piece by piece is asked later."""
+        if info.context != PIECEMEAL and (faults := list(disagreements(self))):
+            raise ValueError("\n".join(faults))
         return self
 
     def step(self, name: str) -> Step:
@@ -345,13 +337,28 @@ class Recipe(Part):
         """The recipe as it is in one step: with the step's own settings, and this step alone."""
         if not step.set:
             return self.model_copy(update={"stages": (step,)})
+        data = self._data_at(step)
+        bare = {"stage": step.stage, "name": step.name}
+        return Recipe.model_validate(data | {"stages": [bare]}, context=PIECEMEAL)
+
+    def _data_at(self, step: Step) -> dict[str, Any]:
+        """Plain values of the recipe with the step's own in their places."""
         data = self.model_dump(mode="json", exclude={"stages"})
         for key, value in step.set.items():
             if key.split(".")[0] in ("stages", "stop", "evaluate", "budget", "name", "model"):
                 raise FactoryError(f"set: {key} is of the whole run, not of one stage")
             _put(data, key, value, f"set {key!r}")
-        bare = {"stage": step.stage, "name": step.name}
-        return Recipe.model_validate(data | {"stages": [bare]})
+        return data
+
+    def misfits_at(self, step: Step) -> list[misfits.Misfit]:
+        """What is wrong with a step's own settings, each with the key that it would have in the recipe."""
+        try:
+            self.at(step)
+        except ValidationError as error:
+            return misfits.found(error, Recipe, self._data_at(step))
+        except FactoryError as error:
+            return [misfits.Misfit((), error.what)]
+        return []
 
     def steps_of(self, number: int) -> list[Step]:
         """What a round does, in order."""
@@ -371,6 +378,41 @@ class Recipe(Part):
     def lead(self) -> str | None:
         """The judge that decides when combine is lead; None without a panel."""
         return self.pair.lead or (self.member_name(self.panel[0]) if self.panel else None)
+
+
+# ------------------------------------------------------------------------------------------------------ agreement
+
+
+def disagreements(recipe: Recipe) -> Iterator[str]:
+    """What in a recipe does not go together, as "key: what"; each once."""
+    names = [step.name for step in recipe.stages]
+    if doubled := sorted({name for name in names if names.count(name) > 1 or name in FRAME}):
+        yield f"stages: each needs a name of its own (name: ...): {', '.join(doubled)}"
+    faults = {step.name: recipe.misfits_at(step) for step in recipe.stages}
+    yield from (f"stages.{name}.set: {one.text()}" for name, found in faults.items() for one in found)
+    heres = [recipe.at(step) for step in recipe.stages if not faults[step.name]]
+    yield from dict.fromkeys(fault for here in (recipe, *heres) for fault in _panel_faults(here))
+    yield from _unheard(heres)
+
+
+def _panel_faults(here: Recipe) -> Iterator[str]:
+    names = [here.member_name(part) for part in here.panel]
+    if len(set(names)) != len(names):
+        yield f"panel: two members of the panel have the same name: {', '.join(names)}"
+    if not names and len(here.stages) == 1 and here.stages[0].stage == "label":
+        yield "panel: the stage label needs at least one judge"
+
+
+def _unheard(heres: Sequence[Recipe]) -> Iterator[str]:
+    """The lead of every pairing is heard in some stage."""
+    panels = [here.panel for here in heres if here.stages[0].stage == "label"]
+    heard = sorted({Recipe.member_name(part) for panel in panels for part in panel})
+    leads = {here.pair.lead for here in heres if here.stages[0].stage == "pair"} - {None}
+    if panels and (unheard := sorted(str(lead) for lead in leads if lead not in heard)):
+        yield f"pair.lead: {unheard[0]!r} is not in the panel ({', '.join(heard)})"
+
+
+# -------------------------------------------------------------------------------------------------------- reading
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -411,18 +453,54 @@ def find(name: str) -> Path:
     return known[name]
 
 
+class Read(NamedTuple):
+    """A recipe as far as it can be read, what is left out of it because it does not fit, and what is wrong."""
+
+    recipe: Recipe | None
+    faults: tuple[str, ...]
+    left_out: tuple[misfits.Key, ...] = ()
+
+    def stands(self, fault: str) -> bool:
+        """Is a fault of `recipe` one of what was written, and not of what was left out?"""
+        key = fault.partition(": ")[0]
+        return not any(f"{key}.".startswith(f"{misfits.dotted(out)}.") for out in self.left_out)
+
+
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name or path, with `a.b=c` overrides. ConfigError lists every fault at once."""
     path = find(name)
+    return _sound(examine(text_of(path), where=str(path), overrides=overrides), str(path))
+
+
+def text_of(path: Path) -> str:
+    """What a recipe's file holds."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FactoryError(f"the recipe cannot be read: {error}", where=str(path), todo="save it as UTF-8") from error
-    return parse(text, where=str(path), overrides=overrides)
 
 
 def parse(text: str, *, where: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that a YAML text holds."""
+    """The recipe that a YAML text holds. ConfigError lists every fault of its form at once."""
+    return _sound(examine(text, where=where, overrides=overrides), where)
+
+
+MEND = "mend these keys, or override with --set"
+
+
+def _sound(read: Read, where: str) -> Recipe:
+    if read.faults or read.recipe is None:
+        raise ConfigError(read.faults, where=where, todo=MEND)
+    return read.recipe
+
+
+STANDINS: Mapping[str, Any] = {"name": "recipe", "judge": "rating"}
+"""What takes the place of a key that is lacking, while the rest is looked at."""
+
+
+def examine(text: str, *, where: str, overrides: Sequence[str] = ()) -> Read:
+    """The recipe that a YAML text holds, as far as it holds one, with every fault. FactoryError: it is no mapping, or
+    an override cannot be read."""
     try:
         data = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
@@ -433,26 +511,48 @@ def parse(text: str, *, where: str, overrides: Sequence[str] = ()) -> Recipe:
         )
     for override in overrides:
         _override(data, override)
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError(list(_faults(error)), where=where, todo="mend these keys, or override with --set") from error
+    found: list[misfits.Misfit] = []
+    recipe = _as_far_as_it_fits(data, found)
+    out = [one.key[:-1] if one.lacking and len(one.key) > 1 else one.key for one in found]
+    read = Read(recipe, tuple(dict.fromkeys(one.text() for one in found)), tuple(out))
+    if recipe is None:
+        return read
+    own = [fault for fault in disagreements(recipe) if read.stands(fault) and _is_told_by(fault, out)]
+    mended = recipe.model_copy(update={"stages": tuple(_mended(recipe, step) for step in recipe.stages)})
+    return read._replace(recipe=mended, faults=(*read.faults, *own))
+
+
+def _as_far_as_it_fits(data: Any, found: list[misfits.Misfit]) -> Recipe | None:
+    """The recipe without what does not fit, which goes into `found`; None where nothing is left."""
+    for _ in range(8):
+        try:
+            return Recipe.model_validate(data, context=PIECEMEAL)
+        except ValidationError as error:
+            faults = misfits.found(error, Recipe, data)
+            found += faults
+            data = misfits.without(data, faults, STANDINS)
+    return None
+
+
+BETWEEN: Mapping[str, set[str]] = {"pair.lead": {"panel", "stages", "pair"}, "panel": {"stages"}}
+"""Faults between parts, by key, and the parts."""
+
+
+def _is_told_by(fault: str, out: Sequence[misfits.Key]) -> bool:
+    """Can a fault be told, although some parts are left out? Not where one of those is among its own."""
+    return not BETWEEN.get(fault.partition(": ")[0], set()) & {str(key[0]) for key in out if key}
+
+
+def _mended(recipe: Recipe, step: Step) -> Step:
+    """The step without those of its own settings that do not fit."""
+    keys = [misfits.dotted(one.key) for one in recipe.misfits_at(step)]
+    fits = {k: v for k, v in step.set.items() if not any(f"{key}.".startswith(f"{k}.") or not key for key in keys)}
+    return step.model_copy(update={"set": fits}) if keys else step
 
 
 def dump(recipe: Recipe) -> str:
     """The whole recipe, defaults included, as YAML: what is kept with a run."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def _faults(error: ValidationError) -> Sequence[str]:
-    lines = []
-    for fault in error.errors():
-        key = ".".join(str(part) for part in fault["loc"]) or "(recipe)"
-        message = fault["msg"].removeprefix("Value error, ")
-        whole = fault["type"] in {"missing", "extra_forbidden"} or not fault["loc"]
-        given = "" if whole else f" (given: {fault['input']!r:.80})"
-        lines.append(f"{key}: {message}{given}")
-    return lines
 
 
 def _override(data: dict[str, Any], text: str) -> None:

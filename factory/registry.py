@@ -16,11 +16,17 @@ from factory.faults import FactoryError
 T = TypeVar("T")
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like this one; None where none is."""
+    near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return near[0] if near else None
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> FactoryError:
     """The error for a name that is not known, with the nearest that is."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    near = nearest(name, names)
+    hint = f"; did you mean {near!r}?" if near else "."
     return FactoryError(f"no {kind} named {name!r}{hint} Known: {', '.join(names)}")
 
 

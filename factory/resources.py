@@ -14,11 +14,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from factory.faults import FactoryError
+from factory.registry import nearest
 from factory.schema import digest
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -119,20 +122,91 @@ def local_folder(base: str) -> Path:
     if Path(base).expanduser().is_dir():
         return Path(base).expanduser()
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
 
-    # the base of the client's own errors is the transport's, of whichever HTTP library the hub's client uses
-    transport: Any = HfHubHTTPError.__bases__
-    faults: tuple[type[Exception], ...] = (OSError, HFValidationError, EntryNotFoundError, *transport)
     wanted = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
     try:
-        return Path(snapshot_download(base, allow_patterns=wanted))
-    except faults as error:
+        with _quiet_hub():
+            return Path(snapshot_download(base, allow_patterns=wanted))
+    except _hub_faults() as error:
         raise FactoryError(
             f"the model {base!r} is no folder and cannot be fetched from the hub: {type(error).__name__}",
             todo=f"check the name and the network (set HF_HUB_OFFLINE=1 where there is none, and only what the hub's "
             f"cache holds is taken), name a model folder, or use {EMBEDDED}",
         ) from error
+
+
+def held_folder(base: str) -> Path | None:
+    """The folder of a base model that is on this machine already, the hub's cache included; nothing is fetched."""
+    if Path(base).expanduser().is_dir():
+        return Path(base).expanduser()
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(base, "config.json")
+    except HFValidationError:
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def to_come(name: str) -> str | None:
+    """What is to be known of a model before it is asked for: None where it is here, else one line. Converts and fetches
+    nothing; asks the hub once for a name that it does not hold. FactoryError: it cannot be had."""
+    if name == EMBEDDED:
+        _gguf_file()
+        return None
+    base = model_files(name).base
+    if base == EMBEDDED or held_folder(base) is not None:
+        return None
+    return f"the model {base!r} is not here: it will be downloaded from the hub{_looked_up(base)}"
+
+
+@cache
+def _looked_up(base: str) -> str:
+    """What the hub says of a name, as the end of a sentence. FactoryError: it has no such model."""
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    near = nearest(base, [EMBEDDED]) if "/" not in base else None
+    meant = f"; did you mean {near!r}?" if near else ""
+    try:
+        with _quiet_hub():
+            model_info(base, timeout=LOOKING_UP)
+    except GatedRepoError:
+        return ""
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise FactoryError(
+            f"there is no model {base!r}, neither a folder nor on the hub{meant}",
+            todo=f"check the name; one that is private needs a token (HF_TOKEN); or use {EMBEDDED}",
+        ) from error
+    except _hub_faults() as error:
+        return f", where it could not be looked up now ({type(error).__name__}){meant}"
+    return ""
+
+
+LOOKING_UP = 5.0
+"""Seconds that the hub has to say whether it has a model."""
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the hub's client saying on the way what it tries again: what came of it is told once."""
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        client.setLevel(level)
+
+
+def _hub_faults() -> tuple[type[Exception], ...]:
+    """What the hub's client raises. The base of its own errors is the transport's, of whichever HTTP library it
+    uses."""
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    transport: Any = HfHubHTTPError.__bases__
+    return OSError, HFValidationError, EntryNotFoundError, *transport
 
 
 # ------------------------------------------------------------------------------------------------ the embedded model

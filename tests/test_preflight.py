@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,100 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     assert caught.value.where == "mine.yaml"
 
 
+def faults_of_file(tmp_path: Path, text: str) -> tuple[str, ...]:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        preflight.load(str(path))
+    assert caught.value.where == str(path)
+    return caught.value.faults
+
+
+def test_faults_of_form_names_and_missing_files_are_told_together(tmp_path: Path) -> None:
+    found = faults_of_file(
+        tmp_path,
+        "name: x\nmodel: ./nowhere\nengine: {kind: transfomers, cont: 2}\nprompts: {source: gone.jsonl}\n"
+        "panel: [{judge: verifer}, {judge: rating, engine: {kind: scripted, model: rules.yaml}}]\n"
+        "generate: {temperatur: 1}\npair: {strategy: best_wurst}\n"
+        "stages: [generate, label, pair, {stage: train, set: {train.config.metod: a, train.config.method: simppo}}]\n",
+    )
+    told = "\n".join(found)
+    for said in (
+        "engine.cont: there is no such key; did you mean 'count'?",
+        "generate.temperatur: there is no such key; did you mean 'temperature'?",
+        "stages.train.set: train.config.metod: there is no such key; did you mean 'method'?",
+        "engine: no engine named 'transfomers'; did you mean 'transformers'?",
+        "model: no model folder at './nowhere'",
+        "prompts.source: there is no such file: gone.jsonl",
+        "panel.0: no judge named 'verifer'; did you mean 'verifier'?",
+        "panel.1.engine: the rules cannot be read",
+        "pair.strategy: no pairing strategy named 'best_wurst'; did you mean 'best_worst'?",
+        "stages.train: train.config: no objective named 'simppo'; did you mean 'simpo'?",
+    ):
+        assert said in told
+    assert len(found) == 10
+
+
+def test_what_was_left_out_gives_no_faults_of_its_own(tmp_path: Path) -> None:
+    """The stage pair needs a stage label unless its strategy is draft_revision: nobody knows while that is misspelt."""
+    found = faults_of_file(
+        tmp_path, "name: x\npanel: [{judge: verifier}]\nstages: [generate, revise, {stage: pair, "
+        "set: {pair.stratgy: draft_revision}}, train]\nevaluate: {independent: perhaps}\n"
+    )  # fmt: skip
+    assert [fault.partition(": ")[0] for fault in found] == ["evaluate.independent", "stages.pair.set"]
+
+
+def test_a_recipe_s_name_must_do_for_a_run() -> None:
+    [fault] = told(LEAST, "name=my recipe")
+    assert fault.startswith("name: 'my recipe' cannot name a run")
+
+
+def test_a_model_that_is_not_there_is_told_before_anything_runs(tmp_path: Path) -> None:
+    [fault] = told(LEAST, f"model={tmp_path / 'nowhere'}")
+    assert fault.startswith(f"model: no model folder at '{tmp_path / 'nowhere'}'")
+    [fault] = told(PANEL, "panel.1.model=./no/such/model", "evaluate.independent=false")
+    assert fault.startswith("panel.1: no model folder at './no/such/model'")
+    reward = "train.reward={judge: reward_model, options: {model: ./nowhere}}"
+    [fault] = told(ONLINE, reward, "evaluate.independent=false")
+    assert fault.startswith("train.reward: no model folder at './nowhere'")
+
+
+def test_a_hub_model_that_is_not_here_is_told_of_without_noise(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    def ask(name: str, **_: object) -> None:
+        logging.getLogger("huggingface_hub.utils._http").warning("Retrying in 1s")
+        if name.endswith("-offline"):
+            raise OfflineModeIsEnabled("offline")
+
+    monkeypatch.setattr(huggingface_hub, "model_info", ask)
+    here = recipes.parse(LEAST, where="x", overrides=["model=smollm2-135m-instruct"])
+    assert list(preflight.notes(here)) == []
+    online = recipes.parse(PANEL, where="x", overrides=["panel.1.model=org/held-online"])
+    [note] = preflight.notes(online)
+    assert note == "the model 'org/held-online' is not here: it will be downloaded from the hub"
+    [note] = preflight.notes(recipes.parse(LEAST, where="x", overrides=["model=smollm2-135m-instuct-offline"]))
+    assert "could not be looked up now (OfflineModeIsEnabled); did you mean 'smollm2-135m-instruct'?" in note
+    assert capfd.readouterr().err == ""
+
+
+def test_a_model_that_the_hub_does_not_know_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def ask(name: str, **_: object) -> None:
+        raise RepositoryNotFoundError.__new__(RepositoryNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub, "model_info", ask)
+    [fault] = told(LEAST, "model=smollm2-135m-instrct")
+    assert fault.startswith("model: there is no model 'smollm2-135m-instrct', neither a folder nor on the hub; did you")
+
+
 PANEL = "name: x\npanel: [{judge: verifier}, {judge: rating, model: big}]\n"
+ONLINE = "name: x\npanel: [{judge: rating}]\ntrain: {config: {method: grpo, online: {steps: 2}}}\nstages: [train]\n"
 ECHO = "evaluate.independent: the verifier labels and measures"
 
 
@@ -98,11 +192,52 @@ def test_a_measure_that_labels_must_be_admitted() -> None:
 
 
 def test_a_verifier_that_rewards_labels_too() -> None:
-    online = "name: x\npanel: [{judge: rating}]\ntrain: {config: {method: grpo, online: {steps: 2}}}\nstages: [train]\n"
-    [fault] = told(online)
+    [fault] = told(ONLINE)
     assert fault.startswith(ECHO)
-    assert preflight.labelled_by(recipes.parse(online, where="x")) == {"verifier": ""}
-    assert told(online, "train.reward={judge: reward_model, options: {model: m}}") == []
+    assert preflight.labelled_by(recipes.parse(ONLINE, where="x")) == {"verifier": ""}
+    assert told(ONLINE, "train.reward={judge: reward_model, options: {model: m}}") == []
+
+
+@pytest.mark.parametrize(
+    ("reward", "said"),
+    [
+        ("[{judge: verifier, name: a}, {judge: rating, name: a}]", "train.reward: judges need different names"),
+        ("[{judge: verifier}, {judge: ratng}]", "train.reward.1: no judge named 'ratng'; did you mean 'rating'?"),
+        ("{judge: verifier, options: {leest: 3}}", "train.reward: judge 'verifier'"),
+        ("{judge: pairwise, matchups: verifier_ties}", "train.reward: pairwise: matchups are all or random:k"),
+        ("{judge: meta_judge}", "train.reward: meta_judge: meta_judge cannot judge answers as they are sampled"),
+        ("[{judge: verifier}, {judge: rating, engine: {kind: opnai}}]", "train.reward.1.engine: no engine named"),
+    ],
+)
+def test_rewards_that_cannot_work_are_told(reward: str, said: str) -> None:
+    [fault] = told(ONLINE, f"train.reward={reward}", "evaluate.independent=false")
+    assert fault.startswith(said)
+
+
+def test_several_rewards_are_sound_also_of_language_models() -> None:
+    several = "train.reward=[{judge: verifier}, {judge: rating, weight: 0.5}, {judge: pairwise, model: big}]"
+    assert told(ONLINE, several, "evaluate.independent=false") == []
+    found = preflight.labelled_by(recipes.parse(ONLINE, where="x", overrides=[several]))
+    assert found == {"verifier": "", "rating": "smollm2-135m-instruct", "pairwise": "big"}
+    priced = "engine={kind: openai, model: big, options: {base_url: http://h/v1}}"
+    reward = f"train.reward=[{{judge: verifier}}, {{judge: rating, {priced.replace('=', ': ')}}}]"
+    [fault] = told(ONLINE, reward, "evaluate.independent=false", "budget.max_cost=1")
+    assert fault == "budget.max_cost: cannot be kept: no prices of big are given"
+
+
+@pytest.mark.parametrize("method", ["raft", "kto"])
+def test_a_method_on_labels_needs_some(method: str) -> None:
+    [fault] = told(LEAST, f"train.config.method={method}", "pair.label_by=none")
+    assert fault.startswith(f"train.config.method: {method} learns from labels, and pair.label_by: none makes none")
+    assert told(LEAST, f"train.config.method={method}") == []
+    assert told(LEAST, "pair.label_by=none") == []
+
+
+def test_a_training_on_pairings_that_nobody_makes_is_told() -> None:
+    [fault] = told(LEAST, "train.pairings=[best_worst, meta]")
+    assert fault == (
+        "train.pairings: no stage pair before it makes preferences called meta; those of that round make best_worst"
+    )
 
 
 def test_who_labelled_is_told_by_name_kind_and_model() -> None:

@@ -93,6 +93,80 @@ def test_a_file_that_is_not_utf8_is_an_error_with_its_place(tmp_path: Path) -> N
     assert caught.value.where == str(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("generate: {temperatur: 1}", "generate.temperatur: there is no such key; did you mean 'temperature'?"),
+        ("zzz: 1", "zzz: there is no such key. Known: about, budget, collect, engine, evaluate, generate, isolate, "
+         "label, model, name, pair, panel, prompts, revise, seed, stages, stop, train"),
+        ("stop: {any: [{rule: no_gain, patiens: 3}]}",
+         "stop.any.0.patiens: there is no such key; did you mean 'patience'?"),
+        ("generate: {n: four}", "generate.n: must be a whole number (given: 'four')"),
+        ("prompts: {per_round: 1.5}", "prompts.per_round: must be a whole number (given: 1.5)"),
+        ("generate: {temperature: hot}", "generate.temperature: must be a number (given: 'hot')"),
+        ("generate: {temperature: 6}", "generate.temperature: must be 5 or less (given: 6)"),
+        ("generate: {top_p: 0}", "generate.top_p: must be above 0 (given: 0)"),
+        ("evaluate: {independent: 3}", "evaluate.independent: must be true or false (given: 3)"),
+        ("train: {reference: begin}", "train.reference: must be one of start, round (given: 'begin')"),
+        ("train: {reference: ruond}",
+         "train.reference: must be one of start, round; did you mean 'round'? (given: 'ruond')"),
+        ("pair: {quantiles: [0.1, 0.2, 0.3]}", "pair.quantiles: must be 2 at most (given: [0.1, 0.2, 0.3])"),
+        ("pair: {quantiles: [0.1]}", "pair.quantiles.1: is missing"),
+        ("pair: 3", "pair: must be a mapping of keys to values (given: 3)"),
+        ("pair: {strategy: 3}", "pair.strategy: must be text (given: 3)"),
+        ("train: {pairings: x}", "train.pairings: must be a list (given: 'x')"),
+        ("train: {config: {parameters: {beta: [1]}}}",
+         "train.config.parameters.beta: must be true or false or a number or text (given: [1])"),
+        ("train: {reward: {judge: verifier, wight: 2}}",
+         "train.reward.wight: there is no such key; did you mean 'weight'?"),
+        ("train: {reward: [{judge: verifier, weight: 0}]}",
+         "train.reward.0.weight: a weight is a number other than 0 (given: 0)"),
+        ("stages: [generate, labl]", "stages.1: must be one of generate, revise, label, collect, pair, train; did you "
+         "mean 'label'? (given: 'labl')"),
+        ("stages: [{stage: train, set: {train.config: {metod: sft}}}]",
+         "stages.train.set: train.config.metod: there is no such key; did you mean 'method'?"),
+        ("stages: [{stage: generate, name: more, set: {genrate.n: 1}}]",
+         "stages.more.set: genrate: there is no such key; did you mean 'generate'?"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_told_in_plain_words_with_the_whole_key(text: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(LEAST + text + "\n")
+    assert caught.value.faults == (told,)
+
+
+def test_a_misspelt_key_is_one_fault_and_what_it_holds_is_looked_at() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse("name: x\npanel: [{judg: verifier}, {name: second}]\ngenerate: {temperatur: hot}\n")
+    assert caught.value.faults == (
+        "generate.temperatur: there is no such key; did you mean 'temperature'?",
+        "panel.0.judg: there is no such key; did you mean 'judge'?",
+        "panel.1.judge: is missing",
+        "generate.temperature: must be a number (given: 'hot')",
+    )
+
+
+def test_what_does_not_go_together_is_told_at_once_but_not_where_its_parts_are_wrong() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(
+            LEAST + "pair: {lead: rating}\n"
+            "stages: [label, {stage: pair, name: final}, {stage: train, set: {train.config.epochs: 0, seed: x}}]\n"
+        )
+    told = [fault.partition(": ")[0] for fault in caught.value.faults]
+    assert told == ["stages", "stages.train.set", "stages.train.set", "pair.lead"]
+    with pytest.raises(ConfigError) as caught:
+        parse("name: x\npanel: [{judge: rating, nam: lead}, {}]\npair: {lead: lead}\n")
+    assert [fault.partition(": ")[0] for fault in caught.value.faults] == ["panel.0.nam", "panel.1.judge"]
+
+
+def test_the_rewards_of_a_training_are_one_judge_or_several() -> None:
+    lone = parse(LEAST + "train: {reward: {judge: verifier}}\n")
+    several = parse(LEAST + "train: {reward: [{judge: verifier}, {judge: rating, weight: 0.5}]}\n")
+    assert [(part.judge, part.weight) for part in lone.train.reward or ()] == [("verifier", 1.0)]
+    assert [(part.judge, part.weight) for part in several.train.reward or ()] == [("verifier", 1.0), ("rating", 0.5)]
+    assert parse(recipes.dump(several)) == several
+
+
 def test_a_fault_of_the_whole_does_not_print_the_whole() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(LEAST + "pair: {lead: rating}\n")
@@ -132,7 +206,7 @@ def test_a_stage_may_come_again_with_settings_of_its_own() -> None:
     [
         ("[generate, generate]", "a name of its own"),
         ("[{stage: train, name: final}]", "a name of its own"),
-        ("[{stage: generate, set: {generate.n: 0}}]", "greater than or equal to 1"),
+        ("[{stage: generate, set: {generate.n: 0}}]", "must be 1 or more"),
         ("[{stage: generate, set: {model: other}}]", "of the whole run"),
         ("[]", "at least 1"),
         ("[sample]", "generate"),

@@ -202,6 +202,28 @@ def test_a_run_with_rows_keeps_its_recipe_though_no_stage_is_done(
             open_run(store, other, "tiny")
 
 
+def test_several_judges_reward_by_weight(tiny_model: Path, prompts: Path, tmp_path: Path) -> None:
+    rating = {"judge": "rating", "weight": 0.5, "engine": {"kind": "scripted"}}
+    train = json.loads(tiny_run.recipe_text(tiny_model, prompts))["train"]
+    train["config"] |= {"method": "grpo", "online": {"steps": 1, "prompts": 2, "n": 3, "max_tokens": 6}}
+    text = tiny_run.recipe_text(
+        tiny_model,
+        prompts,
+        stages=["train"],
+        train=train | {"reward": [{"judge": "verifier", "options": {"least": 0}}, rating]},
+    )
+    with Store.open(tmp_path / "store", create=True) as store:
+        flow = open_run(store, recipes.parse(text, where="test"), "tiny")
+        rounds.do(flow, 0, "prompts")
+        training = rounds.do(flow, 1, "train")["training"]
+        said = store.read("judgments", columns=["judge", "canary", "score"], where={"run": "tiny", "round": 1})
+    assert training["steps"] == 1
+    heard = [row["judge"] for row in said if not row["canary"]]
+    assert heard.count("verifier") == heard.count("rating") == 6
+    [own, other, whole] = (training["last"][n] for n in ("rewards/verifier", "rewards/rating", "reward"))
+    assert whole == pytest.approx(own + 0.5 * other)
+
+
 @pytest.fixture
 def copy(done: Path, tmp_path: Path) -> Path:
     """The ended run's store, to write in."""

@@ -188,7 +188,7 @@ def shrunk(name: str, model: Path, prompts: Path, rules: Path, **more: Any) -> s
     data["stop"] = {"max_rounds": 1, "any": []}
     data["panel"] = [scripted(part, rules) for part in data["panel"]]
     if data["train"]["reward"]:
-        data["train"]["reward"] = scripted(data["train"]["reward"], rules)
+        data["train"]["reward"] = [scripted(part, rules) for part in data["train"]["reward"]]
     small = {"batch_size": 4, "dtype": "float32", "threads": 1, "save_every": 1, "epochs": 1}
     for config in [data["train"]["config"], *(s["set"].get("train.config", {}) for s in data["stages"])]:
         config |= small

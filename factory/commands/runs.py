@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,15 +44,15 @@ def run(
     as_json: options.AsJson = False,
 ) -> None:
     """Run a recipe's rounds until a rule says stop. The same command again goes on with a run that was cut off."""
-    from factory import recipe as recipes
     from factory.rounds import preflight
 
     capped = {"budget.max_cost": max_cost, "budget.max_tokens": max_tokens_total}
     caps = [f"{key}={value}" for key, value in capped.items() if value is not None]
-    loaded = recipes.load(name, [*(overrides or ()), *caps])
-    preflight.check(loaded, where=str(recipes.find(name)))
+    loaded = preflight.load(name, [*(overrides or ()), *caps])
     if dry_run and begin_from is not None:
         raise FactoryError("--dry-run plans whole runs, not what is left after --from", todo="leave one of them out")
+    for note in preflight.notes(loaded):
+        console.note(f"note: {note}")
     if dry_run:
         _show_plan(loaded, store, as_json=as_json)
         return
@@ -59,7 +60,7 @@ def run(
     from factory.report import story as stories
     from factory.rounds import branching, run as run_rounds, unfinished
 
-    with options.opened(store, create=True) as opened:
+    with opened_for(loaded, store, run_name, begun=begin_from is not None) as opened:
         if begin_from is None:
             point = None
             chosen = run_name or unfinished(opened, loaded) or options.dated(loaded.name, None)
@@ -70,6 +71,21 @@ def run(
         outcome = run_rounds(opened, loaded, chosen, point)
         summary = stories.summary(reports.collect(opened, outcome.run))
     console.emit(outcome.to_json(), as_json=as_json, text=f"{summary}\n\nreport: {outcome.report}")
+
+
+@contextmanager
+def opened_for(loaded: Recipe, folder: Path, run_name: str | None, *, begun: bool = False) -> Iterator[Store]:
+    """The store, for a run: made now unless it must hold something already (`begun`: an earlier run). What would be
+    refused as soon as the run began is refused before a store is made."""
+    from factory.rounds.runbook import models_of
+    from factory.store import check_run_name
+    from factory.store.journal import FILE
+
+    check_run_name(run_name or options.dated(loaded.name, None))
+    if not (folder / FILE).is_file():
+        models_of(loaded)
+    with options.opened(folder, create=not begun and loaded.prompts.source != "store") as opened:
+        yield opened
 
 
 def _show_plan(loaded: Recipe, folder: Path, *, as_json: bool) -> None:
@@ -220,9 +236,9 @@ def check_recipe(
     as_json: options.AsJson = False,
 ) -> None:
     """Check a recipe: every fault at once."""
-    from factory import recipe as recipes
     from factory.rounds import preflight
 
-    loaded = recipes.load(str(path), overrides or ())
-    preflight.check(loaded, where=str(recipes.find(str(path))))
+    loaded = preflight.load(str(path), overrides or ())
+    for note in preflight.notes(loaded):
+        console.note(f"note: {note}")
     console.emit({"recipe": loaded.name, "faults": []}, as_json=as_json, text=f"{loaded.name}: no faults")

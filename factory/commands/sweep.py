@@ -10,7 +10,7 @@ import typer
 
 from factory import console
 from factory.commands import options
-from factory.commands.runs import Overrides, RecipeName
+from factory.commands.runs import Overrides, RecipeName, opened_for
 from factory.faults import FactoryError
 
 
@@ -37,23 +37,22 @@ def sweep(
 ) -> None:
     """Run a recipe once for each value, all sharing what comes before it; tell quality against KL. The same command
     again goes on with a sweep that was cut off."""
-    from factory import recipe as recipes
     from factory.rounds import preflight, sweep as sweeps
     from factory.store.filesystem import write_whole
 
     given = [*(vary or ()), *([f"train.config.parameters.beta={beta}"] if beta else ())]
     wanted = dict(sweeps.values_of(text) for text in given)
-    where = str(recipes.find(name))
     fixed = list(overrides or ())
-    stem = f"{run_name or recipes.load(name, fixed).name}-sweep"
-    found = sweeps.variants(lambda told: recipes.load(name, [*fixed, *told]), stem, wanted, _seeds(seeds))
-    for variant in found:
-        preflight.check(variant.recipe, where=where)
+    own = preflight.load(name, fixed)
+    stem = f"{run_name or own.name}-sweep"
+    found = sweeps.variants(lambda told: preflight.load(name, [*fixed, *told]), stem, wanted, _seeds(seeds))
+    for note in dict.fromkeys(note for variant in found for note in preflight.notes(variant.recipe)):
+        console.note(f"note: {note}")
     if dry_run:
         rows = [_planned(sweeps.point_between(found[0], variant), variant) for variant in found]
         console.emit(rows, as_json=as_json, text=console.table(rows))
         return
-    with options.opened(store, create=True) as opened:
+    with opened_for(own, store, stem) as opened:
         done = sweeps.sweep(opened, stem, found, wanted)
         folder = out or opened.run_folder(stem)
     result = done.to_json()

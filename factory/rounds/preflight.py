@@ -6,39 +6,72 @@ matchups, pairing strategies, objectives with their parameters. No model is load
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from factory import engines
+from factory import engines, recipe as recipes
 from factory.faults import ConfigError, FactoryError
 from factory.labelling import matchups
 from factory.registry import unknown_name
+from factory.resources import to_come
+from factory.rounds.runbook import judges_of
+from factory.store import check_run_name
 
 if TYPE_CHECKING:
     from factory.pairing import LabelRule
-    from factory.recipe import EnginePart, PairPart, PanelPart, Recipe
+    from factory.recipe import EnginePart, PairPart, PanelPart, Recipe, RewardJudge, Step
+
+LOCAL = ("transformers", "vllm")
+"""Engines whose model runs here."""
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name or path, sound. ConfigError with every fault of form and every name and option that is
+    not known, all at once."""
+    path = recipes.find(name)
+    read = recipes.examine(recipes.text_of(path), where=str(path), overrides=overrides)
+    named = faults(read.recipe, whole=not read.faults) if read.recipe is not None else ()
+    found = [*read.faults, *(fault for fault in named if read.stands(fault))]
+    if found or read.recipe is None:
+        raise ConfigError(found, where=str(path), todo=recipes.MEND)
+    return read.recipe
 
 
 def check(recipe: Recipe, *, where: str) -> None:
     """ConfigError with every name and option of the recipe that is not known; `where` is its file."""
     found = list(faults(recipe))
     if found:
-        raise ConfigError(found, where=where, todo="mend these keys, or override with --set")
+        raise ConfigError(found, where=where, todo=recipes.MEND)
 
 
-def faults(recipe: Recipe) -> Iterator[str]:
-    """Every fault as "key: what", in the order of the recipe; each once, also where several stages share it."""
-    found = dict.fromkeys(_told("engine", partial(_engine, recipe.engine)))
+def faults(recipe: Recipe, *, whole: bool = True) -> Iterator[str]:
+    """Every fault as "key: what", in the order of the recipe; each once, also where several stages share it. Not
+    `whole`: something of the recipe was left out, so that how its parts go together says nothing."""
+    found = dict.fromkeys(_told("name", partial(check_run_name, recipe.name)))
+    found |= dict.fromkeys(_told("engine", partial(_engine, recipe.engine)))
+    found |= dict.fromkeys(_told("model", partial(to_come, recipe.model)))
+    found |= dict.fromkeys(_told("prompts.source", partial(_source, recipe)))
     for step in recipe.stages:
         here = "" if step.name == step.stage and not step.set else f"stages.{step.name}: "
         known = {fault.removeprefix(here) for fault in found}
         found |= dict.fromkeys(here + f for f in CHECKS[step.stage](recipe.at(step)) if f not in known)
-    found |= dict.fromkeys(_order(recipe))
-    found |= dict.fromkeys(_told("budget.max_cost", partial(_prices, recipe)))
-    found |= dict.fromkeys(_evaluation(recipe))
+    found |= dict.fromkeys(_evaluation_judge(recipe))
+    if whole:
+        found |= dict.fromkeys(_order(recipe))
+        found |= dict.fromkeys(_told("budget.max_cost", partial(_prices, recipe)))
+        found |= dict.fromkeys(_evaluation(recipe))
     yield from found
+
+
+def notes(recipe: Recipe) -> Iterator[str]:
+    """What to know of a sound recipe before it runs: the models that are still to be fetched."""
+    named = [recipe.model, *(model for part in judges_of(recipe) for model in _models(recipe, part))]
+    for model in dict.fromkeys(named):
+        if said := to_come(model):
+            yield said
 
 
 def labelled_by(recipe: Recipe) -> dict[str, str]:
@@ -49,10 +82,10 @@ def labelled_by(recipe: Recipe) -> dict[str, str]:
     found: dict[str, str] = {}
     for step in recipe.stages:
         here = recipe.at(step)
-        parts = here.panel if step.stage == "label" else ()
+        parts: Sequence[PanelPart] = here.panel if step.stage == "label" else ()
         if step.stage == "train" and here.train.config.online is not None:
-            parts = (here.train.reward,) if here.train.reward else ()
-            found |= {} if here.train.reward else {"verifier": ""}
+            parts = here.train.reward or ()
+            found |= {} if parts else {"verifier": ""}
         for part in parts:
             asked = part.model or ("policy" if part.judge in {"self_reward", "implicit"} else "start")
             own = recipe.model if asked == "start" else asked
@@ -64,14 +97,14 @@ def labelled_by(recipe: Recipe) -> dict[str, str]:
     return found
 
 
+def _evaluation_judge(recipe: Recipe) -> Iterator[str]:
+    part = recipe.evaluate.judge
+    return iter(()) if part is None else _judge("evaluate.judge", recipe, part, scored=True)
+
+
 def _evaluation(recipe: Recipe) -> Iterator[str]:
     """Something that measures has not labelled, or the recipe admits that nothing does."""
     part = recipe.evaluate.judge
-    if part is not None:
-        fault = list(_told("evaluate.judge", partial(_member, part, True)))
-        yield from fault
-        if fault:
-            return
     with suppress(FactoryError):  # a judge of the panel that is unknown is told of already
         labels = labelled_by(recipe)
         other = part is not None and not {part.judge, recipe.member_name(part)} & set(labels)
@@ -97,9 +130,7 @@ def _of_revise(recipe: Recipe) -> Iterator[str]:
 def _of_label(recipe: Recipe) -> Iterator[str]:
     scored = False
     for number, part in enumerate(recipe.panel):
-        yield from _told(f"panel.{number}", partial(_member, part, scored))
-        if part.engine is not None:
-            yield from _told(f"panel.{number}.engine", partial(_engine, part.engine))
+        yield from _judge(f"panel.{number}", recipe, part, scored=scored)
         scored = scored or _is_pointwise(part)
 
 
@@ -122,8 +153,12 @@ def _of_pair(recipe: Recipe) -> Iterator[str]:
 
 def _of_train(recipe: Recipe) -> Iterator[str]:
     yield from _told("train.config", recipe.train.config.check)
-    if recipe.train.reward is not None:
-        yield from _told("train.reward", partial(_rewards, recipe.train.reward))
+    parts = recipe.train.reward or ()
+    keys = ["train.reward" if len(parts) == 1 else f"train.reward.{number}" for number in range(len(parts))]
+    found = [fault for key, part in zip(keys, parts, strict=True) for fault in _judge(key, recipe, part, scored=True)]
+    yield from found
+    if parts and not found:
+        yield from _told("train.reward", partial(_together, parts))
 
 
 CHECKS: dict[str, Callable[[Recipe], Iterator[str]]] = {
@@ -156,6 +191,31 @@ def _order(recipe: Recipe) -> Iterator[str]:
                     needed = {"revise" if strategies.facts(here.pair.strategy).get("lineage") else "label"}
             if lacking := sorted(needed - before):
                 yield f"stages: {step.name} needs a stage {lacking[0]} before it"
+            elif step.stage == "train" and "pair" in needed:
+                with suppress(FactoryError):
+                    yield from _trained_on(recipe, step, [s for s in steps[:place] if s.stage == "pair"])
+
+
+def _trained_on(recipe: Recipe, step: Step, pairings: Sequence[Step]) -> Iterator[str]:
+    """A training learns rows that some stage before it makes."""
+    from factory.training import needs
+
+    here = recipe.at(step)
+    table = needs(here.train.config)
+    parts = [recipe.at(pairing).pair for pairing in pairings]
+    made = {
+        name for part in parts if table == "preferences" or part.label_by != "none" for name in part.trained_on(table)
+    }
+    wanted = here.train.pairings or here.pair.trained_on(table)
+    own = "" if step.name == step.stage and not step.set else f"stages.{step.name}: "
+    if not made and table == "labels":
+        yield (
+            f"{own}train.config.method: {here.train.config.method} learns from labels, and pair.label_by: none makes "
+            "none (say threshold, quantile or pairs)"
+        )
+    elif strange := sorted(set(wanted) - made):
+        known = f"those of that round make {', '.join(sorted(made)) or 'nothing'}"
+        yield f"{own}train.pairings: no stage pair before it makes {table} called {', '.join(strange)}; {known}"
 
 
 def labels_of(part: PairPart) -> LabelRule:
@@ -165,13 +225,50 @@ def labels_of(part: PairPart) -> LabelRule:
     return LabelRule(part.label_by, part.threshold, part.quantiles, part.label_weights)
 
 
+def _judge(key: str, recipe: Recipe, part: PanelPart, *, scored: bool) -> Iterator[str]:
+    """The faults of one judge: itself, its engine, the models that it names."""
+    yield from _told(key, partial(_member, part, scored))
+    if part.engine is not None:
+        yield from _told(f"{key}.engine", partial(_engine, part.engine))
+    for model in _models(recipe, part):
+        yield from _told(key, partial(to_come, model))
+
+
+def _models(recipe: Recipe, part: PanelPart) -> list[str]:
+    """The models that a judge names and that run here, those that come of the run left out."""
+    from factory.judges import judges
+
+    facts: dict[str, Any] = {}
+    with suppress(FactoryError):  # a judge that is unknown is told of already
+        facts = judges.facts(part.judge)
+    engine = part.engine or recipe.engine
+    named: list[Any] = []
+    if facts.get("asks") and engine.kind in LOCAL:
+        named = [engine.model or part.model]
+    if facts.get("model"):
+        named = [
+            part.options.get("model") or part.model,
+            *([part.options.get("reference")] if "reference" in facts else []),
+        ]
+    return [str(name) for name in named if name not in {None, "policy", "previous", "start"}]
+
+
+def _source(recipe: Recipe) -> None:
+    """The prompts' file is there; a data set of the hub is not looked up."""
+    from factory.prompts.sources import open_source
+
+    if recipe.prompts.source != "store":
+        open_source(recipe.prompts.source)
+
+
 def _told(key: str, attempt: Callable[[], object]) -> Iterator[str]:
     try:
         attempt()
     except ConfigError as fault:
         yield from (f"{key}: {line}" for line in fault.faults)
     except FactoryError as fault:
-        yield f"{key}: {fault.what}" + (f" ({fault.todo})" if fault.todo else "")
+        where = f": {fault.where}" if fault.where and fault.where not in fault.what else ""
+        yield f"{key}: {fault.what}{where}" + (f" ({fault.todo})" if fault.todo else "")
 
 
 def _engine(part: EnginePart) -> None:
@@ -180,6 +277,10 @@ def _engine(part: EnginePart) -> None:
         raise FactoryError(f"count: the {part.kind} engine answers many requests at once in one process")
     if part.options:  # to know an engine's options is to import it
         engines.check(engines.EngineSpec(part.kind, part.model or "", part.options))
+    if part.kind == "scripted" and (part.model or "").endswith((".yaml", ".yml")):
+        from factory.engines.scripted import load_rules
+
+        load_rules(Path(str(part.model)))
 
 
 def _prices(recipe: Recipe) -> None:
@@ -189,9 +290,8 @@ def _prices(recipe: Recipe) -> None:
 
     if recipe.budget.max_cost is None:
         return
-    panels = [recipe.at(step).panel for step in recipe.stages if step.stage == "label"]
     wanted = [(recipe.engine, recipe.model)]
-    for part in (part for panel in panels for part in panel):
+    for part in judges_of(recipe):
         with suppress(FactoryError):  # a judge that is unknown is told of already
             if judges.facts(part.judge)["asks"]:
                 own = recipe.model if part.model in {None, "policy", "previous", "start"} else part.model
@@ -215,16 +315,16 @@ def _member(part: PanelPart, scored: bool) -> None:
         raise FactoryError(f"{part.matchups!r} needs the scores of a pointwise judge before it in the panel")
 
 
-def _rewards(part: PanelPart) -> None:
-    """A judge that scores single answers by itself."""
-    from factory.labelling import PanelMember
+def _together(parts: Sequence[RewardJudge]) -> None:
+    """The judges can reward what is sampled, and can be told apart."""
+    from factory.training.rewards import RewardPart, Rewards
 
-    judge = PanelMember.of(part.judge, name=part.name, options=part.options).judge
-    if judge.kind != "pointwise" or not hasattr(judge, "vote"):
-        raise FactoryError(
-            f"judge {part.judge!r} does not score single answers by itself",
-            todo="an online training takes verifier, reward_model or implicit",
-        )
+    engine = engines.EngineSpec("", "")
+    made = [
+        RewardPart(judge=part.judge, name=part.name or "", weight=part.weight, engine=engine, matchups=part.matchups)
+        for part in parts
+    ]
+    Rewards(parts=tuple(made)).check()
 
 
 def _is_pointwise(part: PanelPart) -> bool:

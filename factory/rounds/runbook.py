@@ -217,8 +217,7 @@ def models_of(recipe: Recipe) -> dict[str, str]:
     from factory.resources import content_hash, model_files
 
     found: dict[str, str] = {}
-    panels = [recipe.at(step).panel for step in recipe.stages if step.stage == "label"]
-    wanted = [(recipe.engine, recipe.model), *_judging(recipe, [part for panel in panels for part in panel])]
+    wanted = [(recipe.engine, recipe.model), *_judging(recipe, judges_of(recipe))]
     for engine, named in wanted:
         model = engine.model or named
         if model not in found:
@@ -227,6 +226,17 @@ def models_of(recipe: Recipe) -> dict[str, str]:
                 content_hash(model_files(model), "as stored") if local else f"behind the {engine.kind} engine"
             )
     return found
+
+
+def judges_of(recipe: Recipe) -> list[PanelPart]:
+    """Every judge that a run asks: those of its panels, those that reward, and the one of its evaluation."""
+    found: list[PanelPart] = []
+    for step in recipe.stages:
+        here = recipe.at(step)
+        found += here.panel if step.stage == "label" else ()
+        if step.stage == "train" and here.train.config.online is not None:
+            found += here.train.reward or ()
+    return [*found, *([recipe.evaluate.judge] if recipe.evaluate.judge else [])]
 
 
 def _judging(recipe: Recipe, parts: Sequence[PanelPart]) -> list[tuple[EnginePart, str]]:

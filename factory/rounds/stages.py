@@ -23,8 +23,8 @@ from factory.schema import Judgment, PolicyReport, Prompt, digest, now
 if TYPE_CHECKING:
     from factory.engines import Engine
     from factory.labelling import PanelMember
-    from factory.recipe import PanelPart
-    from factory.training.rewards import Rewards
+    from factory.recipe import PanelPart, RewardJudge
+    from factory.training.rewards import RewardPart, Rewards
 
 
 NO_FINAL = "there are no prompts in the split 'final'"
@@ -258,25 +258,33 @@ def _made(run: Run, number: int, table: str) -> Counter[str]:
 
 
 def _reward(run: Run, number: int) -> Rewards | None:
-    """The judge that rewards the policy's own answers; None: the verifier as it is."""
+    """The judges that reward the policy's own answers; None: the verifier as it is."""
+    from factory.training.rewards import Rewards
+
+    parts, spent = run.here.train.reward, run.recipe.budget
+    if parts is None:
+        return None
+    rewarding = tuple(_rewarding(run, number, part) for part in parts)
+    return Rewards(parts=rewarding, max_cost=spent.max_cost, max_tokens=spent.max_tokens)
+
+
+def _rewarding(run: Run, number: int, part: RewardJudge) -> RewardPart:
+    """One judge that rewards, with the engine of one that asks a model."""
     from factory.engines import EngineSpec
     from factory.judges import judges
-    from factory.training.rewards import RewardPart, Rewards
+    from factory.training.rewards import RewardPart
 
-    part, spent = run.here.train.reward, run.recipe.budget
-    if part is None:
-        return None
     model, options = _asked(run, number, part)
     engine = part.engine or run.here.engine
     spec = EngineSpec(engine.kind, engine.model or model, dict(engine.options), engine.count)
-    rewarding = RewardPart(
+    return RewardPart(
         judge=part.judge,
         name=part.name or "",
+        weight=part.weight,
         options=options,
         engine=spec if judges.facts(part.judge)["asks"] else None,
         matchups=part.matchups,
     )
-    return Rewards(parts=(rewarding,), max_cost=spent.max_cost, max_tokens=spent.max_tokens)
 
 
 def _asked(run: Run, number: int, part: PanelPart) -> tuple[str, dict[str, Any]]:

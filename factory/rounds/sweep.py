@@ -27,6 +27,7 @@ from factory.faults import ConfigError, FactoryError
 from factory.rounds.branching import Point
 from factory.schema import Estimate, PolicyReport, digest
 from factory.stats.clusters import t_of
+from factory.store import check_run_name
 
 if TYPE_CHECKING:
     from factory.recipe import Recipe
@@ -140,7 +141,7 @@ def values_of(text: str) -> tuple[str, list[Any]]:
 
 def variants(load: Load, name: str, vary: Mapping[str, Sequence[Any]], seeds: Sequence[int] = ()) -> list[Variant]:
     """Every combination of values, and of each with every seed; seeds of the recipe's own where none are given.
-    ConfigError: a recipe with such values has faults."""
+    ConfigError: a recipe with such values has faults, or two runs would have one name."""
     if not vary and not seeds:
         raise FactoryError("a sweep varies something", todo="add --vary key=value,value, --beta 0.1,1 or --seeds 1,2,3")
     found = []
@@ -152,6 +153,7 @@ def variants(load: Load, name: str, vary: Mapping[str, Sequence[Any]], seeds: Se
             recipe = load([*told, *([] if seed is None else [f"seed={seed}"])])
             run = "-".join([name, *(_slug(key, value) for key, value in values.items())])
             found.append(Variant(values, recipe.seed, run if seed is None else f"{run}-seed-{seed}", recipe))
+    _check_names(found)
     return found
 
 
@@ -180,7 +182,6 @@ def point_between(origin: Variant, other: Variant) -> Point | None:
 
 def sweep(store: Store, name: str, found: Sequence[Variant], keys: Iterable[str]) -> Sweep:
     """Run every variant to its end, one after the other; the same call again goes on where it was cut off."""
-    _check_names(found)
     done: list[Outcome] = []
     first: dict[int, Variant] = {}
     for number, variant in enumerate(found, 1):
@@ -193,6 +194,8 @@ def sweep(store: Store, name: str, found: Sequence[Variant], keys: Iterable[str]
 
 def _check_names(found: Sequence[Variant]) -> None:
     names = [variant.run for variant in found]
+    for name in names:
+        check_run_name(name)
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError([f"two runs would be called {name}" for name in doubled], where="the sweep")
 

@@ -14,8 +14,9 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -230,18 +231,24 @@ class Store:
 
     def run_folder(self, run: str) -> Path:
         """STORE/runs/<run>/, made if need be. FactoryError: a name that cannot be a folder's."""
-        if not _RUN_NAME.fullmatch(run):
-            raise FactoryError(
-                f"{run!r} cannot name a run",
-                todo="use up to 100 letters, digits, dots, dashes and underscores, a letter or digit first",
-            )
+        check_run_name(run)
         folder = self.folder / "runs" / run
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def run_lock(self, run: str) -> AbstractContextManager[None]:
-        """Hold a run: `with store.run_lock(run):`. LockedError says who holds it; the holder's children pass."""
-        return locks.run_lock(self.run_folder(run), run)
+    @contextmanager
+    def run_lock(self, run: str) -> Iterator[None]:
+        """Hold a run: `with store.run_lock(run):`. LockedError says who holds it; the holder's children pass. What is
+        refused before anything of a new run is there leaves no folder of it."""
+        fresh = not (self.folder / "runs" / run).exists()
+        folder = self.run_folder(run)
+        with locks.run_lock(folder, run):
+            try:
+                yield
+            except Exception:
+                if fresh and self.get_run(run) is None and [path.name for path in folder.iterdir()] == ["locks"]:
+                    shutil.rmtree(folder, ignore_errors=True)
+                raise
 
     def is_locked(self, run: str) -> bool:
         """Is the run held by a process that lives?"""
@@ -280,6 +287,15 @@ class Store:
     def orphans(self) -> list[Path]:
         """Files among the parts that do not belong to the store; the next seal removes them."""
         return parts.orphans(self.folder, self._journal.parts())
+
+
+def check_run_name(run: str) -> None:
+    """FactoryError: a run cannot be called that, since no folder can."""
+    if not _RUN_NAME.fullmatch(run):
+        raise FactoryError(
+            f"{run!r} cannot name a run",
+            todo="use up to 100 letters, digits, dots, dashes and underscores, a letter or digit first",
+        )
 
 
 def _make(home: Path, journal: Journal) -> None:
