@@ -12,7 +12,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from factory.commands import agreement, bon, data, health, labels, pairs, policies, revise, runs, simulate, sweep
+from factory.commands import (
+    agreement,
+    bon,
+    compare,
+    data,
+    health,
+    labels,
+    pairs,
+    policies,
+    revise,
+    runs,
+    simulate,
+    sweep,
+)
 from factory.console import note
 from factory.faults import FactoryError
 
@@ -70,6 +83,7 @@ app.command("evaluate")(policies.evaluate)
 app.command("bon")(bon.bon)
 app.command("run")(runs.run)
 app.command("sweep")(sweep.sweep)
+app.command("compare")(compare.compare)
 app.command("status")(runs.status)
 app.command("report")(runs.report)
 recipe.command("list")(runs.list_recipes)

@@ -7,7 +7,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 from factory.report import charts
 from factory.report.charts import Point, Series
@@ -97,6 +97,7 @@ def test_ticks_are_round_and_cover(low: float, high: float, expected: list[float
     assert charts.ticks(low, high) == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
 def test_ticks_cover_any_range(low: float, width: float) -> None:
     found = charts.ticks(low, low + width)
@@ -106,6 +107,7 @@ def test_ticks_cover_any_range(low: float, width: float) -> None:
     assert found[-1] >= low + width - slack
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e9, 1e9), min_size=1, max_size=20), st.booleans())
 def test_every_chart_is_finite(values: list[float], zero: bool) -> None:
     chart = charts.lines(
@@ -154,6 +156,7 @@ def test_a_histogram_holds_every_value_once() -> None:
     assert charts.histogram([("a", [], 1)], title="t", x_name="x") == ""
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50))
 def test_shares_of_a_histogram_add_up_to_one(values: list[float]) -> None:
     shares = charts._shares(values, charts._edges(values, 24))
@@ -187,3 +190,55 @@ def test_a_heat_map_has_a_square_for_every_two() -> None:
 def test_long_names_are_cut() -> None:
     chart = charts.bars([("x" * 40, Estimate(0.5, 0.4, 0.6), 0.5)], title="t", show=str)
     assert f">{'x' * (charts.LONGEST - 1)}…<" in chart
+
+
+# ------------------------------------------------------------------------------------------------------- sheets
+
+
+def spots(*places: tuple[float, float]) -> list[charts.Spot]:
+    return [charts.Spot(str(i), Estimate(x, x, x), Estimate(y, y, y)) for i, (x, y) in enumerate(places)]
+
+
+def test_paths_share_their_axes() -> None:
+    """The first from (0, 0) to (1, 1), the second from (0, 0) to (2, 1): half as steep."""
+    routes = [charts.Route("a", spots((0, 0), (1, 1))), charts.Route("b", spots((0, 0), (2, 1)), 2, 1)]
+    chart = parsed(charts.paths(routes, title="t", x_name="x", y_name="y", show=str))
+    ends = [[tuple(map(float, p.split(","))) for p in line.attrib["points"].split()] for line in chart.iter("polyline")]
+    (start, one), (other_start, other) = ends
+    assert start == other_start
+    assert one[1] == other[1]
+    assert 2 * (one[0] - start[0]) == pytest.approx(other[0] - start[0], abs=0.3)
+    assert len(list(chart.iter("circle"))) == 2
+    assert len(list(chart.iter("polygon"))) == 2
+    assert [t.text for t in chart.iter("title")][1] == "a, 1: x: 1 (1 to 1); y: 1 (1 to 1)"
+    assert charts.paths([charts.Route("none", [])], title="t", x_name="x", y_name="y", show=str) == ""
+
+
+def test_looks_are_told_apart_without_colours() -> None:
+    dressed = [charts.dress(place) for place in range(24)]
+    assert len(set(dressed)) == 24
+    assert len({look for _, look in dressed[:6]}) == 6
+    series = [Series(str(look), [Point(0, 1.0)], 1, look=look) for look in range(6)]
+    chart = parsed(charts.lines(series, title="t", x_name="x"))
+    shapes = [(mark.tag, len(mark.attrib.get("points", "").split())) for mark in chart.findall("g/*")]
+    assert shapes == [("circle", 0), ("polygon", 4), ("polygon", 3), ("polygon", 4), ("polygon", 3), ("polygon", 12)]
+    dashes = [line.attrib.get("stroke-dasharray") for line in chart.iter("polyline")]
+    assert len(set(dashes)) == 6
+    assert dashes[0] is None
+
+
+@pytest.mark.parametrize(("columns", "wide"), [(1, 1), (2, 2), (9, 3)])
+def test_a_sheet_is_a_file_with_captions_and_a_legend(columns: int, wide: int) -> None:
+    chart = charts.lines([Series("s", [Point(0, 1.0)])], title="t", x_name="x")
+    drawn = parsed(charts.sheet([(f"<{i}>", chart) for i in range(3)], ["one & two", "three"], columns=columns))
+    assert drawn.tag == f"{SVG}svg"
+    inner = [(float(e.attrib["x"]), float(e.attrib["y"])) for e in drawn.findall(f"{SVG}svg")]
+    assert len({x for x, _ in inner}) == wide
+    assert len({y for _, y in inner}) == -(-3 // wide)
+    assert len(set(inner)) == 3
+    assert float(drawn.attrib["width"]) == wide * (charts.WIDTH + 20) - 20
+    assert max(y for _, y in inner) + charts.HEIGHT < float(drawn.attrib["height"])
+    texts = {e.attrib["class"]: e.text for e in reversed(drawn.findall(f"{SVG}text"))}
+    assert texts["caption"] == "<0>"
+    assert [e.text for e in drawn.findall(f"{SVG}g/{SVG}text")] == ["one & two", "three"]
+    assert charts.sheet([("nothing", charts.lines([], title="t", x_name="x"))]) == ""

@@ -1,4 +1,5 @@
-"""Charts as small inline SVG: no script, no library, colours from the page's CSS, so that they follow light and dark.
+"""Charts as small inline SVG: no script, no library, colours from the page's CSS, so that they follow light and dark;
+and sheets of them, files that stand by themselves.
 
 A chart is a pure function of its numbers. What is not measured (None, NaN) is left out of the drawing; a chart with
 nothing to draw is empty Markup. Every mark has a <title>, which browsers show on hover and screen readers read.
@@ -36,12 +37,13 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line. `tone` 1 to 4 picks its colour."""
+    """One line. `tone` 1 to 4 picks its colour (to 8 on a sheet), `look` its dashes and the shape of its marks."""
 
     name: str
     points: Sequence[Point]
     tone: int = 1
     marks: bool = True  # a dot at every point; without, the line alone
+    look: int = 0
 
 
 def point(x: float, estimate: Estimate | float | None) -> Point | None:
@@ -150,21 +152,41 @@ def _x_axis(x: Scale, name: str, whole: bool) -> Markup:
 
 def _line(series: Series, x: Scale, y: Scale, show: Show, x_name: str) -> Markup:
     path = " ".join(f"{x(p.x):.1f},{y(p.y):.1f}" for p in series.points)
-    parts = [_tag("polyline", f"line t{series.tone}", points=path)]
-    for p in series.points if series.marks else ():
-        parts.append(_mark(f"{series.name}, {x_name} {p.x:g}", p, series.tone, show, x(p.x), y))
-    if not series.marks and len(series.points) == 1:
-        only = series.points[0]
-        parts.append(_mark(f"{series.name}, {x_name} {only.x:g}", only, series.tone, show, x(only.x), y))
+    parts = [_tag("polyline", f"line t{series.tone}", points=path, **_dashes(series.look))]
+    marked = series.points if series.marks or len(series.points) == 1 else ()
+    for p in marked:
+        bar = Markup()
+        if math.isfinite(p.low) and math.isfinite(p.high) and p.high > p.low:
+            bar = _tag("line", f"bar t{series.tone}", x1=x(p.x), x2=x(p.x), y1=y(p.low), y2=y(p.high))
+        says = tell(f"{series.name}, {x_name} {p.x:g}", p, show)
+        dot = _dot(x(p.x), y(p.y), 4, series.tone, series.look)
+        parts.append(Markup("<g><title>{}</title>{}{}</g>").format(says, bar, dot))
     return Markup().join(parts)
 
 
-def _mark(name: str, p: Point, tone: int, show: Show, at: float, y: Scale) -> Markup:
-    bar = Markup()
-    if math.isfinite(p.low) and math.isfinite(p.high) and p.high > p.low:
-        bar = _tag("line", f"bar t{tone}", x1=at, x2=at, y1=y(p.low), y2=y(p.high))
-    dot = _tag("circle", f"dot t{tone}", cx=at, cy=y(p.y), r=4)
-    return Markup("<g><title>{}</title>{}{}</g>").format(tell(name, p, show), bar, dot)
+LOOKS = ("", "8 4", "2 4", "9 4 2 4", "4 3", "12 5")
+"""Dashes of lines that are to be told apart without colours; the first is whole. Each has a shape of its own, below."""
+
+
+def _dashes(look: int) -> dict[str, str]:
+    dashes = LOOKS[look % len(LOOKS)]
+    return {"stroke-dasharray": dashes} if dashes else {}
+
+
+def _dot(x: float, y: float, r: float, tone: int, look: int) -> Markup:
+    """A mark with its middle there, about as large as a circle of that radius."""
+    corners = (
+        (),
+        ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+        ((0, -1.3), (1.2, 0.9), (-1.2, 0.9)),
+        ((0, -1.4), (1.4, 0), (0, 1.4), (-1.4, 0)),
+        ((0, 1.3), (1.2, -0.9), (-1.2, -0.9)),
+        ((-1.5, -0.5), (-0.5, -0.5), (-0.5, -1.5), (0.5, -1.5), (0.5, -0.5), (1.5, -0.5), (1.5, 0.5), (0.5, 0.5),
+         (0.5, 1.5), (-0.5, 1.5), (-0.5, 0.5), (-1.5, 0.5)),
+    )[look % len(LOOKS)]  # fmt: skip
+    if not corners:
+        return _tag("circle", f"dot t{tone}", cx=x, cy=y, r=r)
+    return _tag("polygon", f"dot t{tone}", points=" ".join(f"{x + a * r:.1f},{y + b * r:.1f}" for a, b in corners))
 
 
 def tell(name: str, p: Point, show: Show) -> str:
@@ -216,12 +238,29 @@ class Spot(NamedTuple):
     y: Estimate
 
 
+class Route(NamedTuple):
+    """Places joined in their order, under one name; `tone` and `look` as of a series."""
+
+    name: str
+    spots: Sequence[Spot]
+    tone: int = 1
+    look: int = 0
+
+
 def path(
     spots: Sequence[Spot], *, title: str, x_name: str, y_name: str, show: Show, rule: float | None = None, tone: int = 1
 ) -> Markup:
     """Places joined in their order, each with its label: what was gained against what it cost. `rule`: a dashed line
     at that y."""
-    spots = [s for s in spots if math.isfinite(s.x.value) and math.isfinite(s.y.value)]
+    return paths([Route("", spots, tone)], title=title, x_name=x_name, y_name=y_name, show=show, rule=rule)
+
+
+def paths(
+    routes: Sequence[Route], *, title: str, x_name: str, y_name: str, show: Show, rule: float | None = None
+) -> Markup:
+    """Several such paths on the same axes."""
+    routes = [route._replace(spots=[s for s in route.spots if _is_known(s)]) for route in routes]
+    spots = [spot for route in routes for spot in route.spots]
     if not spots:
         return Markup()
     level = [] if rule is None else [Point(spots[0].x.value, rule)]
@@ -230,10 +269,15 @@ def path(
     parts = [_grid(y, show), _x_axis(x, x_name, whole=False)]
     if rule is not None:
         parts.append(_tag("line", "rule", x1=LEFT, x2=WIDTH - RIGHT, y1=y(rule), y2=y(rule)))
-    joined = " ".join(f"{x(s.x.value):.1f},{y(s.y.value):.1f}" for s in spots)
-    parts.append(_tag("polyline", f"line thin t{tone}", points=joined))
-    parts += [_spot(s, x, y, show, x_name, y_name, tone) for s in spots]
+    for route in routes:
+        joined = " ".join(f"{x(s.x.value):.1f},{y(s.y.value):.1f}" for s in route.spots)
+        parts.append(_tag("polyline", f"line thin t{route.tone}", points=joined, **_dashes(route.look)))
+        parts += [_spot(s, route, x, y, show, x_name, y_name) for s in route.spots]
     return _svg(Markup().join(parts), HEIGHT, title, "lines")
+
+
+def _is_known(spot: Spot) -> bool:
+    return math.isfinite(spot.x.value) and math.isfinite(spot.y.value)
 
 
 def _around(values: Iterable[float]) -> Scale:
@@ -244,18 +288,19 @@ def _around(values: Iterable[float]) -> Scale:
     return Scale(low - room, high + room, LEFT, WIDTH - RIGHT)
 
 
-def _spot(s: Spot, x: Scale, y: Scale, show: Show, x_name: str, y_name: str, tone: int) -> Markup:
-    at, level = x(s.x.value), y(s.y.value)
+def _spot(s: Spot, route: Route, x: Scale, y: Scale, show: Show, x_name: str, y_name: str) -> Markup:
+    at, level, tone = x(s.x.value), y(s.y.value), route.tone
     parts = []
     if math.isfinite(s.y.low) and math.isfinite(s.y.high):
         parts.append(_tag("line", f"bar t{tone}", x1=at, x2=at, y1=y(s.y.low), y2=y(s.y.high)))
     if math.isfinite(s.x.low) and math.isfinite(s.x.high):
         parts.append(_tag("line", f"bar t{tone}", x1=x(s.x.low), x2=x(s.x.high), y1=level, y2=level))
-    parts.append(_tag("circle", f"dot t{tone}", cx=at, cy=level, r=5))
+    parts.append(_dot(at, level, 5, tone, route.look))
     near_end = at > WIDTH - RIGHT - 40
     parts.append(_text(s.label, at - 8 if near_end else at + 8, level - 8, "end" if near_end else "start"))
     along = tell(x_name, Point(0.0, *s.x), "{:.3g}".format)
-    says = f"{s.label}: {along}; {tell(y_name, Point(0.0, *s.y), show)}"
+    called = f"{route.name}, {s.label}" if route.name else s.label
+    says = f"{called}: {along}; {tell(y_name, Point(0.0, *s.y), show)}"
     return Markup("<g><title>{}</title>{}</g>").format(says, Markup().join(parts))
 
 
@@ -382,6 +427,60 @@ def _square(cell: Heat, x: float, y: float, size: float) -> Markup:
     )
     text = _text(cell.text, x + size / 2, y + size / 2 + 4, "middle")
     return Markup('<g class="{}"><title>{}</title>{}{}</g>').format(kind, cell.says, box, text)
+
+
+# ------------------------------------------------------------------------------------------------- a sheet of charts
+
+COLOURS = ("#1f5fd0", "#c2570c", "#7a818a", "#7a3fb5", "#15803d", "#b3124f", "#0e8f9c", "#8a6a00")
+"""Of the tones on a sheet, from 1 on; further lines begin again, with other dashes and shapes."""
+HEAD = 26  # height of a chart's caption on a sheet
+LINE = 20  # height of a line of a legend
+_SHEET = """
+text { font: 11px system-ui, sans-serif; fill: #555 } .caption { font-weight: 600; fill: #222 } .legend { fill: #222 }
+.grid { stroke: #ddd } .rule { stroke: #999; stroke-dasharray: 4 4 } .bar { stroke-width: 2; opacity: .5 }
+.line { fill: none; stroke-width: 2 } .thin { stroke-width: 1.5 }
+@media (prefers-color-scheme: dark) { text { fill: #bbb } .grid { stroke: #444 } .caption, .legend { fill: #eee } }
+"""
+_TONED = ".line.t{0}, .bar.t{0} {{ stroke: {1} }} .dot.t{0} {{ fill: {1} }}\n"
+
+
+def dress(place: int) -> tuple[int, int]:
+    """Tone and look of the line at that place among several on a sheet."""
+    return place % len(COLOURS) + 1, place % len(LOOKS)
+
+
+def sheet(panels: Sequence[tuple[str, Markup]], names: Sequence[str] = (), *, columns: int = 2) -> Markup:
+    """Charts under their captions as one picture that stands by itself: an SVG file. `names`: a legend above them, of
+    lines dressed by their place. Empty without charts."""
+    panels = [(caption, chart) for caption, chart in panels if chart]
+    if not panels:
+        return Markup()
+    columns = min(columns, len(panels))
+    wide, high = WIDTH + 20, HEIGHT + HEAD + 10
+    room = (columns * wide - 20) / columns
+    legend = [_key(name, i, room * (i % columns) + 8, LINE * (i // columns) + 14) for i, name in enumerate(names)]
+    top = LINE * math.ceil(len(names) / columns) + (8 if names else 0)
+    parts = [_captioned(*panel, wide * (i % columns), top + high * (i // columns)) for i, panel in enumerate(panels)]
+    size = columns * wide - 20, top + high * math.ceil(len(panels) / columns)
+    frame = Markup('<svg xmlns="http://www.w3.org/2000/svg" width="{0}" height="{1}" viewBox="0 0 {0} {1}">').format(
+        *size
+    )
+    style = _SHEET + "".join(_TONED.format(tone, colour) for tone, colour in enumerate(COLOURS, 1))
+    return frame + Markup("<style>{}</style>{}</svg>\n").format(style, Markup().join([*legend, *parts]))
+
+
+def _captioned(caption: str, chart: Markup, x: float, y: float) -> Markup:
+    head = Markup('<text class="caption" x="{}" y="{}">{}</text>').format(x + 4, y + 16, caption)
+    inside = Markup('<svg x="{}" y="{}" width="{}" height="{}">{}</svg>').format(x, y + HEAD, WIDTH, HEIGHT, chart)
+    return head + inside
+
+
+def _key(name: str, place: int, x: float, y: float) -> Markup:
+    """The name of a line, beside a piece of it."""
+    tone, look = dress(place)
+    piece = _tag("polyline", f"line t{tone}", points=f"{x:.1f},{y - 4:.1f} {x + 40:.1f},{y - 4:.1f}", **_dashes(look))
+    text = Markup('<text class="legend" x="{}" y="{}">{}</text>').format(f"{x + 50:.1f}", f"{y:.1f}", name)
+    return Markup("<g>{}{}{}</g>").format(piece, _dot(x + 20, y - 4, 4, tone, look), text)
 
 
 # --------------------------------------------------------------------------------------------------------- elements

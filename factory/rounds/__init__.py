@@ -103,7 +103,7 @@ def do(flow: Run, number: int, stage: str) -> Detail:
         return held
     console.note(live.heading(flow.store, flow.name, number, stage))
     flow.store.mark(flow.name, number, stage, "started", {"pid": os.getpid()})
-    began = time.monotonic()
+    began, worked = time.monotonic(), _processor_seconds()
     try:
         detail = in_child(flow, number, stage) if _isolated(flow, stage) else perform(flow, number, stage)
     except Exception as error:
@@ -115,9 +115,16 @@ def do(flow: Run, number: int, stage: str) -> Detail:
             raise
         raise fault from error
     crash.point("round.before_mark")
-    flow.store.mark(flow.name, number, stage, "done", detail | {"seconds": round(time.monotonic() - began, 2)})
+    took = {"seconds": time.monotonic() - began, "processor_seconds": _processor_seconds() - worked}
+    flow.store.mark(flow.name, number, stage, "done", detail | {name: round(t, 2) for name, t in took.items()})
     crash.point("round.after_mark")
     return detail
+
+
+def _processor_seconds() -> float:
+    """Of all processors, by this process and its children that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def close(flow: Run, number: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from judged import candidate_of, prompt_of
 
 from factory.best_of_n import load
@@ -34,6 +34,7 @@ def test_the_score_is_the_share_of_the_words(text: str, full: int, score: float)
     assert row.detail == {"words": len(text.split())}
 
 
+@settings(deadline=None)
 @given(st.text(), st.text())
 def test_more_words_never_score_less(one: str, other: str) -> None:
     short, long = sorted((one, other), key=words_of)

@@ -30,11 +30,13 @@ def flipped(share: float, seed: int) -> set[int]:
     return {place for place, answers in enumerate(PAIRS) if is_flipped(share, seed, *answers)}
 
 
+@settings(deadline=None)
 @given(SHARE, SHARE, SEED)
 def test_a_larger_share_flips_all_that_a_smaller_one_does(one: float, other: float, seed: int) -> None:
     assert flipped(min(one, other), seed) <= flipped(max(one, other), seed)
 
 
+@settings(deadline=None)
 @given(SHARE, SEED)
 def test_about_the_share_is_flipped(share: float, seed: int) -> None:
     """Within six standard deviations of a binomial."""
@@ -42,12 +44,14 @@ def test_about_the_share_is_flipped(share: float, seed: int) -> None:
     assert abs(len(flipped(share, seed)) - share * len(PAIRS)) <= room + 1
 
 
+@settings(deadline=None)
 @given(SEED)
 def test_none_and_all(seed: int) -> None:
     assert flipped(0.0, seed) == set()
     assert flipped(1.0, seed) == set(range(len(PAIRS)))
 
 
+@settings(deadline=None)
 @given(SHARE, SEED, st.text(max_size=5), st.text(max_size=5))
 def test_the_draw_is_of_the_texts_in_whatever_order_or_run(share: float, seed: int, one: str, other: str) -> None:
     """A run that shares the answers has them under other keys."""
@@ -60,7 +64,7 @@ def test_seeds_differ() -> None:
     assert flipped(0.5, 1) != flipped(0.5, 2)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(SEED, st.sampled_from(strategies.names()))
 def test_a_run_that_shares_the_answers_draws_the_same_pairs(seed: int, strategy: str) -> None:
     """Six pairs that nothing but the draw tells apart."""
