@@ -192,6 +192,31 @@ def test_long_names_are_cut() -> None:
     assert f">{'x' * (charts.LONGEST - 1)}…<" in chart
 
 
+def test_a_column_has_a_dot_for_each_name_on_an_axis_of_its_own() -> None:
+    values = [("dpo", Estimate(10.0, 5.0, 15.0)), ("lost", None), ("kto", Estimate(20.0, math.nan, math.nan))]
+    chart = parsed(charts.column(values, title="t"))
+    assert [t.text for t in chart.iter("title")] == ["dpo: 10 (5 to 15)", "kto: 20"]
+    low, high = (float(dot.attrib["cx"]) for dot in chart.iter("circle"))
+    [bar] = [line for line in chart.iter("line") if line.attrib["class"] == "bar t1"]
+    ends = float(bar.attrib["x1"]), float(bar.attrib["x2"])
+    assert ends[0] < low < ends[1] < high
+    assert sum(ends) / 2 == pytest.approx(low, abs=0.1)
+    assert high - low == pytest.approx(ends[1] - ends[0], abs=0.3)
+    assert min(ends) >= charts.SIDE
+    assert high <= charts.WIDTH
+    assert charts.column([("lost", None)], title="t") == ""
+
+
+def test_lines_beside_each_other_hide_nothing() -> None:
+    series = [Series(str(i), [Point(0, 0.5, 0.4, 0.6), Point(0.3, 0.5)], tone=i) for i in (1, 2, 3)]
+    chart = parsed(charts.lines(series, title="t", x_name="flip", beside=True))
+    places = [float(dot.attrib["cx"]) for dot in chart.iter("circle")]
+    assert len(set(places)) == 6
+    assert [places[2] - places[0], places[4] - places[2]] == pytest.approx([7, 7])
+    assert min(places) > charts.LEFT
+    assert max(places) < charts.WIDTH - charts.RIGHT
+
+
 # ------------------------------------------------------------------------------------------------------- sheets
 
 
@@ -220,7 +245,8 @@ def test_looks_are_told_apart_without_colours() -> None:
     assert len({look for _, look in dressed[:6]}) == 6
     series = [Series(str(look), [Point(0, 1.0)], 1, look=look) for look in range(6)]
     chart = parsed(charts.lines(series, title="t", x_name="x"))
-    shapes = [(mark.tag, len(mark.attrib.get("points", "").split())) for mark in chart.findall("g/*")]
+    marks = [mark for mark in chart.findall("g/*") if mark.tag != "title"]
+    shapes = [(mark.tag, len(mark.attrib.get("points", "").split())) for mark in marks]
     assert shapes == [("circle", 0), ("polygon", 4), ("polygon", 3), ("polygon", 4), ("polygon", 3), ("polygon", 12)]
     dashes = [line.attrib.get("stroke-dasharray") for line in chart.iter("polyline")]
     assert len(set(dashes)) == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -17,6 +18,7 @@ from factory.rounds.branching import Point
 from factory.schema import Estimate
 from factory.store import Store
 
+SVG = "{http://www.w3.org/2000/svg}"
 LEAST = "name: least\npanel: [{judge: verifier}]\n"
 
 
@@ -84,8 +86,62 @@ def test_the_picture_is_of_what_was_measured() -> None:
     assert "log10 of beta" in drawn
     assert "held-out pass rate" in drawn
     assert "KL from the start" not in drawn
-    words = sweeps.Sweep(name="s", keys=("a.beta",), runs=(outcome("x", 0.2), outcome("y", 0.4)))  # type: ignore[arg-type]
-    assert not sweeps.picture(words)
+
+
+def of(values: dict[str, object], rate: float, seed: int = 1) -> sweeps.Outcome:
+    return dataclasses.replace(outcome(0.0, rate), values=values, seed=seed)
+
+
+def charts_of(found: sweeps.Sweep) -> tuple[ElementTree.Element, list[ElementTree.Element]]:
+    drawn = ElementTree.fromstring(str(sweeps.picture(found)))
+    return drawn, [each for each in drawn.iter(f"{SVG}svg") if each.get("class") in ("lines", "rows")]
+
+
+def test_names_have_a_line_each_against_the_key_that_has_numbers() -> None:
+    """Whichever of the two keys comes first."""
+    runs = [of({"a.method": m, "b.flip": f}, rate) for m, rate in (("dpo", 0.3), ("ipo", 0.4)) for f in (0, 0.3)]
+    for keys in (("a.method", "b.flip"), ("b.flip", "a.method")):
+        drawn, [chart] = charts_of(sweeps.Sweep(name="s", keys=keys, runs=tuple(runs)))
+        texts = [text.text for text in drawn.iter(f"{SVG}text")]
+        assert texts[:2] == ["dpo", "ipo"]
+        assert "flip" in texts
+        assert len(list(chart.iter(f"{SVG}polyline"))) == 2
+        titles = [title.text for title in chart.iter(f"{SVG}title")]
+        assert titles == [
+            f"{name}, flip {flip}: {rate} ({rate - 0.1:.3g} to {rate + 0.1:.3g})"
+            for name, rate in (("dpo", 0.3), ("ipo", 0.4))
+            for flip in (0, 0.3)
+        ]
+
+
+def test_a_second_key_with_numbers_has_lines_too() -> None:
+    """They were one line through all points before."""
+    runs = [of({"a.beta": b, "b.gamma": g}, b + g) for b in (0.1, 0.2) for g in (0.5, 0.6)]
+    drawn, [chart] = charts_of(sweeps.Sweep(name="s", keys=("a.beta", "b.gamma"), runs=tuple(runs)))
+    assert [text.text for text in drawn.iter(f"{SVG}text")][:2] == ["gamma 0.5", "gamma 0.6"]
+    assert len(list(chart.iter(f"{SVG}polyline"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "runs", "names"),
+    [
+        (("a.method",), [({"a.method": "dpo"}, 1), ({"a.method": "ipo"}, 1)], ["dpo", "ipo"]),
+        (("a.ties",), [({"a.ties": True}, 1), ({"a.ties": False}, 1)], ["ties True", "ties False"]),
+        (("a.limit",), [({"a.limit": None}, 1), ({"a.limit": 3}, 1)], ["limit None", "limit 3"]),
+        ((), [({}, 1), ({}, 2)], ["seed 1", "seed 2"]),
+    ],
+)
+def test_without_numbers_each_value_or_seed_has_a_point(
+    keys: tuple[str, ...], runs: list[tuple[dict[str, object], int]], names: list[str]
+) -> None:
+    found = tuple(of(values, 0.2 + 0.1 * i, seed) for i, (values, seed) in enumerate(runs))
+    _, [chart] = charts_of(sweeps.Sweep(name="s", keys=keys, runs=found))
+    titles = [title.text for title in chart.iter(f"{SVG}title")]
+    assert titles == [f"{names[0]}: 0.2 (0.1 to 0.3)", f"{names[1]}: 0.3 (0.2 to 0.4)"]
+
+
+def test_one_value_is_no_picture() -> None:
+    assert not sweeps.picture(sweeps.Sweep(name="s", keys=("a.beta",), runs=(outcome(0.1, 0.2),)))
 
 
 @pytest.mark.slow

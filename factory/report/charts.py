@@ -83,17 +83,19 @@ def lines(
     whole_x: bool = False,
     zero: bool = False,
     breaks: Sequence[float] = (),
+    beside: bool = False,
 ) -> Markup:
-    """Lines with intervals. `whole_x`: x counts something; `zero`: the y axis holds 0; `breaks`: dashed rules."""
+    """Lines with intervals. `whole_x`: x counts something; `zero`: the y axis holds 0; `breaks`: dashed rules;
+    `beside`: values at one x stand side by side, as they do where x counts, so that none hides another."""
     drawn = [s for s in series if s.points]
     if not drawn:
         return Markup()
     everything = [p for s in drawn for p in s.points]
     y = _y_scale(everything, zero)
-    x = _x_scale(everything, whole_x)
+    x = _x_scale(everything, roomy=whole_x or beside)
     parts = [_grid(y, show), _x_axis(x, x_name, whole_x)]
     parts += [_tag("line", "rule", x1=x(at), x2=x(at), y1=TOP, y2=HEIGHT - BOTTOM) for at in breaks]
-    step = 7.0 if whole_x else 0.0  # side by side, so that intervals at one x do not hide each other
+    step = 7.0 if whole_x or beside else 0.0
     for place, one in enumerate(drawn):
         parts.append(_line(one, _moved(x, step * (place - (len(drawn) - 1) / 2)), y, show, x_name))
     return _svg(Markup().join(parts), HEIGHT, title, "lines")
@@ -116,11 +118,11 @@ def _y_scale(everything: Sequence[Point], zero: bool) -> Scale:
     return Scale(min(low, steps[0]), max(high, steps[-1]), HEIGHT - BOTTOM, TOP)
 
 
-def _x_scale(everything: Sequence[Point], whole: bool) -> Scale:
+def _x_scale(everything: Sequence[Point], *, roomy: bool) -> Scale:
     low, high = min(p.x for p in everything), max(p.x for p in everything)
     if low == high:
         low, high = low - 1, high + 1
-    margin = 0.06 * (high - low) if whole else 0.0
+    margin = 0.06 * (high - low) if roomy else 0.0
     return Scale(low - margin, high + margin, LEFT, WIDTH - RIGHT)
 
 
@@ -216,6 +218,25 @@ def rows(
             if value is not None:
                 level = middle + (j - (len(values) - 1) / 2) * spread
                 parts.append(_row_mark(f"{label}, {name}", value, tone, show, x, level))
+    return _svg(Markup().join(parts), height, title, "rows")
+
+
+def column(values: Sequence[tuple[str, Estimate | None]], *, title: str, show: Show = "{:.3g}".format) -> Markup:
+    """A dot with its interval for each name, on an axis that fits them all; what was not measured is left out."""
+    known = [(name, spot) for name, value in values if (spot := point(0.0, value)) is not None]
+    if not known:
+        return Markup()
+    bounds = [value for _, p in known for value in (p.y, p.low, p.high)]
+    x = _around(bounds)._replace(start=SIDE)
+    height = len(known) * ROW + 24
+    parts = []
+    for at in (tick for tick in ticks(x.low, x.high) if x.low <= tick <= x.high):
+        parts.append(_tag("line", "grid", x1=x(at), x2=x(at), y1=0, y2=height - 20))
+        parts.append(_text(f"{at:g}", x(at), height - 4, "middle"))
+    for place, (name, p) in enumerate(known):
+        middle = ROW * (place + 0.5)
+        parts.append(_text(_short(name), SIDE - 8, middle + 4, "end"))
+        parts.append(_row_mark(name, p, 1, show, x, middle))
     return _svg(Markup().join(parts), height, title, "rows")
 
 
@@ -471,6 +492,7 @@ def sheet(panels: Sequence[tuple[str, Markup]], names: Sequence[str] = (), *, co
 
 def _captioned(caption: str, chart: Markup, x: float, y: float) -> Markup:
     head = Markup('<text class="caption" x="{}" y="{}">{}</text>').format(x + 4, y + 16, caption)
+    chart = chart.replace("<svg ", Markup('<svg preserveAspectRatio="xMidYMin" '), 1)
     inside = Markup('<svg x="{}" y="{}" width="{}" height="{}">{}</svg>').format(x, y + HEAD, WIDTH, HEIGHT, chart)
     return head + inside
 

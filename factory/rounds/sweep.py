@@ -15,7 +15,7 @@ import itertools
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -256,10 +256,6 @@ def over(estimates: Sequence[Estimate | None]) -> Estimate | None:
 
 # -------------------------------------------------------------------------------------------------------- picture
 
-STYLE = Markup(
-    "<style>text{font:12px sans-serif;fill:#444}.grid{stroke:#ddd}.line{fill:none;stroke-width:2}.bar{stroke-width:1.5}"
-    ".t1{stroke:#1f5fa8}.t2{stroke:#b4540a}.dot.t1{fill:#1f5fa8}.dot.t2{fill:#b4540a}.name{font-weight:bold;fill:#111}</style>"
-)
 PANELS = (
     ("held-out pass rate", "pass_rate"),
     ("KL from the start, nats an answer", "kl"),
@@ -268,40 +264,63 @@ PANELS = (
     ("distinct pairs of words", "distinct_2"),
     ("tokens of an answer", "tokens"),
 )
-WIDE, HIGH, HEAD = 440, 250, 24
+Told = tuple[Mapping[str, Any], Mapping[str, Estimate | None]]
+"""Values by key, and what was measured of them."""
 
 
 def picture(found: Sweep) -> Markup:
-    """Every measure against the first value that varies (its logarithm where all are above 0 and span a factor of ten),
-    as one SVG; empty where the values are no numbers."""
-    drawn = list(_panels(found))
-    if not drawn:
+    """Every measure as an SVG file: against the first key whose values are numbers (their logarithm where all are above
+    0 and span a factor of ten), a line for each value of the other keys; where no key has numbers, or seeds alone
+    differ, a point for each value or seed. Empty where nothing was measured or nothing differs."""
+    from factory.report import charts
+
+    told: list[Told] = [(values, measures) for values, _, measures in found.by_value]
+    if not found.keys:
+        told = [({"seed": one.seed}, one.measures) for one in found.runs]
+    if len(told) < 2:
         return Markup()
-    rows = math.ceil(len(drawn) / 2)
-    placed = []
-    for place, (title, chart) in enumerate(drawn):
-        left, top = (place % 2) * WIDE, (place // 2) * (HIGH + HEAD)
-        frame = Markup('<svg x="{}" y="{}" width="{}" height="{}" ').format(left, top + HEAD, WIDE, HIGH)
-        sized = chart.replace("<svg ", frame, 1)
-        placed.append(Markup('<text class="name" x="{}" y="{}">{}</text>{}').format(left + 12, top + 17, title, sized))
-    size = Markup('width="{0}" height="{1}" viewBox="0 0 {0} {1}"').format(2 * WIDE, rows * (HIGH + HEAD))
-    return Markup('<svg xmlns="http://www.w3.org/2000/svg" {}>{}{}</svg>\n').format(size, STYLE, Markup().join(placed))
-
-
-def _panels(found: Sweep) -> Iterator[tuple[str, Markup]]:
-    from factory.report.charts import Series, lines, points
-
-    values = found.by_value
-    key = found.keys[0] if found.keys else ""
-    places = [v[key] for v, _, _ in values] if key else []
-    if len(places) < 2 or not all(isinstance(p, int | float) and not isinstance(p, bool) for p in places):
-        return
-    log = min(places) > 0 and max(places) / min(places) >= 10
-    name = key.rpartition(".")[2]
-    for title, measure in PANELS:
-        spots = [(math.log10(p) if log else float(p), m[measure]) for p, (_, _, m) in zip(places, values, strict=True)]
-        chart = lines(
-            [Series(title, sorted(points(spots)))], title=title, x_name=f"log10 of {name}" if log else name, zero=False
+    key = next((key for key in found.keys if _are_numbers([values[key] for values, _ in told])), None)
+    if key is None:
+        named = [(_named(values), measures) for values, measures in told]
+        return charts.sheet(
+            [(t, charts.column([(name, m[measure]) for name, m in named], title=t)) for t, measure in PANELS]
         )
-        if chart:
-            yield title, chart
+    lines = _lines_of(told, key)
+    names = list(lines) if len(lines) > 1 else []
+    return charts.sheet([(title, _panel(lines, key, title, measure)) for title, measure in PANELS], names)
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    """Two different numbers or more, and nothing else?"""
+    return len(set(map(str, values))) > 1 and all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in values
+    )
+
+
+def _lines_of(told: Sequence[Told], key: str) -> dict[str, list[Told]]:
+    """What belongs to each value of the keys beside this one, by how it is called."""
+    lines: dict[str, list[Told]] = {}
+    for values, measures in told:
+        others = {name: value for name, value in values.items() if name != key}
+        lines.setdefault(_named(others), []).append((values, measures))
+    return lines
+
+
+def _named(values: Mapping[str, Any]) -> str:
+    """Values as a reader calls them, names as they are and anything else with its key: dpo, beta 0.1."""
+    said = (value if isinstance(value, str) else f"{key.rpartition('.')[2]} {value}" for key, value in values.items())
+    return ", ".join(said)
+
+
+def _panel(lines: Mapping[str, Sequence[Told]], key: str, title: str, measure: str) -> Markup:
+    from factory.report.charts import Series, dress, lines as drawn, points
+
+    places = [float(values[key]) for told in lines.values() for values, _ in told]
+    log = min(places) > 0 and max(places) / min(places) >= 10
+    series = []
+    for place, (name, told) in enumerate(lines.items()):
+        spots = [(math.log10(v[key]) if log else float(v[key]), measures[measure]) for v, measures in told]
+        tone, look = dress(place)
+        series.append(Series(name or title, sorted(points(spots)), tone, look=look))
+    x_name = f"log10 of {key.rpartition('.')[2]}" if log else key.rpartition(".")[2]
+    return drawn(series, title=title, x_name=x_name, beside=len(series) > 1)
