@@ -55,14 +55,14 @@ METHODS: dict[str, tuple[str, ...]] = {
     "kto": (*CLEAR, *TWICE),
     "orpo": ("--run", "data", "--strategy", "best_worst", *TWICE, "-p", "beta=0.5"),
     "simpo": (
-        *CLEAR, "-p", "beta=2", "-p", "gamma=1", "--add", "sft=0.2", "--set", "epochs=2", "--set", "batch_size=8",
-        "--set", "learning_rate=3e-4",
+        "--run", "data", "--strategy", "best_worst", "-p", "beta=10", "-p", "gamma=1", "--add", "sft=0.2",
+        "--set", "epochs=2", "--set", "batch_size=8", "--set", "learning_rate=5e-4",
     ),
     "grpo": (
         "--reward", "verifier", "--set", "learning_rate=1e-3", "--online", "steps=12", "--online", "prompts=4",
         "--online", "n=8", "--online", "max_tokens=80",
     ),
-    "raft": ("--run", "data", "--strategy", "threshold", *TWICE, "--set", "best={ties: all}"),
+    "raft": ("--run", "data", "--strategy", "best_worst", *TWICE, "--set", "best={ties: all}"),
     "reward_model": (*ALL, "--set", "epochs=1", "--set", "batch_size=16", "--set", "learning_rate=5e-4"),
 }  # fmt: skip
 

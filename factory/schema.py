@@ -356,7 +356,7 @@ class Label:
     score: float | None = column("the panel's combined score (0 to 1)", None)
     weight: float = column("weight in training", 1.0)
     flipped: bool = column("turned about on purpose, as label noise: the panel says the opposite", False)
-    strategy: str = column("how the label was set, or the name given to the pairing", "")
+    strategy: str = column("pairing strategy, or the name given to the pairing", "")
     source: str = column("factory, or the data set it came from", "factory")
     at: datetime = column("when it was made (UTC)")
 

@@ -477,7 +477,7 @@ def test_labels_by_quantile_with_weights(store: Store) -> None:
     assert (report.labels, report.desirable, report.labels_dropped) == (5, 1, {})
     rows = store.rows(Label)
     assert {(row.label, row.weight) for row in rows} == {(True, 1.0), (False, 0.25)}
-    assert {row.strategy for row in rows} == {"quantile"}
+    assert {row.strategy for row in rows} == {"best_worst"}
 
 
 def test_a_label_that_weighs_nothing_is_none(store: Store) -> None:
@@ -602,7 +602,7 @@ def test_a_pairing_with_a_name_stands_for_itself(store: Store) -> None:
     assert (report.preferences, report.labels, report.labels_refused) == (1, 2, 0)
     assert report.held_by == {"all": 2, "by x": 1}
     assert {(row.chosen_key, row.strategy) for row in store.rows(Preference)} == {("a", "all"), ("b", "by x")}
-    assert {row.strategy for row in store.rows(Label)} == {"threshold", "by x"}
+    assert {row.strategy for row in store.rows(Label)} == {"all", "by x"}
     again = pair(store, run="r", lead="x", strategy="all", name="by x")
     assert (again.written, again.labels_written) == (0, 0)
 
@@ -614,6 +614,26 @@ def test_a_label_against_a_kept_one_is_refused_and_counted(store: Store) -> None
     report = pair(store, run="r", lead="x", strategy="all")
     assert (report.labels_refused, report.labels, report.labels_written) == (2, 0, 0)
     assert {row.candidate_key: row.label for row in store.rows(Label)} == dict.fromkeys("bcef", False) | {"a": True}
+
+
+def test_a_round_goes_on_with_the_name_that_its_labels_once_got(store: Store) -> None:
+    """They went by the way to label: the same call again labels nothing twice."""
+    fill(store)
+    pair(store, run="r", lead="v", name="threshold")
+    again = pair(store, run="r", lead="v")
+    assert (again.labels, again.labels_written) == (5, 0)
+    assert {row.strategy for row in store.rows(Label)} == {"threshold"}
+    assert {row.strategy for row in store.rows(Preference)} == {"threshold", "best_worst"}
+
+
+def test_labels_of_an_earlier_call_that_this_one_does_not_make_are_told(store: Store) -> None:
+    fill(store)
+    pair(store, run="r", lead="v")
+    pairs = pair(store, run="r", lead="v", labels=LabelRule(by="pairs"))
+    told = "hold 3 labels of best_worst that an earlier call made and this one does not"
+    assert any(told in warning for warning in pairs.warnings)
+    for labels in (LabelRule(), NO_LABELS):
+        assert not any("labels of" in warning for warning in pair(store, run="r", lead="v", labels=labels).warnings)
 
 
 def test_reasons_and_preferences_add_up(store: Store) -> None:

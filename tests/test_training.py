@@ -180,12 +180,36 @@ def test_rows_of_two_strategies_are_trained_on_when_named(store: Store, tiny_mod
     store.append("preferences", [replace(preference(i), strategy=name) for i, name in enumerate(strategies)])
     with pytest.raises(FactoryError, match=r"several ways: all \(2\), best_worst \(1\), given \(1\)") as fault:
         train(store, tiny_model, "out")
-    assert "name the strategy" in fault.value.todo
+    assert "name the pairing" in fault.value.todo
     with pytest.raises(FactoryError, match="did you mean 'best_worst'"):
         train(store, tiny_model, "out", strategy="best_wurst")
     assert train(store, tiny_model, "one", strategy="all").rows == 2
     assert train(store, tiny_model, "two", strategy=["all", "best_worst"]).rows == 3
     assert train(store, tiny_model, "where", where={"strategy": "given"}).rows == 1
+
+
+def test_a_pairing_is_named_alike_for_preferences_and_labels(store: Store, tiny_model: Path) -> None:
+    raft = CONFIG.model_copy(update={"method": "raft"})
+    store.append("preferences", [replace(preference(i), strategy="best_worst") for i in range(2)])
+    store.append("labels", [replace(label(i), strategy=("best_worst", "clear")[i % 2]) for i in range(8)])
+    assert train(store, tiny_model, "raft", raft, strategy="best_worst").rows == 4
+    with pytest.raises(FactoryError, match="no pairing with labels there named 'cleer'; did you mean 'clear'"):
+        train(store, tiny_model, "out", raft, strategy="cleer")
+    with pytest.raises(FactoryError, match=r"'clear' made labels and no preferences there; .* of: best_worst \(2\)"):
+        train(store, tiny_model, "out", strategy="clear")
+
+
+def test_labels_from_before_they_had_their_pairing_s_name_are_found_by_it(store: Store, tiny_model: Path) -> None:
+    """They went by the way to label; where two ways could be meant, one has to be named."""
+    kto = CONFIG.model_copy(update={"method": "kto"})
+    store.append("preferences", [replace(preference(0), strategy="best_worst")])
+    store.append("labels", [replace(label(i), strategy="threshold") for i in range(4)])
+    store.append("labels", [replace(label(i), strategy="clear") for i in range(4, 8)])
+    assert train(store, tiny_model, "found", kto, strategy="best_worst").rows == 4
+    store.append("labels", [replace(label(8), strategy="quantile")])
+    said = r"'best_worst' made preferences and no labels there; .* clear \(4\), quantile \(1\), threshold \(4\)"
+    with pytest.raises(FactoryError, match=said):
+        train(store, tiny_model, "out", kto, strategy="best_worst")
 
 
 def test_the_reference_is_scored_once(store: Store, tiny_model: Path, forwards: list[int]) -> None:

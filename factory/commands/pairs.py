@@ -88,7 +88,8 @@ def pair(
         typer.Option(min=0, max=1, help="Label noise on purpose: turn about this share of preferences and labels."),
     ] = 0.0,
     named: Annotated[
-        str | None, typer.Option("--name", help="Name of this pairing in the tables; default: the strategy.")
+        str | None,
+        typer.Option("--name", help="Name of its preferences and labels in the tables; default: the strategy."),
     ] = None,
     kind: Annotated[list[str] | None, typer.Option("--kind", help="Kinds of candidates (sample); repeatable.")] = None,
     split: Annotated[str, typer.Option(help="Split of the candidates' prompts.")] = "train",

@@ -56,7 +56,11 @@ def train(
         str | None, typer.Option(help="The frozen reference; by default the model that training begins with.")
     ] = None,
     strategy: Annotated[
-        list[str] | None, typer.Option("--strategy", help="Train on the rows of these pairings by name; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--strategy",
+            help="Train on the rows of these pairings by name (`pair --name`, else its strategy); repeatable.",
+        ),
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes on this host; on GPUs one each.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Hosts that train together.")] = 1,

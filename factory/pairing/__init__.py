@@ -75,12 +75,12 @@ def pair(
     `combine`: see `combining`; `judges` narrows the panel (all that judged by default). `filters`: see `Filters`;
     `min_margin` is short for the filter of that name, and the larger of both holds. `weights` of preferences in
     training: none (1), margin, probability, or `consistency` by prompt key (as by `factory.trust.consistency`).
-    `labels`: see `LabelRule`. `quarantine`: leave out what fooled judges said. `name`: what the rows go by in the
-    column `strategy`, by which training picks them; the strategy, and for labels the way to label, by default. A pair
-    whose opposite the run and round hold already under that name is refused (`contradicts_kept`), and so is a label
-    (`labels_refused`). `flip`: label noise on purpose: about this share of the preferences, and by a draw of their own
-    of the labels, are turned about (see `choosing.is_flipped`) and marked `flipped`. FactoryError: there is nothing to
-    pair, or a name or value is wrong.
+    `labels`: see `LabelRule`. `quarantine`: leave out what fooled judges said. `name`: what preferences and labels go
+    by in the column `strategy`, by which training picks them; the strategy by default. A pair whose opposite the run
+    and round hold already under that name is refused (`contradicts_kept`), and so is a label (`labels_refused`).
+    `flip`: label noise on purpose: about this share of the preferences, and by a draw of their own of the labels, are
+    turned about (see `choosing.is_flipped`) and marked `flipped`. FactoryError: there is nothing to pair, or a name or
+    value is wrong.
     """
     filters = filters or Filters()
     filters = replace(filters, min_margin=max(filters.min_margin, min_margin))

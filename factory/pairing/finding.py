@@ -119,13 +119,8 @@ class Wanted:
 
     @property
     def name(self) -> str:
-        """What the preferences go by in the column `strategy`."""
+        """What its preferences and labels go by in the column `strategy`."""
         return self.called or self.strategy
-
-    @property
-    def label_name(self) -> str:
-        """What the labels go by there."""
-        return self.called or self.labels.by
 
     @property
     def lineage(self) -> bool:
@@ -162,11 +157,12 @@ def _known(kind: str, name: str, names: Any) -> None:
 
 
 class Kept(NamedTuple):
-    """What the run and round hold: (chosen, rejected) of preferences by name, and the labels of answers under the name
-    that labels go by."""
+    """What the run and round hold: (chosen, rejected) of preferences by name, the labels of answers under the name that
+    labels go by, and that name."""
 
     pairs: Mapping[str, set[Pair]]
     labels: Mapping[str, bool]
+    label_name: str
 
 
 # ------------------------------------------------------------------------------------------------------ what is found

@@ -23,9 +23,18 @@ def kept_in(store: Store, wanted: Wanted) -> Kept:
     pairs: defaultdict[str, set[Pair]] = defaultdict(set)
     for row in store.read("preferences", columns=["chosen_key", "rejected_key", "strategy"], where=where):
         pairs[row["strategy"]].add((row["chosen_key"], row["rejected_key"]))
-    where["strategy"] = wanted.label_name
-    labels = store.read("labels", columns=["candidate_key", "label"], where=where)
-    return Kept(dict(pairs), {row["candidate_key"]: row["label"] for row in labels})
+    name = _label_name(store, wanted)
+    labels = store.read("labels", columns=["candidate_key", "label"], where=where | {"strategy": name})
+    return Kept(dict(pairs), {row["candidate_key"]: row["label"] for row in labels}, name)
+
+
+def _label_name(store: Store, wanted: Wanted) -> str:
+    """What labels go by: the pairing's name. Labels of pairings without a name once went by the way to label; a round
+    that holds such goes on with them, so that nothing is labelled twice."""
+    older = {"run": wanted.run, "round": wanted.round, "strategy": wanted.labels.by}
+    if wanted.called is None and store.read("labels", columns=["key"], where=older):
+        return wanted.labels.by
+    return wanted.name
 
 
 def write(store: Store, found: Found, wanted: Wanted) -> PairReport:
@@ -36,7 +45,8 @@ def write(store: Store, found: Found, wanted: Wanted) -> PairReport:
     sound = [g for g in found.labels.graded if found.kept.labels.get(g.candidate.key, g.label) == g.label]
     weights = weigh(sound, wanted.labels.weights)
     weighed = [(g, weight) for g, weight in zip(sound, weights, strict=True) if weight > 0]
-    labels = [_label(prompts[found.prompt_of[g.candidate.key]], g, weight, wanted) for g, weight in weighed]
+    name = found.kept.label_name
+    labels = [_label(prompts[found.prompt_of[g.candidate.key]], g, weight, wanted, name) for g, weight in weighed]
     report.labels_refused = len(found.labels.graded) - len(sound)
     dropped = Counter(found.labels.dropped) + Counter(no_weight=len(sound) - len(weighed))
     report.labels_dropped = {reason: n for reason, n in sorted(dropped.items()) if n}
@@ -94,12 +104,21 @@ def _warnings(report: PairReport, found: Found, wanted: Wanted) -> Iterable[str]
             f"the run and round hold preferences of {', '.join(others)} too: "
             "training takes those of one name, which has to be given"
         )
-    stale = found.kept.pairs.get(wanted.name, set()) - _keys(found)
-    if stale:
-        yield (
-            f"the run and round hold {len(stale)} preferences of {wanted.name} that an earlier call made and this one "
-            "does not: training takes them too; to keep them apart, give this pairing a name of its own"
-        )
+    labelled = {graded.candidate.key for graded in found.labels.graded}
+    earlier = [
+        ("preferences", wanted.name, len(found.kept.pairs.get(wanted.name, set()) - _keys(found))),
+        (
+            "labels",
+            found.kept.label_name,
+            0 if wanted.labels.by == "none" else len(found.kept.labels.keys() - labelled),
+        ),
+    ]
+    for rows, name, count in earlier:
+        if count:
+            yield (
+                f"the run and round hold {count} {rows} of {name} that an earlier call made and this one "
+                "does not: training takes them too; to keep them apart, give this pairing a name of its own"
+            )
 
 
 def _said(text: str) -> list[Message]:
@@ -132,9 +151,9 @@ def _preference(prompt: Prompt, picked: Picked, wanted: Wanted) -> Preference:
     )
 
 
-def _label(prompt: Prompt, graded: Graded, weight: float, wanted: Wanted) -> Label:
+def _label(prompt: Prompt, graded: Graded, weight: float, wanted: Wanted, name: str) -> Label:
     return Label(
-        key=digest(wanted.run, wanted.round, prompt.key, graded.candidate.key, wanted.label_name),
+        key=digest(wanted.run, wanted.round, prompt.key, graded.candidate.key, name),
         run=wanted.run,
         round=wanted.round,
         prompt=prompt.messages,
@@ -146,6 +165,6 @@ def _label(prompt: Prompt, graded: Graded, weight: float, wanted: Wanted) -> Lab
         score=graded.score,
         weight=weight,
         flipped=graded.flipped,
-        strategy=wanted.label_name,
+        strategy=name,
         at=now(),
     )

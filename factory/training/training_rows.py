@@ -13,9 +13,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from factory.faults import FactoryError
+from factory.pairing import LabelBy
 from factory.registry import unknown_name
 from factory.schema import Label, Messages, Preference, Prompt, unique
 from factory.training.best_of import Best, best
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Judged = TypeVar("Judged", Preference, Label)
+OTHER = {"preferences": "labels", "labels": "preferences"}
 _TABLES = {"pairs": "preferences", "labels": "labels", "completions": "labels", "scores": "preferences"}
 
 
@@ -155,25 +157,46 @@ def _of_strategy(
     wanted = [strategy] if isinstance(strategy, str) else list(strategy or ())
     held = Counter(row["strategy"] for row in store.read(table, columns=["strategy"], where=where))
     if wanted:
-        for name in wanted:
-            if held and name not in held:
-                raise unknown_name(f"strategy among these {table}", name, held)
-        return {**where, "strategy": wanted}
+        return {**where, "strategy": unique(_as_held(store, table, where, name, held) for name in wanted)}
     if len(held) > 1:
-        made = ", ".join(f"{name or 'none'} ({count})" for name, count in sorted(held.items()))
         raise FactoryError(
-            f"these {table} were made in several ways: {made}",
+            f"these {table} were made in several ways: {_counted(held)}",
             where=", ".join(f"{key} {value}" for key, value in where.items()),
-            todo="name the strategy to train on; name several to train on them together",
+            todo="name the pairing to train on (--strategy NAME); name several to train on them together",
         )
     return dict(where)
+
+
+def _as_held(store: Store, table: str, where: Mapping[str, Any], name: str, held: Counter[str]) -> str:
+    """What the rows of a pairing go by in the table: its name, or in stores from before labels had that name the way to
+    label. FactoryError: the table holds rows of others and none of its."""
+    if not held or name in held:
+        return name
+    other = OTHER[table]
+    if name not in {row["strategy"] for row in store.read(other, columns=["strategy"], where=_place(where))}:
+        raise FactoryError(unknown_name(f"pairing with {table} there", name, held).what, todo="name one of these")
+    ways = held.keys() & set(get_args(LabelBy)) if table == "labels" else set()
+    if len(ways) == 1:
+        return ways.pop()
+    raise FactoryError(
+        f"the pairing {name!r} made {other} and no {table} there; {table} are of: {_counted(held)}",
+        todo=f"name one of these, or take a method that trains on {other} (`factory methods`)",
+    )
+
+
+def _place(where: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: where[key] for key in ("run", "round")}
+
+
+def _counted(held: Counter[str]) -> str:
+    return ", ".join(f"{name or 'none'} ({count})" for name, count in sorted(held.items()))
 
 
 def _nothing(
     store: Store, table: str, where: Mapping[str, Any], skipped: Counter[str], taken: Best | None
 ) -> FactoryError:
-    other, methods = {"preferences": ("labels", "kto or sft"), "labels": ("preferences", "dpo or simpo")}[table]
-    there = 0 if skipped else len(store.read(other, columns=["key"], where={k: where[k] for k in ("run", "round")}))
+    other, methods = OTHER[table], {"preferences": "kto or sft", "labels": "dpo or simpo"}[table]
+    there = 0 if skipped else len(store.read(other, columns=["key"], where=_place(where)))
     reasons = "".join(f"; {count} left out: {reason}" for reason, count in skipped.items())
     if taken is not None and taken.without:
         why = ", ".join(f"{reason} ({count})" for reason, count in taken.without.items())
