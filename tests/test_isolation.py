@@ -16,9 +16,10 @@ from factory.store import Store
 
 PARENT = """
 import signal, sys, time
-from factory import isolation, recipe, stages
-from factory.isolation import in_child
-from factory.runbook import Run
+from factory import recipe
+from factory.rounds import isolation, stages
+from factory.rounds.isolation import in_child
+from factory.rounds.runbook import Run
 from factory.store import Store
 
 def stand_still(run, number):

@@ -129,7 +129,7 @@ class TestInterleavings(Interleavings.TestCase):  # type: ignore[misc,name-defin
 
 WRITER = """
 import sys
-from factory.journal import Pending
+from factory.store.journal import Pending
 from factory.store import Store
 from store_rows import candidate
 with Store.open(sys.argv[1], create=True, seal_at=Pending(rows=20, bytes=1 << 20)) as store:
@@ -207,7 +207,7 @@ def test_two_writers_killed_at_random_lose_and_double_nothing(tmp_path: Path, se
 
 RACER = """
 import sys
-from factory.journal import Pending
+from factory.store.journal import Pending
 from factory.store import Store
 from store_rows import call
 with Store.open(sys.argv[1], seal_at=Pending(rows=50, bytes=1 << 20)) as store:

@@ -241,11 +241,18 @@ class Trainer:
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         line: Line = {"step": step + 1, "epoch": batch.epoch, "loss": loss, "grad_norm": norm, "learning_rate": rate}
-        line |= self.shape.metrics(logps, outcome) | {name: float(parameters[name]) for name in self.objective.supplied}
+        line |= self._measured(logps, outcome) | {name: float(parameters[name]) for name in self.objective.supplied}
         line |= batch.said
         seconds = time.monotonic() - began
         tokens = sum(tokens_of(row) for row in batch.rows)
         return line | {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
+
+    def _measured(self, logps: Any, outcome: Any) -> dict[str, float]:
+        """The shape's means over the batch; log-ratios only where there is a reference to take them to."""
+        means: dict[str, float] = self.shape.metrics(logps, outcome)
+        if self.objective.reference:
+            return means
+        return {name: value for name, value in means.items() if not name.startswith("logratios/")}
 
     def _through_model(self, step: int, rows: Sequence[Any]) -> tuple[dict[str, Any], list[Part]]:
         """The objective's parameters, and all rows forward and backward; in smaller parts where memory runs out, which

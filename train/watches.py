@@ -151,6 +151,44 @@ class PairLengths(Once):
         )
 
 
+class FallSinceStart(Once):
+    """Without a reference: good and bad answers both became less likely than when the training began."""
+
+    names = ("logps/chosen", "logps/rejected", "lengths/chosen", "lengths/rejected")
+
+    def __init__(self, window: int = 5, nats: float = 0.1) -> None:
+        super().__init__(window)
+        self.nats = nats
+
+    def see(self, line: Line) -> str:
+        """Silent where log-ratios to a reference say it better."""
+        return "" if "logratios/chosen" in line else super().see(line)
+
+    def found(self) -> str:
+        """Log-probs a token over the window against those of the first window: both down by `nats` and more. Rows
+        differ from step to step, so that less than that says nothing."""
+        if len(self.lines) < 2 * self.window:
+            return ""
+        falls = [self._fall(side) for side in ("chosen", "rejected")]
+        if min(falls) < self.nats:
+            return ""
+        return (
+            "chosen and rejected answers both became less likely than at the start of the training "
+            f"(by {falls[0]:.2f} and {falls[1]:.2f} nats a token), and no reference holds them. Take a smaller "
+            "learning rate, add the chosen answers' negative log-likelihood (add: {sft: 0.2}, or more), or take a "
+            "method with a reference."
+        )
+
+    def _fall(self, side: str) -> float:
+        """Nats a token that an answer has lost."""
+        lines = (self.lines[: self.window], self.lines[-self.window :])
+        first, last = (
+            sum(float(line[f"logps/{side}"]) for line in part) / sum(float(line[f"lengths/{side}"]) for line in part)
+            for part in lines
+        )
+        return first - last
+
+
 class Saturated(Once):
     """Nothing left to learn from: every pair is told apart with room, or all samples of a prompt earn the same."""
 
@@ -253,6 +291,7 @@ def all_of(config: TrainConfig) -> Watches:
     """The watches for a training with these settings."""
     found: list[Watch] = [
         FallWatch(sft=config.add.get("sft", 0.0)),
+        FallSinceStart(),
         FlatAccuracy(),
         Saturated(),
         FlatBeta(),

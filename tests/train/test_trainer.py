@@ -295,6 +295,14 @@ def test_both_falling_is_warned_of_once(policy: Loader, tmp_path: Path, caplog: 
     assert caplog.text.count("both became less likely") == 1
 
 
+@pytest.mark.parametrize("method", ["simpo", "orpo", "cpo"])
+def test_without_a_reference_nothing_is_told_of_one(policy: Loader, method: str, tmp_path: Path) -> None:
+    done = trainer(policy(), pair_rows(8), config(method=method, epochs=8, learning_rate=1e-6), tmp_path).run()
+    assert all(line["logps/chosen"] < 0 for line in done.lines)
+    assert not [name for line in done.lines for name in line if name.startswith("logratios/")]
+    assert not [text for text in done.warnings if "reference" in text]
+
+
 def test_a_training_that_goes_on_tells_its_warnings_again_but_logs_none_twice(
     policy: Loader, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

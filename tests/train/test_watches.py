@@ -11,6 +11,7 @@ from train.config import OnlineSpec, TrainConfig
 from train.watches import (
     DriftBudget,
     Exploding,
+    FallSinceStart,
     FlatAccuracy,
     FlatBeta,
     KLBudget,
@@ -38,6 +39,19 @@ def sound(step: int) -> dict[str, Any]:
         "lengths/chosen": 100.0 + step % 7,
         "lengths/rejected": 98.0,
     }
+
+
+def unheld(step: int, fall: float = 0.0) -> dict[str, Any]:
+    """Without a reference, as SimPO: log-probs of other rows at each step, `fall` nats a token less at the end."""
+    logps = {
+        side: -length * (1.5 + 0.04 * (step % 2) + fall * step / 60)
+        for side, length in (("chosen", 60), ("rejected", 50))
+    }
+    return (
+        {"step": step}
+        | {f"logps/{s}": v for s, v in logps.items()}
+        | {"lengths/chosen": 60.0, "lengths/rejected": 50.0}
+    )
 
 
 def sampled(step: int) -> dict[str, Any]:
@@ -86,6 +100,7 @@ CASES: list[tuple[str, Callable[[], Watch], Callable[[int], dict[str, Any]], str
         lambda s: sound(s) | {"logratios/chosen": 9.0, "logratios/rejected": 4.0},
         "kl_budget 5",
     ),
+    ("both fall, no reference", FallSinceStart, lambda s: unheld(s, fall=0.5), "no reference holds them"),
     ("a jump", Exploding, lambda s: sound(s) | {"grad_norm": 400.0 if s == 30 else 1.0}, "learning_rate"),
     ("far from the reference", lambda: KLBudget(5.0, "kl", True), lambda s: sampled(s) | {"kl": 0.1}, "kl_budget 5"),
     ("far from the reference, kto", lambda: KLBudget(5.0, "kl", False), lambda s: {"kl": float(s)}, "larger beta"),
@@ -104,10 +119,21 @@ def test_a_fault_is_told_once_with_its_remedy(
     assert remedy in text
 
 
-@pytest.mark.parametrize("line", [sound, sampled])
+@pytest.mark.parametrize("line", [sound, sampled, unheld])
 def test_a_sound_training_hears_nothing(line: Callable[[int], dict[str, Any]]) -> None:
     watches = all_of(TrainConfig(kl_budget=10, online=OnlineSpec() if line is sampled else None))
     assert [text for step in range(60) for text in watches.see(line(step))] == []
+
+
+def test_one_side_that_falls_is_no_fall() -> None:
+    def of_rejected(step: int) -> dict[str, Any]:
+        return unheld(step) | {"logps/rejected": unheld(step, fall=0.5)["logps/rejected"]}
+
+    assert told(FallSinceStart(), map(of_rejected, range(60))) == []
+
+
+def test_with_a_reference_the_log_ratios_say_it() -> None:
+    assert told(FallSinceStart(), (sound(s) | unheld(s, fall=0.5) for s in range(60))) == []
 
 
 def test_lines_without_the_numbers_are_passed_over() -> None:
