@@ -10,6 +10,7 @@ import tiny_run
 
 from factory import recipe as recipes
 from factory.faults import ConfigError, FactoryError
+from factory.report import collect
 from factory.rounds import branching, progress_of, run
 from factory.rounds.branching import Point
 from factory.store import Store
@@ -80,6 +81,21 @@ def test_a_run_goes_on_from_a_round_and_has_a_round_of_its_own(done: Path, text:
         shared = (home / "round-1" / "policy" / "adapter_model.safetensors").read_bytes()
         theirs = store.run_folder("tiny") / "round-1" / "policy" / "adapter_model.safetensors"
         assert shared == theirs.read_bytes()
+        ours, origin = ({view.round: view for view in collect(store, name).rounds} for name in ("on", "tiny"))
+        assert ours[1].training == origin[1].training is not None
+        assert ours[1].preferences == origin[1].preferences
+
+
+def test_the_run_that_is_gone_on_from_is_named_where_there_are_several(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Store.open(tmp_path / "store", create=True) as store:
+        for count, name in enumerate(("one", "two", "three")):
+            store.put_run(name, recipes.dump(parse(text)), {})
+            with pytest.raises(FactoryError, match=f"round 1 of run '{name}' is not done"):
+                branching.point_of(store, "round-1", parse(text))
+            said = capsys.readouterr().err
+            assert (f"run {name}, the newest of {count + 1} of tiny" in said) == (count > 0)
 
 
 def test_going_on_from_the_same_point_with_the_same_recipe_is_the_same_run(done: Path, text: str) -> None:

@@ -2,8 +2,99 @@
 
 from __future__ import annotations
 
-from factory import recipe as recipes
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_run
+
+from factory import evaluation, recipe as recipes, rounds
+from factory.evaluation import Item
+from factory.evaluation.measures import Scored
 from factory.rounds import forecast
+from factory.rounds.runbook import Run
+from factory.rounds.stages import STAGES
+from factory.store import Store
+
+RULES = [{"match": "Score: <", "reply": [f"It is of the kind {i}.\nScore: {i % 5}" for i in range(97)]}]
+
+
+class Likelihood:
+    """Stands in for a model that scores answers: all are as likely."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def score(self, policy: str, items: Sequence[Item]) -> list[Scored]:
+        """One token of log-probability -1 each."""
+        return [Scored(-1.0, 1, (-1.0,)) for _ in items]
+
+
+def trained(flow: Run, number: int) -> dict[str, Any]:
+    """Stands in for a training: another policy, by its name."""
+    (flow.out(number) / "policy").mkdir(parents=True)
+    return {"training": None, "trained_on": None}
+
+
+def asked(store: Store, recipe: recipes.Recipe) -> dict[str, int]:
+    """Run two rounds; how many calls each stage made."""
+    flow = rounds.begin(store, recipe, "run", None)
+    calls: Counter[str] = Counter()
+    for number in range(3):
+        names = [step.name for step in recipe.steps_of(number)] if number else ["prompts"]
+        for name in [*names, "evaluate"]:
+            before = len(store.read("calls", columns=["key"]))
+            rounds.do(flow, number, name)
+            calls[name if number else "start"] += len(store.read("calls", columns=["key"])) - before
+        rounds.close(flow, number)
+    return {name: count for name, count in calls.items() if count}
+
+
+MEASURED = {
+    "n": 1, "limit": 4, "max_tokens": 64, "temperature": 0.8, "probes": 3,
+    "judge": {"judge": "pairwise", "name": "other", "engine": {"kind": "scripted", "model": "other"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("constitutional", {"drafts": 6, "revise": 12, "generate": 2 * 24, "label": 2 * 26}),
+        ("self_rewarding", {"generate": 2 * 24, "label": 2 * 50, "meta_label": 2 * 12}),
+        ("rlaif", {"generate": 2 * 24, "label": 2 * (26 + 26 + 25)}),
+    ],
+)
+def test_the_plan_is_what_a_run_asks_for(
+    name: str, stages: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six prompts a round; of four answers each. Two pairs a prompt in both orders with a canary: (12 + 1) x 2."""
+    (tmp_path / "rules.yaml").write_text(json.dumps(RULES))
+    data = recipes.load(name).model_dump(mode="json")
+    data |= {"engine": {"kind": "scripted"}, "isolate": "never"}
+    for part in data["panel"]:
+        part["engine"] = {"kind": "scripted", "model": str(tmp_path / "rules.yaml")}
+    data["prompts"] |= {"source": str(tiny_run.write_prompts(tmp_path / "prompts.jsonl", 40)), "per_round": 6}
+    data["collect"]["questions"] = 5
+    data |= {"evaluate": data["evaluate"] | MEASURED, "stop": {"max_rounds": 2, "any": []}}
+    for step in data["stages"]:
+        step["set"].pop("engine", None)
+    recipe = recipes.parse(json.dumps(data), where=name)
+    monkeypatch.setitem(STAGES, "train", trained)
+    monkeypatch.setattr(evaluation, "ModelScorer", Likelihood)
+    with Store.open(tmp_path / "store", create=True) as store:
+        made = asked(store, recipe)
+        prompts = dict(Counter(row["split"] for row in store.read("prompts", columns=["split"])))
+    assert made == stages | {"start": 4 + 3, "evaluate": 2 * (4 + 3 + (4 + 1) * 2)}
+    planned: Counter[str] = Counter()
+    for row in forecast.plan(recipe, prompts)["stages"]:
+        stage = str(row["stage"])
+        named = {"evaluate the start": "start", "evaluate the policy": "evaluate"}
+        if "final" not in stage:
+            planned[named.get(stage.partition(": ")[0], stage.partition(": ")[0])] += row["calls"]
+    assert {stage: calls for stage, calls in planned.items() if calls} == made
 
 
 def parse(text: str, *overrides: str) -> recipes.Recipe:

@@ -13,8 +13,9 @@ import tiny_run
 
 from factory import recipe as recipes
 from factory.faults import FactoryError
-from factory.rounds import sweep as sweeps
+from factory.rounds import forecast, sweep as sweeps
 from factory.rounds.branching import Point
+from factory.rounds.forecast import Shared
 from factory.schema import Estimate
 from factory.store import Store
 
@@ -59,6 +60,45 @@ def test_every_value_with_every_seed_is_a_run_of_its_own_name() -> None:
 def test_runs_part_at_the_first_stage_that_the_setting_changes(override: str, step: str | None) -> None:
     one, other = (sweeps.Variant({}, 0, name, load(o)) for name, o in (("one", []), ("other", [override])))
     assert sweeps.point_between(one, other) == (step and Point("one", 0, step))
+
+
+VARY = {"train.config.parameters.beta": [0.1, 1]}
+
+
+def test_each_run_begins_at_a_point_of_the_first_with_its_seed() -> None:
+    found = sweeps.variants(load, "s", VARY, [1, 2])
+    one, two = (Point(f"s-beta-0.1-seed-{seed}", 0, "train") for seed in (1, 2))
+    assert sweeps.points(found) == [None, one, None, two]
+    assert sweeps.shared(found) == [Shared(), Shared("train", start=True), Shared(), Shared("train", start=True)]
+    [_, other] = sweeps.shared(sweeps.variants(load, "s", {"evaluate.max_tokens": [8, 16]}))
+    assert other == Shared()
+
+
+def test_the_plan_of_a_sweep_counts_what_is_shared_once() -> None:
+    """10 prompts of 4 answers in each of 2 rounds; 5 held-out prompts measure the start and each round, 3 final ones
+    the start and the champion. The second run has its own round 2 and its own policies alone."""
+    found = sweeps.variants(load, "s", VARY)
+    sizes = {"train": 10, "heldout": 5, "final": 3}
+    plans = [forecast.plan(v.recipe, sizes, shared=s) for v, s in zip(found, sweeps.shared(found), strict=True)]
+    assert [plan["calls_at_most"] for plan in plans] == [2 * 40 + 3 * 5 + 2 * 3, 40 + 2 * 5 + 3]
+    times = {row["stage"].partition(" (")[0]: row["times"] for row in plans[1]["stages"]}
+    assert (times["generate"], times["train"], "evaluate the start" in times) == (1, 2, False)
+    whole = forecast.total(plans)
+    assert whole["calls_at_most"] == 101 + 53
+    assert whole["tokens_at_most"] == sum(plan["tokens_at_most"] for plan in plans)
+    assert whole["cost"] == "nothing is paid for: the model runs here"
+    assert whole["memory_bytes"] == max(plan["memory_bytes"] for plan in plans)
+    assert whole["seconds"] == pytest.approx(sum(plan["seconds"] for plan in plans), abs=2)
+
+
+def test_the_cost_of_a_sweep_is_that_of_all_its_runs() -> None:
+    priced = "engine={kind: openai, model: m, options: {base_url: http://h/v1, prices: {prompt: 1, completion: 2}}}"
+    for overrides, said in (([priced], "about $"), (["engine={kind: openai, model: m}"], "unknown: no prices of m")):
+        recipe = load([*overrides, "model=a/b/c"])
+        plan = forecast.plan(recipe, {"train": 10, "heldout": 5, "final": 3})
+        whole = forecast.total([plan, plan])
+        assert whole["cost"].startswith(said)
+        assert whole["cost_usd"] == (plan["cost_usd"] and pytest.approx(2 * plan["cost_usd"]))
 
 
 def test_the_interval_over_seeds_is_students() -> None:

@@ -462,10 +462,20 @@ def test_a_plan_has_another_reference_in_memory(store: Store, tiny_model: Path, 
     assert found.memory.reference == 4 * (found.parameters - found.learning)
 
 
-def test_an_online_training_has_no_plan(store: Store, tiny_model: Path) -> None:
-    config = TrainConfig(method="grpo", online=OnlineSpec())
-    with pytest.raises(FactoryError, match="data of the store"):
-        plan_training(store, run="r", rounds=[1], start=str(tiny_model), config=config)
+def test_a_plan_of_an_online_training_tells_its_memory_and_tokens_to_sample(store: Store, tiny_model: Path) -> None:
+    store.append("prompts", [prompt(i, "train") for i in range(3)])
+    spec = OnlineSpec(steps=3, prompts=2, n=4, max_tokens=5, updates=2)
+
+    def planned(**settings: Any) -> Any:
+        config = CONFIG.model_copy(update={"method": "grpo", "online": spec, **settings})
+        return plan_training(store, run="r", rounds=[0], start=str(tiny_model), config=config)
+
+    found = planned()
+    assert (found.rows, found.answers, found.sampled, found.steps) == (24, 24, 24 * 5, 2 * 3)
+    assert found.memory.total > found.memory.weights > 0
+    assert found.reference_operations > 0
+    assert found.facts()["samples"] == "24 answers, 120 tokens at most"
+    assert planned(online=spec.model_copy(update={"max_tokens": 50})).memory.activations > found.memory.activations
 
 
 # ---------------------------------------------------------------------------------------------- rows as they are given

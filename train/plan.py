@@ -57,7 +57,8 @@ class Memory(NamedTuple):
 class Plan:
     """See the module. `steps`, `tokens`: of all epochs. `operations`: floating-point, of all processes together, and
     those of the reference's pass over what is not held yet. `rate`: operations a second of one process, now. `room`:
-    bytes that the device has free."""
+    bytes that the device has free. `answers`, `sampled`: of a training on answers of its own, how many the policy
+    writes and their tokens, at most; the time of writing them is not in `seconds`."""
 
     parameters: int
     learning: int
@@ -73,6 +74,8 @@ class Plan:
     reference_operations: float
     rate: float
     room: int
+    answers: int = 0
+    sampled: int = 0
 
     @property
     def seconds(self) -> float:
@@ -109,8 +112,8 @@ class Plan:
             "memory": f"{_size(self.memory.total)} of {_size(self.room)} on {self.device}{several}",
             "of which": ", ".join(f"{name} {_size(size)}" for name, size in held.items()),
             "work": f"{work / 1e12:.3g} TFLOP, multiplied at {self.rate / 1e12:.3g} a second",
-            "time": f"about {_span(self.seconds)}",
-        }
+            "time": f"about {_span(self.seconds)}" + (", and that of sampling" if self.sampled else ""),
+        } | ({"samples": f"{self.answers} answers, {self.sampled} tokens at most"} if self.sampled else {})
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -126,6 +129,17 @@ class Rows(NamedTuple):
 
     rows: Sequence[Any]
     unscored: Sequence[Encoded] = ()
+
+
+def as_supervised(config: TrainConfig) -> TrainConfig:
+    """A training on answers that the policy samples as a plan sees it: one that learns those answers as they are, each
+    batch `updates` times. What a critic takes besides, and a copy of the weights (ppo, bond), is not in it."""
+    spec = config.online
+    if spec is None:
+        return config
+    only_online = {"method", "parameters", "online", "add", "weighting", "kl_budget"}
+    own = {"method": "sft", "epochs": spec.updates, "batch_size": spec.prompts * spec.n}
+    return TrainConfig(**{**config.model_dump(exclude=only_online), **own})
 
 
 def plan(

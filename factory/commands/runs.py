@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from factory.registry import unknown_name
 
 if TYPE_CHECKING:
     from factory.recipe import Recipe
+    from factory.rounds.forecast import Shared
     from factory.store import Store
 
 Overrides = Annotated[
@@ -90,16 +91,31 @@ def opened_for(loaded: Recipe, folder: Path, run_name: str | None, *, begun: boo
 
 def _show_plan(loaded: Recipe, folder: Path, *, as_json: bool) -> None:
     """The plan of a run; nothing is asked or written."""
+    from factory.rounds.forecast import Shared
+
+    [plan] = plans_of([(loaded, Shared())], folder)
+    hidden = ("stages", "seconds", "cost_usd", "memory_bytes", "time_by")
+    said = {k: v for k, v in plan.items() if k not in hidden}
+    rows = [{k: v for k, v in row.items() if k != "memory_bytes"} for row in plan["stages"]]
+    console.emit(plan, as_json=as_json, text=f"{console.facts(said)}\n\n{console.table(rows)}")
+
+
+def plans_of(runs: Sequence[tuple[Recipe, Shared]], folder: Path) -> list[dict[str, Any]]:
+    """The plan of each run, by what the store holds, if there is one; nothing is asked or written."""
     from factory.rounds import forecast
     from factory.store.journal import FILE
 
     with ExitStack() as stack:
         held = stack.enter_context(options.opened(folder)) if (folder / FILE).is_file() else None
         tokens = _prompt_tokens(held) if held is not None else None
-        plan = forecast.plan(loaded, _prompts_of(loaded, folder), prompt_tokens=tokens, store=held)
-    said = {k: v for k, v in plan.items() if k not in ("stages", "seconds", "cost_usd", "memory_bytes")}
-    rows = [{k: v for k, v in row.items() if k != "memory_bytes"} for row in plan["stages"]]
-    console.emit(plan, as_json=as_json, text=f"{console.facts(said)}\n\n{console.table(rows)}")
+        counts: dict[tuple[str, str | None], dict[str, int]] = {}
+        found = []
+        for recipe, shared in runs:
+            part = recipe.prompts
+            key = part.source, part.group_by
+            counts[key] = counts.get(key) or _prompts_of(recipe, folder)
+            found.append(forecast.plan(recipe, counts[key], prompt_tokens=tokens, store=held, shared=shared))
+    return found
 
 
 def _prompt_tokens(held: Store) -> int | None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from factory import console
 from factory.commands import options
-from factory.commands.runs import Overrides, RecipeName, opened_for
+from factory.commands.runs import Overrides, RecipeName, opened_for, plans_of
 from factory.faults import FactoryError
+
+if TYPE_CHECKING:
+    from factory.rounds.branching import Point
+    from factory.rounds.sweep import Variant
 
 
 def sweep(
@@ -30,7 +35,7 @@ def sweep(
         Path | None, typer.Option(help="Folder for sweep.json and sweep.svg; default: in the store.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the runs and what each shares with another; ask nothing.")
+        bool, typer.Option("--dry-run", help="Print the runs, what they share and what they would take; ask nothing.")
     ] = False,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
@@ -49,8 +54,7 @@ def sweep(
     for note in dict.fromkeys(note for variant in found for note in preflight.notes(variant.recipe)):
         console.note(f"note: {note}")
     if dry_run:
-        rows = [_planned(sweeps.point_between(found[0], variant), variant) for variant in found]
-        console.emit(rows, as_json=as_json, text=console.table(rows))
+        _show_plan(stem, found, store, as_json=as_json)
         return
     with opened_for(own, store, stem) as opened:
         done = sweeps.sweep(opened, stem, found, wanted)
@@ -64,9 +68,25 @@ def sweep(
     console.emit(result, as_json=as_json, text=text)
 
 
-def _planned(point: Any, variant: Any) -> dict[str, Any]:
-    shared = "" if point is None else f"what {point.run} did before {point.step}"
-    return {"run": variant.run, "seed": variant.seed, **variant.values, "shares": shared}
+def _show_plan(stem: str, found: Sequence[Variant], folder: Path, *, as_json: bool) -> None:
+    """The plan of all runs, what they share counted once; nothing is asked or written."""
+    from factory.rounds import forecast, sweep as sweeps
+
+    shared = sweeps.shared(found)
+    plans = plans_of([(one.recipe, its) for one, its in zip(found, shared, strict=True)], folder)
+    rows = [
+        {"run": one.run, "seed": one.seed, **one.values, "shares": _shares(point), "calls": plan["calls_at_most"],
+         "tokens": plan["tokens_at_most"], "seconds": plan["seconds"], "cost_usd": plan["cost_usd"]}
+        for one, point, plan in zip(found, sweeps.points(found), plans, strict=True)
+    ]  # fmt: skip
+    whole = forecast.total(plans)
+    said = {k: v for k, v in whole.items() if k not in ("seconds", "cost_usd", "memory_bytes")}
+    text = f"{console.facts(said)}\n\n{console.table(rows)}"
+    console.emit({"sweep": stem, **whole, "runs": rows}, as_json=as_json, text=text)
+
+
+def _shares(point: Point | None) -> str:
+    return "" if point is None else f"what {point.run} did before {point.step}"
 
 
 def _seeds(text: str | None) -> list[int]:

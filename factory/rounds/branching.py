@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import yaml
 
-from factory import recipe as recipes
+from factory import console, recipe as recipes
 from factory.faults import ConfigError, FactoryError
 from factory.rounds.runbook import Detail, Run
 from factory.schema import digest
@@ -69,9 +69,15 @@ def opened(store: Store, name: str) -> Run:
 
 
 def _newest(store: Store, recipe: Recipe) -> str:
-    for held in reversed(store.runs()):
-        if (yaml.safe_load(held["recipe"] or "{}") or {}).get("name") == recipe.name:
-            return str(held["run"])
+    """The newest run of the recipe; where there are several, it is said which one is meant."""
+    of_it = [h for h in store.runs() if (yaml.safe_load(h["recipe"] or "{}") or {}).get("name") == recipe.name]
+    if len(of_it) > 1:
+        meant = of_it[-1]["run"]
+        console.note(
+            f"--from: run {meant}, the newest of {len(of_it)} of {recipe.name} (--from RUN:round-2 names another)"
+        )
+    if of_it:
+        return str(of_it[-1]["run"])
     raise FactoryError(
         f"the store has no run of the recipe {recipe.name!r} to go on from",
         where=str(store.folder),
@@ -163,7 +169,9 @@ def _share(flow: Run, origin: Run, number: int, step: Step) -> None:
     for table, where in ROWS[step.stage](here):
         _copy(flow, origin, table, {"run": origin.name, "round": number, **where})
     if step.stage == "train":
-        _link(origin.at(step.name).out(number) / "policy", flow.at(step.name).out(number) / "policy")
+        theirs, ours = origin.at(step.name).out(number), flow.at(step.name).out(number)
+        _link(theirs / "policy", ours / "policy")
+        _link_file(theirs / "metrics.jsonl", ours / "metrics.jsonl")
     _mark(flow, origin, number, step.name)
 
 
@@ -229,6 +237,12 @@ def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(source, draft, copy_function=_linked)
     draft.rename(target)
+
+
+def _link_file(source: Path, target: Path) -> None:
+    if source.is_file() and not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _linked(str(source), str(target))
 
 
 def _linked(source: str, target: str) -> None:

@@ -9,14 +9,16 @@ rows of the greatest length. Nothing is asked and no weights are loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory.faults import FactoryError
-from factory.judges import Effort, judges
-from factory.judges.canaries import planned
-from factory.recipe import EnginePart, PanelPart, Recipe, Step
+from factory.judges import judges
+from factory.recipe import EnginePart, EvaluatePart, Recipe
+from factory.rounds import counting
+from factory.rounds.counting import Ask, Counted
 
 if TYPE_CHECKING:
     from factory.store import Store
@@ -26,41 +28,38 @@ PROMPT_TOKENS = 60
 """Tokens of a prompt where the store has none to count yet."""
 BYTES_A_TOKEN = 4
 """Of English text, about."""
-RUBRIC_TOKENS = 350
-"""What a judge is told besides prompt and answers, about."""
-EXAMPLE_TOKENS = 700
-"""What a critique is shown besides, about."""
 DECODING = 0.3
 """Share of the rate of plain multiplication that decoding reaches, about."""
 CACHED = 32_768
 """Positions in the engine's cache at once, at most."""
 
 
-@dataclass(frozen=True)
-class Ask:
-    """Work for a model: so many calls in a round, tokens written and read by each, `times` rounds."""
+class Shared(NamedTuple):
+    """What a run takes over from one that ran before it: round 1 before the step of that name ("": nothing of it), and
+    the `start`'s answers on held-out prompts."""
 
-    stage: str
-    times: int
-    calls: int
-    written: int
-    read: int
-    engine: EnginePart
-    model: str
-
-    @property
-    def tokens(self) -> int:
-        """Written in all, at most."""
-        return self.times * self.calls * self.written
+    before: str = ""
+    start: bool = False
 
 
 def plan(
-    recipe: Recipe, prompts: Mapping[str, int], *, prompt_tokens: int | None = None, store: Store | None = None
+    recipe: Recipe,
+    prompts: Mapping[str, int],
+    *,
+    prompt_tokens: int | None = None,
+    store: Store | None = None,
+    shared: Shared | None = None,
 ) -> dict[str, Any]:
     """The plan of a run as plain JSON values. prompts: number of prompts a split; prompt_tokens: mean of a prompt;
-    store: where earlier runs tell how fast the model is here."""
-    asks = list(_asks(recipe, prompts, prompt_tokens or PROMPT_TOKENS))
-    trainings = list(_trainings(recipe, prompts, prompt_tokens or PROMPT_TOKENS))
+    store: where earlier runs tell how fast the model is here; shared: what another run has done for it."""
+    rounds = [
+        (times, counting.count(recipe, number, prompts, prompt_tokens or PROMPT_TOKENS))
+        for number, times in ((1, 1), (2, recipe.stop.max_rounds - 1))
+        if times
+    ]
+    shared = shared or Shared()
+    asks = list(_asks(recipe, rounds, prompts, prompt_tokens or PROMPT_TOKENS, shared))
+    trainings = list(_trainings(recipe, rounds, _before(recipe, shared.before)))
     rate = Rate.of(recipe, store, [t for t in trainings if t.needs])
     rows = [_row(ask, rate) for ask in asks]
     rows += [t.row(rate) for t in trainings]
@@ -82,7 +81,8 @@ def plan(
         "calls_at_most": sum(row["calls"] for row in rows),
         "tokens_at_most": sum(row["tokens"] for row in rows),
         "seconds": None if None in seconds else round(sum(seconds)),
-        "time": _time(seconds, rate),
+        "time": _time(seconds, rate.told),
+        "time_by": rate.told,
         "cost_usd": None if None in costs else round(sum(costs), 6),
         "cost": _cost(costs, unknown, paid),
         "memory_bytes": max(memory, default=None),
@@ -90,61 +90,83 @@ def plan(
     }
 
 
+def total(plans: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Several runs, one after the other: their calls, tokens, time and cost together, the memory of the fullest."""
+    seconds = [row["seconds"] for plan in plans for row in plan["stages"]]
+    costs = [plan["cost_usd"] for plan in plans]
+    told = next((plan["time_by"] for plan in plans if plan["time_by"]), "")
+    fullest = max(plans, key=lambda plan: plan["memory_bytes"] or 0)
+    unknown = next((plan["cost"] for plan in plans if plan["cost_usd"] is None), None)
+    return {
+        "calls_at_most": sum(plan["calls_at_most"] for plan in plans),
+        "tokens_at_most": sum(plan["tokens_at_most"] for plan in plans),
+        "seconds": None if None in seconds else round(sum(seconds)),
+        "time": _time(seconds, told),
+        "cost_usd": None if unknown else round(sum(costs), 6),
+        "cost": unknown or (_about(sum(costs)) if sum(costs) else plans[0]["cost"]),
+        "memory_bytes": fullest["memory_bytes"],
+        "memory": fullest["memory"],
+    }
+
+
 # ---------------------------------------------------------------------------------------------------- what is asked
 
 
-def _asks(recipe: Recipe, prompts: Mapping[str, int], read: int) -> Iterator[Ask]:
+Rounds = list[tuple[int, Counted]]
+"""The first round and the later ones: how many, and what each comes to."""
+
+
+def _asks(recipe: Recipe, rounds: Rounds, prompts: Mapping[str, int], read: int, shared: Shared) -> Iterator[Ask]:
     """Every stage that asks a model, in the order of the run."""
     part, engine = recipe.evaluate, recipe.engine
-    held, final = (_limited(prompts.get(split, 0), part.limit) * part.n for split in ("heldout", "final"))
-    rounds = recipe.stop.max_rounds
-    yield Ask("evaluate the start", 1, held, part.max_tokens, read, engine, recipe.model)
+    held, final = (_limited(prompts.get(split, 0), part.limit) for split in ("heldout", "final"))
+    probed = _limited(held, min(part.probes or 0, part.score_limit or held)) if _is_tempered(part) else 0
+    measured = Ask("evaluate the policy", recipe.stop.max_rounds, held * part.n + probed, part.max_tokens, read, engine,
+                   recipe.model)  # fmt: skip
+    if not shared.start:
+        yield replace(measured, stage="evaluate the start", times=1)
+    own = {step.name for step in recipe.steps_of(1)} - _before(recipe, shared.before)
     for step in recipe.stages:
-        times = sum(step.in_round(number) for number in range(1, rounds + 1))
-        yield from _of_step(recipe.at(step), step, times, prompts, read)
-    yield Ask("evaluate the policy", rounds, held, part.max_tokens, read, engine, recipe.model)
-    yield Ask("evaluate start and champion on final", 2, final, part.max_tokens, read, engine, recipe.model)
+        told = [(times if number or step.name in own else 0, counted.asks.get(step.name, []))
+                for number, (times, counted) in enumerate(rounds)]  # fmt: skip
+        yield from _merged(told)
+    yield measured
+    yield from _measuring(recipe, held, recipe.stop.max_rounds, read, "evaluate the policy")
+    who = "champion" if shared.start else "start and champion"
+    yield replace(measured, stage=f"evaluate {who} on final", times=1 if shared.start else 2, calls=final * part.n)
+    yield from _measuring(recipe, final, 1, read, "evaluate champion on final")
 
 
-def _of_step(here: Recipe, step: Step, times: int, prompts: Mapping[str, int], read: int) -> Iterator[Ask]:
-    drawn = min(here.prompts.per_round, prompts.get("train", 0)) or here.prompts.per_round
-    if step.stage == "generate":
-        sampled = here.generate
-        yield Ask(step.name, times, drawn * sampled.n, sampled.max_tokens, read, here.engine, here.model)
-    if step.stage == "revise":
-        calls = 2 * here.revise.rounds * drawn * here.generate.n
-        yield Ask(step.name, times, calls, here.revise.max_tokens, read + EXAMPLE_TOKENS, here.engine, here.model)
-    if step.stage == "label":
-        for part in here.panel:
-            if judges.facts(part.judge)["asks"]:
-                yield _judged(here, step, part, times, drawn, read)
+def _merged(told: list[tuple[int, list[Ask]]]) -> Iterator[Ask]:
+    """One line for what is the same in the first round and in later ones, else one for each."""
+    of_stage: dict[str, list[Ask]] = {}
+    for times, asks in told:
+        for ask in asks:
+            of_stage.setdefault(ask.stage, []).append(replace(ask, times=times))
+    for stage, asks in of_stage.items():
+        names = (f"{stage}, first round", f"{stage}, later rounds")
+        if all(replace(ask, times=0) == replace(asks[0], times=0) for ask in asks):
+            asks, names = [replace(asks[0], times=sum(ask.times for ask in asks))], (stage, "")
+        yield from (replace(ask, stage=name) for name, ask in zip(names, asks, strict=False) if ask.times)
 
 
-def _judged(here: Recipe, step: Step, part: PanelPart, times: int, prompts: int, read: int) -> Ask:
-    """What one judge is asked in a round at most: of each candidate, or of each pair; canaries on top. A judge that
-    cannot say what a matchup costs (a rubric of each prompt's own) is counted as one call."""
-    judge = judges.get(part.judge)(name=part.name or part.judge, **part.options)
-    count, n = _limited(prompts, part.prompts), here.generate.n
-    effort: Effort = getattr(judge, "effort", None) or Effort(2 if judge.kind == "pairwise" else 1, 1)
-    shown = 1 if judge.kind == "pointwise" else 2
-    matchups = count * (n if judge.kind == "pointwise" else _pairs(part.matchups, n))
-    own = here.model if part.model in {None, "policy", "previous", "start"} else str(part.model)
-    return Ask(
-        f"{step.name}: {here.member_name(part)}",
-        times,
-        (matchups + planned(matchups)) * effort.calls,
-        max(1, effort.tokens // effort.calls),
-        read + RUBRIC_TOKENS + shown * here.generate.max_tokens,
-        part.engine or here.engine,
-        own,
-    )
+def _before(recipe: Recipe, name: str) -> set[str]:
+    """Steps of round 1 that come before the one of that name."""
+    names = [step.name for step in recipe.steps_of(1)]
+    return set(names[: names.index(name)]) if name in names else set()
 
 
-def _pairs(choice: str, n: int) -> int:
-    """Pairs of a prompt's n answers that a choice of matchups makes, at most."""
-    name, _, most = choice.partition(":")
-    pairs = n - 1 if name == "against_best" else n * (n - 1) // 2
-    return min(pairs, int(most)) if most.isdigit() else pairs
+def _measuring(recipe: Recipe, prompts: int, times: int, read: int, stage: str) -> Iterator[Ask]:
+    """A judge beside the verifier that asks a model compares each answer with the start's of the same number."""
+    part, judge = recipe.evaluate, recipe.evaluate.judge
+    if judge is not None and judges.facts(judge.judge)["asks"]:
+        answers = counting.Answers(((prompts, 2),), read, part.max_tokens)
+        ask = counting.judged(recipe, stage, judge.model_copy(update={"matchups": "all", "prompts": None}), answers)[0]
+        yield replace(ask, times=times, calls=ask.calls * part.n)
+
+
+def _is_tempered(part: EvaluatePart) -> bool:
+    return part.temperature != 1 or part.top_p < 1 or part.top_k > 0
 
 
 def _limited(count: int, limit: int | None) -> int:
@@ -190,37 +212,36 @@ class Training:
         }
 
 
-def _trainings(recipe: Recipe, prompts: Mapping[str, int], read: int) -> Iterator[Training]:
+def _trainings(recipe: Recipe, rounds: Rounds, done: set[str]) -> Iterator[Training]:
+    """Every train stage; `done`: steps of round 1 that another run did."""
     from train import losses
 
     for step in recipe.stages:
         if step.stage != "train":
             continue
         here = recipe.at(step)
-        times = sum(step.in_round(number) for number in range(1, recipe.stop.max_rounds + 1))
-        drawn = min(here.prompts.per_round, prompts.get("train", 0)) or here.prompts.per_round
+        first = 2 if step.name in done else 1
+        times = sum(step.in_round(number) for number in range(first, recipe.stop.max_rounds + 1))
         config, online = here.train.config, here.train.config.online
-        kind = losses.get(config.method).data
-        if online is not None:
-            rows = online.steps * online.prompts * online.n
-            sampled, length = rows * online.max_tokens, online.max_tokens
-        else:
-            rows, sampled, length = drawn * _rows_a_prompt(here, kind), 0, here.generate.max_tokens
-        needs = _needs(here.model, config, "completions" if online else kind, (rows, read, length))
-        yield Training(step.name, times, rows, sampled, needs)
-
-
-def _rows_a_prompt(here: Recipe, kind: str) -> int:
-    n = here.generate.n
-    if kind in ("labels", "completions"):
-        return n
-    return n * (n - 1) // 2 if here.pair.strategy == "all" else (n if here.pair.strategy == "draft_revision" else 1)
+        made = max(
+            (counted.trainings.get(step.name, []) for _, counted in rounds), key=lambda m: sum(x.rows for x in m)
+        )
+        objective = losses.get(config.method)
+        rows = sum(each.rows for each in made) * (recipe.stop.max_rounds if here.train.all_rounds else 1)
+        read, length = (max((each[place] for each in made), default=0) for place in (1, 2))
+        needs = _needs(here.model, config, "completions" if online else objective.data, (rows, read, length))
+        yield Training(step.name, times, rows, rows * length if online else 0, needs)
 
 
 def _needs(model: str, config: TrainConfig, kind: str, size: tuple[int, int, int]) -> Needs | None:
-    """What a training on so many rows of the greatest length takes; None where the model's configuration is not
-    here. An online one learns from its samples as a supervised one would."""
-    from factory.resources import model_files
+    """What a training on so many rows of the greatest length takes; None where there are none, or where the model's
+    configuration is not here. An online one learns from its samples as a supervised one would."""
+    return _needs_of(model, config.model_dump_json(), kind, size) if size[0] else None
+
+
+@cache
+def _needs_of(model: str, settings: str, kind: str, size: tuple[int, int, int]) -> Needs | None:
+    from factory.resources import held_folder, model_files
     from train import plan as plans
     from train.config import TrainConfig
     from train.data import CompletionRow, Encoded, LabelRow, PairRow
@@ -234,17 +255,15 @@ def _needs(model: str, config: TrainConfig, kind: str, size: tuple[int, int, int
         "scores": PairRow(prompt, answer, answer),
         "labels": LabelRow(prompt, answer, True),
     }.get(kind, CompletionRow(prompt, answer))
-    if config.online is not None:
-        settings = config.model_dump(exclude={"method", "parameters", "online", "add", "weighting", "kl_budget"})
-        batch = config.online.prompts * config.online.n
-        config = TrainConfig(**{**settings, "method": "sft", "epochs": config.online.updates, "batch_size": batch})
+    config = plans.as_supervised(TrainConfig.model_validate_json(settings))
+    scored = [Encoded(prompt, answer)] * (rows * (2 if kind == "pairs" else 1)) if kind in ("pairs", "labels") else []
     try:
         files = model_files(model)
-        scored = (
-            [Encoded(prompt, answer)] * (rows * (2 if kind == "pairs" else 1)) if kind in ("pairs", "labels") else []
-        )
+        base = held_folder(files.base)
+        if base is None:
+            return None
         limit = micro_batch_tokens(config, resolve_device("auto"))
-        found = plans.plan(files.base, files.adapter, plans.Rows([made] * rows, scored), config, limit=limit)
+        found = plans.plan(str(base), files.adapter, plans.Rows([made] * rows, scored), config, limit=limit)
     except (FactoryError, OSError):  # a model that is not here is told of when it is loaded
         return None
     return Needs(found.seconds, found.memory.total, found.parameters, found.rate)
@@ -328,12 +347,13 @@ def _is_paid(engine: EnginePart) -> bool:
 def _cache_bytes(ask: Ask) -> int | None:
     """Weights and the cache of a full batch; None where the model is not here."""
     import json
-    from pathlib import Path
 
-    from factory.resources import model_files
+    from factory.resources import held_folder, model_files
 
     try:
-        base = Path(model_files(ask.engine.model or ask.model).base)
+        base = held_folder(model_files(ask.engine.model or ask.model).base)
+        if base is None:
+            return None
         told = json.loads((base / "config.json").read_text(encoding="utf-8"))
     except (FactoryError, OSError, ValueError):  # told of when it is loaded
         return None
@@ -360,16 +380,20 @@ def _cost(costs: list[float | None], unknown: list[str], paid: bool) -> str:
         return "nothing is paid for: the model runs here"
     if None in costs:
         return f"unknown: no prices of {', '.join(unknown)} are given"
-    return f"about ${sum(c for c in costs if c):,.4f}: all answers as long as they may be, read tokens estimated"
+    return _about(sum(c for c in costs if c))
 
 
-def _time(seconds: list[float | None], rate: Rate) -> str:
+def _about(dollars: float) -> str:
+    return f"about ${dollars:,.4f}: all answers as long as they may be, read tokens estimated"
+
+
+def _time(seconds: list[float | None], told: str) -> str:
     known = sum(s for s in seconds if s is not None)
-    if all(s is None for s in seconds) or rate.writing is None:
+    if all(s is None for s in seconds) or not told:
         return "unknown: an endpoint's speed, or a model that is not here yet"
     more = " and the time of what an endpoint answers" if None in seconds else ""
     span = f"{known:.0f} s" if known < 90 else f"{known / 60:.0f} min" if known < 5400 else f"{known / 3600:.1f} h"
-    return f"at most about {span}{more} ({rate.told})"
+    return f"at most about {span}{more} ({told})"
 
 
 def _memory(most: int | None, free: int | None) -> str:

@@ -25,6 +25,7 @@ from markupsafe import Markup
 from factory import console
 from factory.faults import ConfigError, FactoryError
 from factory.rounds.branching import Point
+from factory.rounds.forecast import Shared
 from factory.schema import Estimate, PolicyReport, digest
 from factory.stats.clusters import t_of
 from factory.store import check_run_name
@@ -177,16 +178,34 @@ def point_between(origin: Variant, other: Variant) -> Point | None:
     return None
 
 
+def points(found: Sequence[Variant]) -> list[Point | None]:
+    """Where each run begins: at a point of the first run with its seed; None where it does everything itself."""
+    first: dict[int, Variant] = {}
+    origins = [first.setdefault(variant.seed, variant) for variant in found]
+    return [None if one is origin else point_between(origin, one) for one, origin in zip(found, origins, strict=True)]
+
+
+def shared(found: Sequence[Variant]) -> list[Shared]:
+    """What each run takes over from those before it: stages of round 1, and the start's answers where the same model
+    has answered the same held-out prompts in the same way."""
+    seen: set[str] = set()
+    told = []
+    for variant, point in zip(found, points(found), strict=True):
+        recipe = variant.recipe
+        asked = recipe.evaluate.model_dump(exclude={"judge", "independent"})
+        start = digest(recipe.model, recipe.engine.model_dump(), recipe.seed, recipe.prompts.model_dump(), asked)
+        told.append(Shared(point.step if point else "", start in seen))
+        seen.add(start)
+    return told
+
+
 # -------------------------------------------------------------------------------------------------------- running
 
 
 def sweep(store: Store, name: str, found: Sequence[Variant], keys: Iterable[str]) -> Sweep:
     """Run every variant to its end, one after the other; the same call again goes on where it was cut off."""
     done: list[Outcome] = []
-    first: dict[int, Variant] = {}
-    for number, variant in enumerate(found, 1):
-        origin = first.setdefault(variant.seed, variant)
-        point = None if origin is variant else point_between(origin, variant)
+    for number, (variant, point) in enumerate(zip(found, points(found), strict=True), 1):
         console.note(f"{number} of {len(found)}: {variant.run}" + (f", from {point.step} on" if point else ""))
         done.append(_run(store, variant, point))
     return Sweep(name=name, keys=tuple(keys), runs=tuple(done))

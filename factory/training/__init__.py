@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from factory.store import Store
     from factory.training.online import OnlineWork
     from factory.training.rewards import Rewards
+    from train.config import OnlineSpec
     from train.data import Encoded
-    from train.plan import Plan
+    from train.plan import Plan, Rows
     from train.policy import Policy
     from train.processes import Group
     from train.trainer import Trained
@@ -169,29 +170,48 @@ def plan_training(
     where: Mapping[str, Any] | None = None,
     processes: Launch | None = None,
 ) -> Plan:
-    """What `train_policy` with the same arguments would take: memory, work, time. Loads no weights. FactoryError: there
-    are no rows, the model's configuration does not load, or the training samples its own data."""
+    """What `train_policy` with the same arguments would take: memory, work, time. Loads no weights. Of a training on
+    answers of its own all answers are as long as they may be, and tokens to sample are told. FactoryError: there are no
+    rows or prompts, or the model's configuration does not load."""
     from factory.engines.transformers import default_threads
-    from train.plan import Rows, plan
+    from train.plan import Rows, as_supervised, plan
     from train.policy import resolve_device
     from train.trainer import micro_batch_tokens, threads
 
-    if config.online is not None:
-        raise FactoryError("a plan is of a training on data of the store", todo="leave online out of the plan")
     config.check()
     together = _several(processes, config)
     job = _Job(store, start, reference, config, Path())
-    job.read({"run": run, "round": list(rounds), **(where or {})}, strategy)
+    if config.online is not None:
+        rows = _as_sampled(job, config.online)
+    else:
+        job.read({"run": run, "round": list(rounds), **(where or {})}, strategy)
+        rows = Rows(job.data.rows, job.unscored() if job.objective.reference else ())
     with threads(config.threads or default_threads()):
-        return plan(
+        found = plan(
             job.start.base,
             job.start.adapter,
-            Rows(job.data.rows, job.unscored() if job.objective.reference else ()),
-            config,
+            rows,
+            as_supervised(config),
             limit=micro_batch_tokens(config, resolve_device("auto")),
             processes=1 if together is None else together.size,
             other_reference=job.objective.reference and job.reference_is_other,
         )
+    if config.online is None:
+        return found
+    return replace(found, answers=len(rows.rows), sampled=len(rows.rows) * config.online.max_tokens)
+
+
+def _as_sampled(job: _Job, spec: OnlineSpec) -> Rows:
+    """The answers of a training on answers of its own, all as long as they may be, to the store's prompts in turn; each
+    is scored once by the policy, and once by the reference where there is one."""
+    from train.data import CompletionRow, Encoded
+    from train.plan import Rows
+
+    prompts = list(asked(job.store, None, job.start.base, job.config))
+    answer = (prompts[0][-1],) * spec.max_tokens
+    turns = [prompts[i % len(prompts)] for i in range(spec.steps * spec.prompts) for _ in range(spec.n)]
+    scored = [Encoded(prompt, answer) for prompt in turns]
+    return Rows([CompletionRow(prompt, answer) for prompt in turns], scored * (2 if job.objective.reference else 1))
 
 
 def help_train(processes: Launch) -> None:
