@@ -2,12 +2,15 @@
 
 `answer` is the one way from a request to a stored call. It works out each answer's key, takes what the store holds,
 asks the engine for the rest and commits each answer before handing it on, so that a kill loses at most what is in the
-making. Several threads may answer at once: with `Claims` in common, no question is paid for by two of them.
+making. Several threads may answer at once: with `Claims` in common, no question is paid for by two of them. Processes
+have no claims in common: each looks again before it sends what it looked up a while ago, so that it takes what another
+has stored meanwhile; only what two of them have under way at the same moment is paid for twice.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 LOOKUP = 2000  # requests looked up at once
 STREAMED = 64  # the same, while an engine answers those before
+AGAIN = 1.0  # seconds after which the store is looked at again before something is sent
 
 T = TypeVar("T")
 Item = tuple[Request, int]  # a request and the index of one of its samples
@@ -158,6 +162,7 @@ class _Asking:
         self.wanted: Collection[str] = self.open  # what is being asked for
         self.reserved: dict[str, Spend] = {}  # the same, where there is a budget, with what it has for each
         self.tried: dict[str, int] = {}
+        self.looked = 0.0  # monotonic time of the last lookup of many
 
     def _keyed(self, requests: Sequence[Request]) -> Iterator[tuple[Request, list[str]]]:
         """The requests to begin with, and their keys. They are made as they are wanted; at once, where limits differ:
@@ -241,6 +246,7 @@ class _Asking:
         self.open |= mine  # until the lookup says better, so that an end gives them up
         self.others |= {key: None for key in keys if key not in mine}
         latest = self.store.latest_calls(mine) if mine else {}
+        self.looked = time.monotonic()
         held = {k: call for k, call in latest.items() if _stands(call, self.items[k][0][0], self.retry_failed)}
         held |= self._fitting(latest)
         held |= {key: self.final[key] for key in mine & self.final.keys()}
@@ -322,7 +328,21 @@ class _Asking:
         return settled
 
     def _have(self, request: Request, sample: int) -> bool:
-        return self.owned.get((id(request), sample)) not in self.wanted
+        key = self.owned.get((id(request), sample))
+        if key is None or key not in self.wanted:
+            return True
+        return time.monotonic() - self.looked >= AGAIN and self._came_meanwhile(key)
+
+    def _came_meanwhile(self, key: str) -> bool:
+        """Has another process stored the answer since the lookup? Then it is `found`, and not asked for any more."""
+        call = self.store.latest_calls([key]).get(key)
+        if call is None or not _stands(call, self.items[key][0][0], self.retry_failed):
+            return False
+        self._settle([key])
+        if key in self.reserved and self.budget is not None:
+            self.budget.release([self.reserved.pop(key)])
+        self.found += [Answered(request, call, True) for request, _ in self._answered(key)]
+        return True
 
     def _wanted(self, burst: Iterable[Completion]) -> Iterator[tuple[str, Completion]]:
         for completion in burst:

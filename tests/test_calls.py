@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from store_rows import call
 
 from factory import calls
+from factory.budget import Budget
 from factory.calls import STREAMED, Claims, answer, reusable
 from factory.engines import Burst, nothing_held
 from factory.engines.scripted import Rule, ScriptedEngine
@@ -415,6 +416,7 @@ REQUESTS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(REQUESTS, st.text(st.characters(exclude_categories=())))
 def test_a_key_is_the_hash_that_it_has_always_been(request_: Request, rendered: str) -> None:
     identity = Identity("openai", "shown", "content")
@@ -466,6 +468,42 @@ def test_two_that_ask_the_same_at_once_pay_once(store: Store) -> None:
             "only the second", *(f"shared {n}" for n in range(5))
         }  # fmt: skip
     assert len(store.rows(Call)) == 6
+
+
+class Overtaken(ScriptedEngine):
+    """Between the lookup and the first call, another process answers some of the questions for a run of its own."""
+
+    def __init__(self, folder: Path, some: list[Request]) -> None:
+        super().__init__()
+        self.folder, self.some = folder, some
+
+    def generate(self, requests: Iterable[Request], have: Have = nothing_held) -> Iterator[Completion]:
+        with Store.open(self.folder) as other:
+            assert len(run(other, ScriptedEngine(), self.some, run="other")) == 2
+        yield from super().generate(requests, have)
+
+
+@pytest.mark.parametrize("budget", [None, Budget(max_tokens=100_000)])
+def test_what_another_process_stored_since_the_lookup_is_not_paid_again(
+    store: Store, budget: Budget | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("factory.calls.AGAIN", 0.0)
+    requests = [ask(text) for text in ("tea", "salt", "sea", "tea")]
+    engine = Overtaken(store.folder, requests[1:3])
+    found = list(answer(store, engine, requests, run="r", round=1, purpose="test", budget=budget))
+    assert sorted((each.request.messages[0]["content"], each.call.run, each.reused) for each in found) == [
+        ("salt", "other", True), ("sea", "other", True), ("tea", "r", False), ("tea", "r", True),
+    ]  # fmt: skip
+    assert engine.asked == 1
+    assert len(store.rows(Call)) == 3
+
+
+def test_a_second_look_takes_no_passing_failure_for_an_answer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("factory.calls.AGAIN", 0.0)
+    failing = ScriptedEngine(rules=[Rule(fail="busy", passing=True)])
+    monkeypatch.setattr(failing, "_identity", ScriptedEngine().identity)
+    run(store, failing, [ask("tea")], run="other", attempts=1)
+    assert [call.failure for _, call in run(store, ScriptedEngine(), [ask("tea")])] == [None]
 
 
 def test_what_another_gave_up_is_asked_by_the_one_that_waits(store: Store) -> None:
