@@ -491,40 +491,16 @@ def pictures(found: Study) -> list[tuple[str, Markup]]:
     return shown
 
 
-_STYLE: Final = Markup("""
-text { font: 11px system-ui, sans-serif; fill: #555 } .grid { stroke: #ddd } .caption { font-weight: 600; fill: #222 }
-.t1 { --tone: #1f5fd0 } .t2 { --tone: #c2570c } .t3 { --tone: #7a818a } .t4 { --tone: #7a3fb5 }
-.line { fill: none; stroke: var(--tone); stroke-width: 2 } .dot { fill: var(--tone) }
-.bar { stroke: var(--tone); stroke-width: 2; opacity: .5 } .rule { stroke: #999; stroke-dasharray: 4 4 }
-@media (prefers-color-scheme: dark) { text { fill: #bbb } .grid { stroke: #444 } .caption { fill: #eee } }
-""")
-
-
-def picture(found: Study) -> str:
+def picture(found: Study) -> Markup:
     """All charts in one SVG of its own, two in a row, each under its caption."""
-    return f"{_picture(found)}\n"
-
-
-def _picture(found: Study) -> Markup:
     from factory.report import charts
 
-    width, height, top = charts.WIDTH, charts.HEIGHT, 26
-    shown = pictures(found)
-    places = [((width + 20) * (i % 2), (height + top + 10) * (i // 2)) for i in range(len(shown))]
-    parts = [
-        Markup(
-            '<text class="caption" x="{}" y="{}">{}</text><svg x="{}" y="{}" width="{}" height="{}">{}</svg>'
-        ).format(x + 4, y + 16, caption, x, y + top, width, height, chart)
-        for (x, y), (caption, chart) in zip(places, shown, strict=True)
-    ]
-    rows = (len(shown) + 1) // 2
-    return Markup('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {} {}"><style>{}</style>{}</svg>').format(
-        2 * width + 20, rows * (height + top + 10), _STYLE, Markup().join(parts)
-    )
+    return charts.sheet(pictures(found))
 
 
 _PAGE_STYLE: Final = Markup("""
 body { font: 15px system-ui, sans-serif; margin: 2em auto; max-width: 60em } :root { color-scheme: light dark }
+body > svg { max-width: 100%; height: auto }
 td, th { padding: 3px 9px; text-align: right; font-variant-numeric: tabular-nums }
 """)
 
@@ -540,7 +516,7 @@ def page(found: Study) -> str:
         Markup("<p>{} prompts, {} answers. Means with 95% intervals over prompts.</p>").format(
             found.prompts, found.answers
         ),
-        _picture(found),
+        picture(found),
         Markup("<table>{}</table>").format(
             Markup().join(
                 [_row("th", names), *(_row("td", [show(row[name]) for name in names]) for row in rows)],
