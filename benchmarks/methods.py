@@ -63,7 +63,7 @@ METHODS: dict[str, tuple[str, ...]] = {
         "--online", "n=8", "--online", "max_tokens=80",
     ),
     "raft": ("--run", "data", "--strategy", "best_worst", *TWICE, "--set", "best={ties: all}"),
-    "reward_model": (*ALL, "--set", "epochs=1", "--set", "batch_size=16", "--set", "learning_rate=5e-4"),
+    "reward_model": (*ALL, "--set", "epochs=2", "--set", "batch_size=16", "--set", "learning_rate=5e-4"),
 }  # fmt: skip
 
 
@@ -118,7 +118,8 @@ def make_data(factory: Runner, size: Size) -> None:
     factory("pair-clear", "pair", "--run", "data", *clear)
     factory("pair-all", "pair", "--run", "data", "--strategy", "all", "--label-by", "none")
     held = ("--run", "held", "--split", "heldout")
-    factory("generate-held", "generate", *held, "--n", "4", *SAMPLING, *tokens, "--limit", str(size.heldout))
+    many = ("--n", str(size.answers), "--limit", str(size.heldout))
+    factory("generate-held", "generate", *held, *many, *SAMPLING, *tokens)
     factory("label-held", "label", *held, "--judge", "verifier")
 
 
