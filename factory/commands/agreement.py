@@ -31,9 +31,7 @@ def agreement(
     prior: Annotated[
         float, typer.Option(min=0, help="Ranking: so many made-up even comparisons of every two compared models.")
     ] = 0.0,
-    keep_quarantined: Annotated[
-        bool, typer.Option("--keep-quarantined", help="Count also batches whose canaries fooled the judge.")
-    ] = False,
+    keep_quarantined: options.KeepQuarantined = False,
     gold: Annotated[
         str | None, typer.Option(help="People's verdicts: a .csv or .jsonl, or a judge of the run, such as human.")
     ] = None,

@@ -28,7 +28,7 @@ def bon(
     ] = None,
     split: Annotated[str, typer.Option(help="Split of the answers' prompts.")] = "heldout",
     model: options.Model = options.EMBEDDED,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    limit: options.Limit = None,
     out: Annotated[Path | None, typer.Option(help="Also write the charts: FILE.svg or FILE.html.")] = None,
     seed: options.Seed = 0,
     run: options.Run = None,

@@ -16,7 +16,9 @@ from factory.faults import FactoryError
 
 
 def add_prompts(
-    source: Annotated[str, typer.Argument(help="File (JSONL, JSON, CSV, Parquet), hub name, or bundled: verifiable.")],
+    source: Annotated[
+        str, typer.Argument(help="File (JSONL, JSON, CSV, Parquet), hub name, or the bundled verifiable.")
+    ],
     mapping: Annotated[
         list[str] | None,
         typer.Option("--map", help="Column by its role, such as prompt=question or rubric=criteria; repeatable."),
@@ -100,11 +102,11 @@ def generate(
     split: Annotated[str, typer.Option(help="Split of the prompts: train | heldout | final.")] = "train",
     n: Annotated[int, typer.Option("--n", min=1, help="Answers a prompt.")] = 4,
     temperature: options.Temperature = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="1 keeps the whole distribution.")] = 1.0,
+    top_p: options.TopP = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0 keeps the whole distribution.")] = 0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
-    retry_failed: Annotated[bool, typer.Option(help="Ask again also where the failure was permanent.")] = False,
+    max_tokens: options.MaxTokens = 256,
+    limit: options.Limit = None,
+    retry_failed: options.RetryFailed = False,
     max_cost: options.MaxCost = None,
     max_tokens_total: options.MaxTokensTotal = None,
     seed: options.Seed = 0,

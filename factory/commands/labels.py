@@ -26,10 +26,7 @@ JUDGES = (
 
 def label(
     judge: Annotated[list[str], typer.Option("--judge", help=JUDGES)],
-    judge_option: Annotated[
-        list[str] | None,
-        typer.Option("--judge-option", "-J", help="name.option=value; name.model=... asks another model; repeatable."),
-    ] = None,
+    judge_option: options.JudgeOptions = None,
     model: options.Model = options.EMBEDDED,
     engine: options.EngineKind = "transformers",
     engine_option: options.EngineOptions = None,
@@ -40,11 +37,9 @@ def label(
     ] = "all",
     split: Annotated[str, typer.Option(help="Split of the candidates' prompts.")] = "train",
     kind: Annotated[str, typer.Option(help="Kind of the candidates: sample | revision | judgment ...")] = "sample",
-    canary_share: Annotated[
-        float, typer.Option(min=0, max=0.5, help="Canaries among a model's matchups; 0 plants none.")
-    ] = 0.02,
+    canary_share: options.CanaryShare = 0.02,
     unsafe_exec: options.UnsafeExec = False,
-    retry_failed: Annotated[bool, typer.Option(help="Ask again also where the failure was permanent.")] = False,
+    retry_failed: options.RetryFailed = False,
     max_cost: options.MaxCost = None,
     max_tokens_total: options.MaxTokensTotal = None,
     seed: options.Seed = 0,

@@ -40,6 +40,20 @@ EngineOptions = Annotated[
 ]
 Model = Annotated[str, typer.Option("--model", help="Model folder, adapter folder or hub name.")]
 Temperature = Annotated[float, typer.Option("--temperature", min=0, max=5, help="0 is greedy.")]
+TopP = Annotated[float, typer.Option("--top-p", min=0.001, max=1, help="1 keeps the whole distribution.")]
+MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many prompts.")]
+RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask again also where the failure was permanent.")]
+JudgeOptions = Annotated[
+    list[str] | None,
+    typer.Option("--judge-option", "-J", help="name.option=value; name.model=... asks another model; repeatable."),
+]
+CanaryShare = Annotated[
+    float, typer.Option("--canary-share", min=0, max=0.5, help="Canaries among what a model judges; 0 plants none.")
+]
+KeepQuarantined = Annotated[
+    bool, typer.Option("--keep-quarantined", help="Count also batches whose canaries fooled their judge.")
+]
 Engines = Annotated[
     int, typer.Option("--engines", min=1, max=1024, help="Engine processes, one for each GPU; they share the work.")
 ]

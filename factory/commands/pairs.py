@@ -93,9 +93,7 @@ def pair(
     ] = None,
     kind: Annotated[list[str] | None, typer.Option("--kind", help="Kinds of candidates (sample); repeatable.")] = None,
     split: Annotated[str, typer.Option(help="Split of the candidates' prompts.")] = "train",
-    keep_quarantined: Annotated[
-        bool, typer.Option(help="Also hear batches of judgments whose canaries fooled their judge.")
-    ] = False,
+    keep_quarantined: options.KeepQuarantined = False,
     seed: options.Seed = 0,
     run: options.Run = None,
     round_number: options.RoundOf = None,

@@ -45,7 +45,7 @@ def train(
     reward_engine: rewarding.EngineKind = "transformers",
     reward_engine_option: rewarding.EngineOptions = None,
     reward_matchups: rewarding.Matchups = "all",
-    canary_share: rewarding.CanaryShare = 0.02,
+    canary_share: options.CanaryShare = 0.02,
     unsafe_exec: options.UnsafeExec = False,
     retry_failed: rewarding.RetryFailed = False,
     concurrency: options.Concurrency = None,
@@ -156,9 +156,9 @@ def evaluate(
     split: Annotated[str, typer.Option(help="heldout | final")] = "heldout",
     n: Annotated[int, typer.Option("--n", min=1, help="Answers a prompt.")] = 1,
     temperature: options.Temperature = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.001, max=1, help="1 keeps the whole distribution.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many prompts.")] = None,
+    top_p: options.TopP = 1.0,
+    max_tokens: options.MaxTokens = 256,
+    limit: options.Limit = None,
     score_limit: Annotated[
         int | None,
         typer.Option(min=1, help="Measure KL and relevance on the answers to so many prompts; all by default."),
@@ -171,9 +171,7 @@ def evaluate(
         list[str] | None,
         typer.Option("--judge", help="A judge that compares with the baseline's answers; as in `label`; repeatable."),
     ] = None,
-    judge_option: Annotated[
-        list[str] | None, typer.Option("--judge-option", "-J", help="name.option=value; name.model=...; repeatable.")
-    ] = None,
+    judge_option: options.JudgeOptions = None,
     labelled_by: Annotated[
         list[str] | None,
         typer.Option(

@@ -38,7 +38,6 @@ EngineOptions = Annotated[
 Matchups = Annotated[
     str, typer.Option("--reward-matchups", help="Pairs of a prompt's answers that pairwise judges see: all | random:k.")
 ]
-CanaryShare = Annotated[float, typer.Option(min=0, max=0.5, help="Canaries among what a model judges; 0 plants none.")]
 RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Ask judges again also where a failure was permanent.")
 ]
