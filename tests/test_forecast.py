@@ -12,11 +12,13 @@ import pytest
 import tiny_run
 
 from factory import evaluation, recipe as recipes, rounds
+from factory.engines.scripted import ScriptedEngine
 from factory.evaluation import Item
 from factory.evaluation.measures import Scored
 from factory.rounds import forecast
 from factory.rounds.runbook import Run
 from factory.rounds.stages import STAGES
+from factory.schema import Request, text_of
 from factory.store import Store
 
 RULES = [{"match": "Score: <", "reply": [f"It is of the kind {i}.\nScore: {i % 5}" for i in range(97)]}]
@@ -31,6 +33,11 @@ class Likelihood:
     def score(self, policy: str, items: Sequence[Item]) -> list[Scored]:
         """One token of log-probability -1 each."""
         return [Scored(-1.0, 1, (-1.0,)) for _ in items]
+
+
+def with_model(engine: ScriptedEngine, request: Request) -> str:
+    """Stands in for a conversation as a model reads it: with the model's name, so that each has answers of its own."""
+    return f"{engine.identity.model}\n{text_of(request.messages)}\nassistant: {request.prefix}"
 
 
 def trained(flow: Run, number: int) -> dict[str, Any]:
@@ -84,6 +91,7 @@ def test_the_plan_is_what_a_run_asks_for(
     recipe = recipes.parse(json.dumps(data), where=name)
     monkeypatch.setitem(STAGES, "train", trained)
     monkeypatch.setattr(evaluation, "ModelScorer", Likelihood)
+    monkeypatch.setattr(ScriptedEngine, "render", with_model)
     with Store.open(tmp_path / "store", create=True) as store:
         made = asked(store, recipe)
         prompts = dict(Counter(row["split"] for row in store.read("prompts", columns=["split"])))
@@ -161,3 +169,29 @@ def test_stages_left_out_ask_for_nothing_and_repeated_ones_are_counted_each() ->
     plan = forecast.plan(recipes.load("grpo"), {"train": 64, "heldout": 10, "final": 5})
     assert "generate" not in {row["stage"] for row in plan["stages"]}
     assert plan["memory_bytes"]
+
+
+def test_judges_that_reward_are_asked_in_every_batch() -> None:
+    """5 batches of 2 x 4 answers: a rating of each with a canary, and two pairs a prompt in both orders with one."""
+    reward = "[{judge: verifier}, {judge: rating}, {judge: pairwise, matchups: 'random:2'}]"
+    online = "{method: grpo, online: {steps: 5, prompts: 2, n: 4, max_tokens: 10}}"
+    text = (
+        f"name: x\nstages: [train]\npanel: []\ntrain: {{reward: {reward}, config: {online}}}\nstop: {{max_rounds: 3}}\n"
+    )
+    rows = {row["stage"]: row for row in forecast.plan(parse(text), {"train": 9})["stages"]}
+    assert rows["train: rating"]["calls"] == 3 * 5 * (8 + 1)
+    assert rows["train: pairwise"]["calls"] == 3 * 5 * (4 + 1) * 2
+    assert rows["train (40 rows at most)"]["tokens"] == 3 * 40 * 10
+
+
+def test_rows_to_train_on_are_those_that_the_stages_before_make() -> None:
+    """constitutional: 64 revisions of one draft each are learnt first, then a pair a prompt; raft: the best of 8."""
+    sizes = {"train": 100, "heldout": 10, "final": 5}
+    for name, trained_on in (
+        ("constitutional", ["sft (64 rows at most)", "train (64 rows at most)"]),
+        ("self_rewarding", ["train (80 rows at most)"]),  # 48 pairs of answers and 32 of judgments
+        ("raft", ["train (64 rows at most)"]),
+        ("kto_rounds", ["train (256 rows at most)"]),
+    ):
+        stages = [row["stage"] for row in forecast.plan(recipes.load(name), sizes)["stages"]]
+        assert [stage for stage in stages if "rows at most" in stage] == trained_on
