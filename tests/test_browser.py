@@ -66,7 +66,7 @@ HOSTILE = "<img src=x onerror=\"document.title='run'\"><script>document.title='r
 
 
 def test_hostile_answers_are_shown_and_never_run(browser: str, tmp_path: Path) -> None:
-    from test_report import preference, run_report
+    from reported_run import preference, run_report
 
     from factory.report import PairToRead
     from factory.report.page import render

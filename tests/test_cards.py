@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import yaml
+from reported_run import RECIPE, measured, run_report
 from store_rows import AT, candidate, judgment, prompt
 from test_export import preference
-from test_report import RECIPE, measured, run_report
 
 from factory.export import cards, export, export_policy
 from factory.faults import FactoryError

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, strategies as st
 from markdown_it import MarkdownIt
-from test_report import HOSTILE, preference, run_report
+from reported_run import HOSTILE, preference, run_report
 
 from factory.report import PairToRead, markdown
 
