@@ -306,8 +306,8 @@ def _echoes(courses: Iterable[Course]) -> list[str]:
 
 def picture(found: Comparison, time: Time = "clock") -> Markup:
     """Quality against KL, and beneath it against the seconds of making, a line for each run through its rounds: an SVG
-    file. Quality is the pass rate, or the win rate where nothing can be passed. FactoryError: seconds by that measure
-    were not kept."""
+    file. Quality is the pass rate, or the win rate where nothing can be passed; a group has its interval upright alone.
+    FactoryError: seconds by that measure were not kept."""
     lines = [line for course in found.courses for line in course.lines]
     quality = next((name for name in ("pass_rate", "win_rate") if any(getattr(line, name) for line in lines)), "")
     name = f"held-out {quality.replace('_', ' ')}"
@@ -329,11 +329,22 @@ def _named(course: Course) -> str:
     return course.name if len(course.runs) == 1 else f"{course.name} (mean of {len(course.runs)} runs)"
 
 
+def _as_share(estimate: Estimate) -> Estimate:
+    """Cut where no share can be: a t interval over few runs knows nothing of 0 and 1."""
+    return Estimate(estimate.value, max(0.0, estimate.low), min(1.0, estimate.high))
+
+
 def _panel(found: Comparison, quality: str, title: str, x_name: str, time: Time | None) -> tuple[str, Markup]:
     routes = []
     for place, course in enumerate(found.courses):
         places = [(line, line.time(time) if time else line.kl, getattr(line, quality)) for line in course.lines]
-        spots = [charts.Spot(str(line.round), x, y) for line, x, y in places if x is not None and y is not None]
+        spots = [
+            charts.Spot(
+                str(line.round), x if len(course.runs) == 1 else Estimate(x.value, math.nan, math.nan), _as_share(y)
+            )
+            for line, x, y in places
+            if x is not None and y is not None
+        ]
         routes.append(charts.Route(course.name, spots, *charts.dress(place)))
     chart = charts.paths(routes, title=title, x_name=x_name, y_name=quality.replace("_", " "), show="{:.0%}".format)
     return title, chart

@@ -245,6 +245,18 @@ def test_the_picture_has_a_line_for_each_run_that_needs_no_colour() -> None:
     assert titles[2] == "<0>, 2: seconds: 200; pass rate: 50% (40% to 60%)"
 
 
+def test_a_groups_interval_stays_upright_and_among_what_can_be() -> None:
+    """Of few runs a t interval is wide: nothing passes more often than always, and the mean's place is a place."""
+    wide = Line(round=1, pass_rate=Estimate(0.4, -0.3, 1.1), kl=Estimate(9.0, -50.0, 70.0), seconds=alone(5.0))
+    group = Course(name="g", runs=("a", "b"), lines=(wide,), setting=Setting("m", "p", 8))
+    drawn = ElementTree.fromstring(str(picture(Comparison((group,)))))
+    for chart in (element for element in drawn.iter(f"{SVG}svg") if element.get("class") == "lines"):
+        [bar] = [element for element in chart.iter(f"{SVG}line") if str(element.get("class")).startswith("bar")]
+        assert bar.get("x1") == bar.get("x2")
+        [title] = [str(title.text) for title in chart.iter(f"{SVG}title")]
+        assert title.endswith("pass rate: 40% (0% to 100%)")
+
+
 def test_without_pass_rates_win_rates_are_drawn() -> None:
     lines = (Line(round=0, win_rate=near(0.5), kl=alone(0.0), seconds=alone(0.0)),)
     one = Course(name="r", runs=("r",), lines=lines, setting=Setting("m", "p", 8))
