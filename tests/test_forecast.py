@@ -191,7 +191,7 @@ def test_rows_to_train_on_are_those_that_the_stages_before_make() -> None:
         ("constitutional", ["sft (64 rows at most)", "train (64 rows at most)"]),
         ("self_rewarding", ["train (80 rows at most)"]),  # 48 pairs of answers and 32 of judgments
         ("raft", ["train (64 rows at most)"]),
-        ("kto_rounds", ["train (256 rows at most)"]),
+        ("kto_rounds", ["train (384 rows at most)"]),
     ):
         stages = [row["stage"] for row in forecast.plan(recipes.load(name), sizes)["stages"]]
         assert [stage for stage in stages if "rows at most" in stage] == trained_on
