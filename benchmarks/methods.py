@@ -55,8 +55,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "kto": (*CLEAR, *TWICE),
     "orpo": ("--run", "data", "--strategy", "best_worst", *TWICE, "-p", "beta=0.5"),
     "simpo": (
-        "--run", "data", "--strategy", "best_worst", "-p", "beta=10", "-p", "gamma=1", "--add", "sft=0.2",
-        "--set", "epochs=2", "--set", "batch_size=8", "--set", "learning_rate=5e-4",
+        "--run", "data", "--strategy", "best_worst", *TWICE, "-p", "beta=2.5", "-p", "gamma=0.5", "--add", "sft=1",
     ),
     "grpo": (
         "--reward", "verifier", "--set", "learning_rate=1e-3", "--online", "steps=12", "--online", "prompts=4",
