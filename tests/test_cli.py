@@ -342,6 +342,12 @@ def test_commands_by_hand_take_the_newest_run_that_sampled_and_no_evaluation(sto
         assert good(*command, "--store", copy)["run"] == "hand"
 
 
+def test_the_start_is_measured_and_not_compared_with_itself(store: str) -> None:
+    told = good("evaluate", "--engine", "scripted", "--limit", "2", "--run", "alone", "--store", store)
+    assert told["pass_rate"][0] == 1
+    assert (told.get("gain"), told.get("win_rate")) == (None, None)
+
+
 def test_an_interval_is_shown_as_one(store: str) -> None:
     shown = factory("evaluate", "--engine", "scripted", "--limit", "2", "--run", "shown", "--store", store).stdout
     line = next(line for line in shown.splitlines() if line.startswith("pass_rate"))

@@ -209,7 +209,7 @@ def evaluate(
         asked = options.spec(engine, baseline, engine_option, concurrency=concurrency)
         chosen = options.by_judge(judge_option, list(named), "--judge-option")
         panel = panel_of(named, chosen, asked, ("all", "sample"), stack)
-        for number, policy in enumerate([baseline, model]):
+        for number, policy in enumerate(dict.fromkeys((baseline, model))):
             spec = options.spec(engine, policy, engine_option, engines=engines, concurrency=concurrency)
             built = stack.enter_context(closing(build(spec)))
             with console.progress(f"answers of {policy}") as counter:
