@@ -201,15 +201,16 @@ def _decided(progress: dict[str, Any]) -> str:
 
 def report(
     run_name: Annotated[str | None, typer.Option("--run", help="Name of the run; the newest by default.")] = None,
-    form: Annotated[str, typer.Option("--format", help="html | md | json")] = "html",
+    form: Annotated[str, typer.Option("--format", help="html | md | json | svg")] = "html",
     out: Annotated[
         Path | None,
-        typer.Option(help="File to write (default: html in the run's folder, md and json to stdout)."),
+        typer.Option(help="File to write (default: html in the run's folder, others to stdout)."),
     ] = None,
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
-    """Tell a run from the store, also one at work: its page and a summary, or all of it as Markdown or JSON."""
+    """Tell a run from the store, also one at work: its page and a summary, or all of it as Markdown or JSON, or the
+    charts of its measures as one SVG."""
     from factory import report as reports
     from factory.report import story as stories
     from factory.store.filesystem import write_whole

@@ -433,15 +433,17 @@ def _mean_of(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
 # ------------------------------------------------------------------------------------------------------------- writing
 
 
-FORMS = ("html", "md", "json")
+FORMS = ("html", "md", "json", "svg")
 
 
 def written(report: RunReport, form: str) -> str:
-    """The report as one file of FORMS."""
+    """The report as one file of FORMS; of svg the charts of what was measured. FactoryError: there are none yet."""
     if form == "json":
         return json.dumps(report.to_json(), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    from factory.report import markdown, page
+    from factory.report import figures, markdown, page
 
+    if form == "svg":
+        return str(figures.sheet_of_measures(report))
     return markdown.render(report) if form == "md" else page.render(report)
 
 

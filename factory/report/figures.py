@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from factory.faults import FactoryError
 from factory.report import RoundView, RunReport, charts, estimate_of
 from factory.report.charts import Heat, Point, Series, Spot, lines, points
 from factory.schema import Estimate, Judged, PolicyReport
@@ -147,6 +148,27 @@ def measured_figures(report: RunReport) -> list[Figure]:
     measured = [view for view in report.rounds if view.report is not None]
     return _drawn(
         _over_rounds(measure, measured) for measure in _measures([view.report for view in measured if view.report])
+    )
+
+
+def sheet_of_measures(report: RunReport) -> Markup:
+    """All of them as one picture that stands by itself, an SVG file; FactoryError where nothing was measured yet."""
+    panels = [(_caption(figure), figure.chart) for figure in measured_figures(report)]
+    if not panels:
+        raise FactoryError(
+            f"run {report.run!r} has nothing to draw yet: no round was evaluated", todo="see `factory status`"
+        )
+    return charts.sheet(panels)
+
+
+def _caption(figure: Figure) -> Markup:
+    """The name, and those of several lines in their colours."""
+    from markupsafe import Markup
+
+    named = figure.legend if len(figure.legend) > 1 else []
+    line = Markup('<tspan fill="{}" dx="8">{}</tspan>')
+    return Markup("{}{}").format(
+        figure.name, Markup().join(line.format(charts.COLOURS[tone - 1], name) for name, tone in named)
     )
 
 

@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import pytest
 from reported_run import AGREEMENT, HOSTILE, Page, preference, run_report
 
-from factory.report import (
-    PairToRead,
-    page,
-)
+from factory.faults import FactoryError
+from factory.report import PairToRead, page, written
 from factory.schema import (
     Decision,
     Estimate,
     Judged,
     Slice,
 )
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_the_page_is_well_formed_and_loads_nothing() -> None:
@@ -33,6 +34,28 @@ def test_the_page_is_well_formed_and_loads_nothing() -> None:
     assert policy is not None
     assert policy.startswith("default-src 'none'")
     assert "prefers-color-scheme: dark" in html
+
+
+def test_the_measures_are_one_picture_that_names_its_lines() -> None:
+    report = run_report()
+    views = [
+        replace(view, report=view.report and replace(view.report, kl3_sequence=Estimate(4.0, 3.0, 5.0)))
+        for view in report.rounds
+    ]
+    drawn = ElementTree.fromstring(written(replace(report, rounds=views), "svg"))
+    captions = [text for text in drawn.iter(f"{SVG}text") if text.get("class") == "caption"]
+    assert [text.text for text in captions][:3] == [
+        "Held-out pass rate", "Win rate against the start", "KL from the start",
+    ]  # fmt: skip
+    assert list(captions[0]) == []
+    assert [span.text for span in captions[2]] == ["k1", "k3"]
+    assert len({span.get("fill") for span in captions[2]}) == 2
+    assert len(list(drawn.iter(f"{SVG}polyline"))) == len(captions) + 1
+
+
+def test_nothing_measured_is_no_picture() -> None:
+    with pytest.raises(FactoryError, match="no round was evaluated"):
+        written(replace(run_report(), rounds=()), "svg")
 
 
 def test_the_same_report_gives_the_same_bytes() -> None:
