@@ -48,7 +48,6 @@ SMALL = Size(
 )  # fmt: skip
 
 CLEAR = ("--run", "data", "--strategy", "clear")
-ALL = ("--run", "data", "--strategy", "all")
 TWICE = ("--set", "epochs=2", "--set", "batch_size=8", "--set", "learning_rate=1e-3")
 METHODS: dict[str, tuple[str, ...]] = {
     "dpo": (*CLEAR, *TWICE, "-p", "beta=0.1", "--add", "sft=0.2"),
@@ -62,8 +61,10 @@ METHODS: dict[str, tuple[str, ...]] = {
         "--online", "n=8", "--online", "max_tokens=80",
     ),
     "raft": ("--run", "data", "--strategy", "best_worst", *TWICE, "--set", "best={ties: all}"),
-    "reward_model": (*ALL, "--set", "epochs=2", "--set", "batch_size=16", "--set", "learning_rate=5e-4"),
+    "reward_model": ("--set", "epochs=1", "--set", "batch_size=16", "--set", "learning_rate=5e-4"),
 }  # fmt: skip
+TEACHERS = {"verifier": "all", "words": "longer"}
+"""Whom reward models learn from, and the pairing of what each prefers."""
 
 
 class Done(NamedTuple):
@@ -111,15 +112,16 @@ def make_data(factory: Runner, size: Size) -> None:
     tokens = ("--max-tokens", str(size.max_tokens))
     factory("prompts", "prompts", "add", "verifiable")
     factory("generate", "generate", "--run", "data", "--n", "4", *SAMPLING, *tokens, "--limit", str(size.prompts))
-    factory("label", "label", "--run", "data", "--judge", "verifier")
-    factory("pair", "pair", "--run", "data")
-    clear = ("--min-margin", "1", "--label-by", "pairs", "--name", "clear")
-    factory("pair-clear", "pair", "--run", "data", *clear)
-    factory("pair-all", "pair", "--run", "data", "--strategy", "all", "--label-by", "none")
+    factory("label", "label", "--run", "data", "--judge", "verifier", "--judge", "words")
+    by_rules = ("pair", "--run", "data", "--lead", "verifier")
+    factory("pair", *by_rules)
+    factory("pair-clear", *by_rules, "--min-margin", "1", "--label-by", "pairs", "--name", "clear")
+    factory("pair-all", *by_rules, "--strategy", "all", "--label-by", "none")
+    factory("pair-longer", "pair", "--run", "data", "--lead", "words", "--label-by", "none", "--name", "longer")
     held = ("--run", "held", "--split", "heldout")
     many = ("--n", str(size.answers), "--limit", str(size.heldout))
     factory("generate-held", "generate", *held, *many, *SAMPLING, *tokens)
-    factory("label-held", "label", *held, "--judge", "verifier")
+    factory("label-held", "label", *held, "--judge", "verifier", "--judge", "words")
 
 
 def evaluate(factory: Runner, size: Size, name: str, *model: str) -> dict[str, Any]:
@@ -137,11 +139,21 @@ def train(factory: Runner, size: Size, name: str) -> Done:
     return factory(f"train-{name}", "train", "--method", name, *METHODS[name], *fewer, "--out", f"policies/{name}")
 
 
-def found_better(factory: Runner, name: str) -> list[float]:
-    """The share of held-out pairs in which the reward model finds the answer that the verifier finds: an estimate."""
-    held = ("--run", "held", "--split", "heldout")
-    factory(f"label-{name}", "label", *held, "--judge", name, "-J", f"{name}.model=policies/{name}/policy")
-    told = factory(f"agreement-{name}", "agreement", *held, "--gold", "verifier").result
+def teach(factory: Runner, size: Size, teacher: str) -> Done:
+    """A reward model of what the teacher prefers, in policies/of-TEACHER."""
+    data = ("--run", "data", "--strategy", TEACHERS[teacher])
+    return factory(
+        f"train-of-{teacher}", "train", "--method", "reward_model", *data, *METHODS["reward_model"], *size.fewer,
+        "--out", f"policies/of-{teacher}",
+    )  # fmt: skip
+
+
+def found_better(factory: Runner, teacher: str) -> list[float]:
+    """The share of held-out pairs in which the reward model finds the answer that its teacher finds: an estimate."""
+    held, name = ("--run", "held", "--split", "heldout"), f"of_{teacher}"
+    model = ("-J", f"{name}.model=policies/of-{teacher}/policy")
+    factory(f"label-of-{teacher}", "label", *held, "--judge", f"{name}=reward_model", *model)
+    told = factory(f"agreement-of-{teacher}", "agreement", *held, "--gold", teacher).result
     (against,) = [row for row in told["gold"]["judges"] if row["judge"] == name]
     accuracy: list[float] = against["accuracy"]
     return accuracy
@@ -161,13 +173,14 @@ def row_of_policy(factory: Runner, size: Size, name: str, start: dict[str, Any])
     ]  # fmt: skip
 
 
-def row_of_scorer(factory: Runner, size: Size, name: str) -> list[str]:
-    """A line of the table: the reward model, whose measure begins at a coin's."""
-    trained = train(factory, size, name)
-    accuracy = found_better(factory, name)
+def row_of_scorer(factory: Runner, size: Size, teacher: str) -> list[str]:
+    """A line of the table: a reward model, whose measure begins at a coin's."""
+    trained = teach(factory, size, teacher)
+    accuracy = found_better(factory, teacher)
     gain = points([end - 0.5 for end in accuracy], sign="+")
     moved = ["", "", "", ""]
     minutes = f"{trained.seconds / 60:.1f}"
+    name = f"reward_model of {teacher}"
     return [name, str(trained.result["steps"]), "pairs right", "50", points(accuracy), gain, *moved, minutes]
 
 
@@ -203,7 +216,8 @@ def main() -> None:
     policies = [name for name in told.only if name != "reward_model"]
     start = evaluate(factory, size, "start") if policies else {}
     rows = [row_of_policy(factory, size, name, start) for name in policies]
-    rows += [row_of_scorer(factory, size, name) for name in told.only if name == "reward_model"]
+    teachers = TEACHERS if "reward_model" in told.only else ()
+    rows += [row_of_scorer(factory, size, teacher) for teacher in teachers]
     for cells in (HEAD, ["---"] * len(HEAD), *rows):
         print(f"| {' | '.join(cells)} |")
 
