@@ -34,7 +34,7 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(self, conversation: Any, **options: Any) -> Any: ...
 
-    def __call__(self, text: str, **options: Any) -> Any: ...
+    def __call__(self, text: str, text_pair: str | None = None, **options: Any) -> Any: ...
 
     def decode(self, token_ids: Any, **options: Any) -> Any: ...
 
@@ -196,6 +196,22 @@ def completion_ids(tokenizer: Tokenizer, answer: Answer) -> Ids:
         raise RowError("empty completion")
     text = tokenizer(answer.text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
     return (*text, *end_ids(tokenizer)) if answer.ended else tuple(text)
+
+
+def whole_ids(tokenizer: Tokenizer, prompt: Sequence[Turn], answer: Answer) -> Ids:
+    """A conversation with its answer as a reward model is shown it: all that the template writes, to the last token,
+    at which it is scored. Every answer is closed, also one that was cut: else its missing end would be what is learnt.
+
+    RowError: it is empty, or a text spells a special token.
+    """
+    turns = [*prompt, *(answer.turns or ({"role": "assistant", "content": answer.text},))]
+    if not answer.turns and not answer.text.strip():
+        raise RowError("empty completion")
+    if any(token in (turn.get("content") or "") for turn in turns for token in tokenizer.all_special_tokens):
+        raise RowError("a text spells a special token")
+    if tokenizer.chat_template:
+        return _tokens(tokenizer, render(tokenizer, turns))
+    return tuple(tokenizer("\n\n".join(turn["content"] for turn in prompt), answer.text)["input_ids"])
 
 
 def answer_ids(tokenizer: Tokenizer, prompt: Sequence[Turn], answer: Answer, tools: Sequence[Any] = ()) -> Ids:

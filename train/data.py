@@ -16,6 +16,7 @@ from train.conversations import (
     completion_ids,
     learnt,
     prompt_ids,
+    whole_ids,
 )
 
 
@@ -161,6 +162,23 @@ def pair_row(tokenizer: Tokenizer, pair: Pair, limits: Limits = NO_LIMITS) -> tu
         raise RowError("chosen and rejected are the same")
     good, bad = (answer_ids(tokenizer, pair.prompt, each, pair.tools) for each in (pair.chosen, pair.rejected))
     prompt, (chosen, rejected), cut = fit(before, (good, bad), limits)
+    if chosen == rejected:
+        raise RowError("chosen and rejected are the same up to max_length")
+    return PairRow(prompt, chosen, rejected, weight=pair.weight, margin=pair.margin), cut
+
+
+def scored_row(tokenizer: Tokenizer, pair: Pair, limits: Limits = NO_LIMITS) -> tuple[PairRow, int]:
+    """A preference as a reward model reads it (`whole_ids`), and how many tokens were cut: what both answers begin with
+    stands as the prompt. RowError when chosen and rejected are, or become, the same."""
+    good, bad = (whole_ids(tokenizer, pair.prompt, each) for each in (pair.chosen, pair.rejected))
+    if good == bad:
+        raise RowError("chosen and rejected are the same")
+    most = min(len(good), len(bad)) - 1
+    shared = next((i for i, (a, b) in enumerate(zip(good, bad, strict=False)) if a != b), most)
+    shared = min(shared, most)
+    if not shared:
+        raise RowError("empty prompt")
+    prompt, (chosen, rejected), cut = fit(good[:shared], (good[shared:], bad[shared:]), limits)
     if chosen == rejected:
         raise RowError("chosen and rejected are the same up to max_length")
     return PairRow(prompt, chosen, rejected, weight=pair.weight, margin=pair.margin), cut

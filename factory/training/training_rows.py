@@ -296,7 +296,14 @@ def _best(store: Store, where: Mapping[str, Any], skipped: Counter[str], wanted:
     return _Texts(texts, completion_row, taken)
 
 
-READERS = {"pairs": _pairs, "labels": _labels, "completions": _completions, "scores": _pairs}
+def _scored(store: Store, where: Mapping[str, Any], skipped: Counter[str]) -> _Texts:
+    """The preferences, as a reward model reads them."""
+    from train.data import scored_row
+
+    return _pairs(store, where, skipped)._replace(encode=scored_row)
+
+
+READERS = {"pairs": _pairs, "labels": _labels, "completions": _completions, "scores": _scored}
 
 
 def _tools(row: Preference | Label) -> tuple[Any, ...]:

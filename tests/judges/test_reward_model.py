@@ -20,6 +20,8 @@ from factory.judges.reward_model import RewardModelJudge, _batches
 from factory.labelling import PanelMember, label
 from factory.schema import Judgment, Matchup
 from factory.store import Store
+from train.conversations import Answer, RowError
+from train.data import Pair, scored_row
 
 ANSWERS = ["Rivers carry water to the sea.", "No.", "A river flows, bends and floods. " * 6, "Bread."]
 Maker = Callable[..., Path]
@@ -78,6 +80,28 @@ def test_scores_are_the_models_own_whatever_the_batch(reward_model: Path) -> Non
     assert {v.detail["model_hash"] for v in found} == {judge.model_hash}
     alone = [next(judge.vote(matchups(text))).score for text in ANSWERS]
     assert alone == pytest.approx(expected, abs=1e-4)
+
+
+def test_it_is_trained_on_what_it_will_read(reward_model: Path) -> None:
+    """Token for token, to what the template writes after the answer; an answer that was cut is closed like another."""
+    judge = judge_of(reward_model)
+    read = judge._open()
+    messages = prompt_of().messages
+    pair = Pair(messages, Answer(ANSWERS[0]), Answer(ANSWERS[1], ended=False))
+    row, cut = scored_row(read.tokenizer, pair)
+    for answer, text in ((row.chosen, ANSWERS[0]), (row.rejected, ANSWERS[1])):
+        assert (*row.prompt, *answer) == read.encode(messages, text).ids
+    assert row.chosen[0] != row.rejected[0]
+    assert cut == 0
+
+
+def test_what_cannot_be_read_as_one_conversation_is_not_trained_on(reward_model: Path) -> None:
+    tokenizer = judge_of(reward_model)._open().tokenizer
+    messages = prompt_of().messages
+    special = tokenizer.all_special_tokens[0]
+    for good, bad, why in (("", "x", "empty"), (f"It {special} is.", "x", "special token"), ("x", "x", "the same")):
+        with pytest.raises(RowError, match=why):
+            scored_row(tokenizer, Pair(messages, Answer(good), Answer(bad, ended=False)))
 
 
 def test_bfloat16_keeps_the_head_exact(reward_model: Path) -> None:
