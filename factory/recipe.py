@@ -199,11 +199,15 @@ class PairPart(CandidatesPart):
     quarantine: bool = True
     """Leave out batches of judgments whose canaries fooled their judge."""
 
+    @property
+    def called(self) -> str:
+        """What the rows that it makes go by."""
+        return self.name or self.strategy
+
     def trained_on(self, table: str) -> list[str]:
         """What the rows of this pairing are called in a table: preferences or labels (which in stores of an earlier
         version go by the way to label, where the pairing has no name)."""
-        own = self.name or self.strategy
-        return [own] if self.name or table == "preferences" else [own, self.label_by]
+        return [self.called] if self.name or table == "preferences" else [self.called, self.label_by]
 
 
 def _listed(value: Any) -> Any:

@@ -240,6 +240,15 @@ def test_a_training_on_pairings_that_nobody_makes_is_told() -> None:
     )
 
 
+def test_labels_go_by_their_pairing_whatever_the_way_to_label() -> None:
+    stages = "stages=[generate, label, {stage: pair, set: {pair.label_by: quantile}}, train]"
+    assert told(LEAST, stages, "train.config.method=kto") == []
+    [fault] = told(LEAST, "train.pairings=[threshold]", "train.config.method=kto")
+    assert fault == (
+        "train.pairings: no stage pair before it makes labels called threshold; those of that round make best_worst"
+    )
+
+
 def test_who_labelled_is_told_by_name_kind_and_model() -> None:
     panel = "[{judge: rating, name: strict}, {judge: pairwise, model: big}, {judge: verifier}]"
     found = preflight.labelled_by(recipes.parse(f"name: x\nmodel: mine\npanel: {panel}\n", where="x"))

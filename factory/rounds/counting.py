@@ -153,8 +153,7 @@ def _pair(found: Counted, here: Recipe, step: Step, prompts: int, read: int) -> 
     best = min(good, sum(count for count, _ in answers.profile()))
     rows = {"preferences": pairs, "labels": labels, "good answers": good, "best answers": best}
     for what, size in rows.items():
-        for name in part.trained_on("preferences" if what == "preferences" else "labels"):
-            found.made[what, name] = Made(size, answers.read, answers.written)
+        found.made[what, part.called] = Made(size, answers.read, answers.written)
     return iter(())
 
 
@@ -172,7 +171,7 @@ def _train(found: Counted, here: Recipe, step: Step, prompts: int, read: int) ->
             if objective.data == "completions"
             else table
         )
-        names = part.pairings or here.pair.trained_on(table)[:1]
+        names = part.pairings or [here.pair.called]
         found.trainings[step.name] = [made for name in names if (made := found.made.get((what, name)))]
         return
     batch = Answers(((online.prompts, online.n),), read, online.max_tokens)

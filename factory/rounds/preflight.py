@@ -203,10 +203,8 @@ def _trained_on(recipe: Recipe, step: Step, pairings: Sequence[Step]) -> Iterato
     here = recipe.at(step)
     table = needs(here.train.config)
     parts = [recipe.at(pairing).pair for pairing in pairings]
-    made = {
-        name for part in parts if table == "preferences" or part.label_by != "none" for name in part.trained_on(table)
-    }
-    wanted = here.train.pairings or here.pair.trained_on(table)
+    made = {part.called for part in parts if table == "preferences" or part.label_by != "none"}
+    wanted = here.train.pairings or [here.pair.called]
     own = "" if step.name == step.stage and not step.set else f"stages.{step.name}: "
     if not made and table == "labels":
         yield (
