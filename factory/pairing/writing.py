@@ -104,13 +104,13 @@ def _warnings(report: PairReport, found: Found, wanted: Wanted) -> Iterable[str]
             f"the run and round hold preferences of {', '.join(others)} too: "
             "training takes those of one name, which has to be given"
         )
-    labelled = {graded.candidate.key for graded in found.labels.graded}
+    labelled = {(graded.candidate.key, graded.label) for graded in found.labels.graded}
     earlier = [
         ("preferences", wanted.name, len(found.kept.pairs.get(wanted.name, set()) - _keys(found))),
         (
             "labels",
             found.kept.label_name,
-            0 if wanted.labels.by == "none" else len(found.kept.labels.keys() - labelled),
+            0 if wanted.labels.by == "none" else len(found.kept.labels.items() - labelled),
         ),
     ]
     for rows, name, count in earlier:

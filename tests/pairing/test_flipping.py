@@ -150,6 +150,9 @@ def test_another_share_under_the_same_name_is_refused_where_it_differs(store: St
     assert report.labels_flipped == 0
     assert report.dropped["contradicts_kept"] == 40 - report.preferences > 0
     assert report.labels_refused == 80 - report.labels > 0
+    for rows, count in (("preferences", 40 - report.preferences), ("labels", report.labels_refused)):
+        told = f"hold {count} {rows} of best_worst that an earlier call made and this one does not"
+        assert any(told in warning for warning in report.warnings)
 
 
 def test_what_is_picked_does_not_depend_on_the_share(store: Store) -> None:
