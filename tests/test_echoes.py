@@ -75,6 +75,9 @@ def test_a_judge_without_a_say_is_named_beside_an_echo() -> None:
 def test_length_does_not_stand_beside_where_the_number_of_words_was_rewarded() -> None:
     said = echo("name: x\npanel: [{judge: verifier}, {judge: words}]", measured())
     assert said == f"{DECIDED}: relevance and distinct-2 were never rewarded and stand beside it."
+    online = "{reward: [{judge: verifier}, {judge: words}], config: {method: grpo, online: {steps: 2}}}"
+    said = echo(f"name: x\nstages: [train]\ntrain: {online}", measured())
+    assert said == f"{REWARDED}: relevance and distinct-2 were never rewarded and stand beside it."
 
 
 def test_what_nobody_knows_is_not_told() -> None:

@@ -42,7 +42,8 @@ def echo(recipe: str, best: PolicyReport | None) -> str | None:
         said = "All that measures here also labelled"
     else:
         return None
-    beside = [measure for measure, judge in UNREWARDED.items() if judge not in kinds.values()]
+    said_good = {*kinds.values(), *(_rewards(read) if read else ())}
+    beside = [measure for measure, judge in UNREWARDED.items() if judge not in said_good]
     others = f", and {_listed(alone)} had no say in training" if alone else ""
     return f"{said}: {_listed(beside)} were never rewarded and stand beside it{others}."
 
