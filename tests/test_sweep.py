@@ -10,8 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 import tiny_run
+from typer.testing import CliRunner
 
 from factory import recipe as recipes
+from factory.cli import app
 from factory.faults import FactoryError
 from factory.rounds import forecast, sweep as sweeps
 from factory.rounds.branching import Point
@@ -35,6 +37,20 @@ def test_values_are_read_as_yaml() -> None:
 def test_what_is_no_list_of_values_is_refused(text: str) -> None:
     with pytest.raises(FactoryError):
         sweeps.values_of(text)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--beta", "0.1", "--vary", "train.config.parameters.beta=1,2"],
+        ["--vary", "seed=1,2", "--seeds", "3,4"],
+    ],
+)
+def test_a_key_is_varied_once(given: list[str], tmp_path: Path) -> None:
+    """Else the later values would take the place of the earlier, and nobody would be told."""
+    shown = CliRunner().invoke(app, ["sweep", "quickstart", *given, "--dry-run", "--store", str(tmp_path / "none")])
+    assert shown.exit_code == 2, shown.output
+    assert "to do: " in shown.output
 
 
 def test_every_value_with_every_seed_is_a_run_of_its_own_name() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,8 +45,9 @@ def sweep(
     from factory.rounds import preflight, sweep as sweeps
     from factory.store.filesystem import write_whole
 
-    given = [*(vary or ()), *([f"train.config.parameters.beta={beta}"] if beta else ())]
-    wanted = dict(sweeps.values_of(text) for text in given)
+    wanted = _varied([*(vary or ()), *([f"train.config.parameters.beta={beta}"] if beta else ())])
+    if seeds is not None and "seed" in wanted:
+        raise FactoryError("--seeds and --vary seed=... are the same", todo="leave one of them out")
     fixed = list(overrides or ())
     own = preflight.load(name, fixed)
     stem = f"{run_name or own.name}-sweep"
@@ -66,6 +67,18 @@ def sweep(
         write_whole(folder / "sweep.svg", str(drawn))
     text = f"{console.table(done.rows())}\n\nin {folder}: sweep.json" + (", sweep.svg" if drawn else "")
     console.emit(result, as_json=as_json, text=text)
+
+
+def _varied(given: Sequence[str]) -> dict[str, list[Any]]:
+    """The values of each key. FactoryError: one is not of the form key=value,value, or a key is given twice."""
+    from factory.rounds import sweep as sweeps
+
+    found: dict[str, list[Any]] = {}
+    for key, values in map(sweeps.values_of, given):
+        if key in found:
+            raise FactoryError(f"{key} is varied twice", todo=f"name all its values at once: --vary {key}=1,2,3")
+        found[key] = values
+    return found
 
 
 def _show_plan(stem: str, found: Sequence[Variant], folder: Path, *, as_json: bool) -> None:
