@@ -330,8 +330,9 @@ def _named(course: Course) -> str:
 
 
 def _as_share(estimate: Estimate) -> Estimate:
-    """Cut where no share can be: a t interval over few runs knows nothing of 0 and 1."""
-    return Estimate(estimate.value, max(0.0, estimate.low), min(1.0, estimate.high))
+    """Cut where no share can be: a t interval over few runs knows nothing of 0 and 1. Unknown (NaN) bounds stay so."""
+    low, high = estimate.low, estimate.high
+    return Estimate(estimate.value, 0.0 if low < 0 else low, 1.0 if high > 1 else high)
 
 
 def _panel(found: Comparison, quality: str, title: str, x_name: str, time: Time | None) -> tuple[str, Markup]:

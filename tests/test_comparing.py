@@ -257,6 +257,13 @@ def test_a_groups_interval_stays_upright_and_among_what_can_be() -> None:
         assert title.endswith("pass rate: 40% (0% to 100%)")
 
 
+def test_bounds_that_nobody_knows_are_not_drawn() -> None:
+    one = Line(round=1, pass_rate=alone(0.4), kl=alone(9.0), seconds=alone(5.0))
+    drawn = picture(Comparison((Course(name="r", runs=("r",), lines=(one,), setting=Setting("m", "p", 8)),)))
+    assert "pass rate: 40%<" in drawn
+    assert 'class="bar' not in drawn
+
+
 def test_without_pass_rates_win_rates_are_drawn() -> None:
     lines = (Line(round=0, win_rate=near(0.5), kl=alone(0.0), seconds=alone(0.0)),)
     one = Course(name="r", runs=("r",), lines=lines, setting=Setting("m", "p", 8))
@@ -290,7 +297,7 @@ def test_the_command_prints_a_table_or_json_and_writes_a_picture(store: Store, t
 @pytest.mark.parametrize(
     "given",
     [["--group", "a,b"], ["--group", "=a"], ["--group", "g=a,"], ["--group", "g=a,a"],
-     ["--group", "g=a", "--group", "g=b"], ["a", "--out", "x.png"], []],
+     ["--group", "g=a", "--group", "g=b"], ["a", "--out", "x.png"], ["a", "--out", "/no folder/x.svg"], []],
 )  # fmt: skip
 def test_a_wrong_call_is_told(store: Store, given: list[str]) -> None:
     shown = CliRunner().invoke(app, ["compare", *given, "--store", str(store.folder)])

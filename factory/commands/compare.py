@@ -33,6 +33,7 @@ def compare(
 
     if out is not None and out.suffix != ".svg":
         raise FactoryError("the picture is written as SVG", where=str(out), todo="end its name in .svg")
+    options.check_file(out, "--out")
     groups = _groups(group or [])
     with options.opened(store) as opened:
         found = comparing.compare(opened, runs or [], groups)
