@@ -392,9 +392,9 @@ def disagreements(recipe: Recipe) -> Iterator[str]:
     names = [step.name for step in recipe.stages]
     if doubled := sorted({name for name in names if names.count(name) > 1 or name in FRAME}):
         yield f"stages: each needs a name of its own (name: ...): {', '.join(doubled)}"
-    faults = {step.name: recipe.misfits_at(step) for step in recipe.stages}
-    yield from (f"stages.{name}.set: {one.text()}" for name, found in faults.items() for one in found)
-    heres = [recipe.at(step) for step in recipe.stages if not faults[step.name]]
+    steps = [(step, recipe.misfits_at(step)) for step in recipe.stages]
+    yield from (f"stages.{step.name}.set: {one.text()}" for step, found in steps for one in found)
+    heres = [recipe.at(step) for step, found in steps if not found]
     yield from dict.fromkeys(fault for here in (recipe, *heres) for fault in _panel_faults(here))
     yield from _unheard(heres)
 
@@ -550,8 +550,13 @@ def _is_told_by(fault: str, out: Sequence[misfits.Key]) -> bool:
 def _mended(recipe: Recipe, step: Step) -> Step:
     """The step without those of its own settings that do not fit."""
     keys = [misfits.dotted(one.key) for one in recipe.misfits_at(step)]
-    fits = {k: v for k, v in step.set.items() if not any(f"{key}.".startswith(f"{k}.") or not key for key in keys)}
+    fits = {k: v for k, v in step.set.items() if not any(_meet(k, key) for key in keys)}
     return step.model_copy(update={"set": fits}) if keys else step
+
+
+def _meet(one: str, other: str) -> bool:
+    """Are two dotted keys the same, or one within the other? All are within the empty one."""
+    return not one or not other or f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def dump(recipe: Recipe) -> str:

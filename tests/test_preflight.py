@@ -240,6 +240,14 @@ def test_a_training_on_pairings_that_nobody_makes_is_told() -> None:
     )
 
 
+def test_a_misspelt_part_in_a_steps_own_settings_is_told(tmp_path: Path) -> None:
+    """Also where a key within it is set, as generate.n."""
+    stages = "stages: [{stage: generate, set: {generat.n: 1}}, label, pair, train]\n"
+    assert faults_of_file(tmp_path, LEAST + stages) == (
+        "stages.generate.set: generat: there is no such key; did you mean 'generate'?",
+    )
+
+
 def test_labels_go_by_their_pairing_whatever_the_way_to_label() -> None:
     stages = "stages=[generate, label, {stage: pair, set: {pair.label_by: quantile}}, train]"
     assert told(LEAST, stages, "train.config.method=kto") == []

@@ -135,6 +135,15 @@ def test_a_fault_is_told_in_plain_words_with_the_whole_key(text: str, told: str)
     assert caught.value.faults == (told,)
 
 
+def test_a_fault_of_one_step_is_told_also_where_another_has_its_name() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse(LEAST + "stages: [label, {stage: pair, set: {pair.nam: x}}, {stage: pair, set: {pair.name: y}}, train]\n")
+    assert caught.value.faults == (
+        "stages: each needs a name of its own (name: ...): pair",
+        "stages.pair.set: pair.nam: there is no such key; did you mean 'name'?",
+    )
+
+
 def test_a_misspelt_key_is_one_fault_and_what_it_holds_is_looked_at() -> None:
     with pytest.raises(ConfigError) as caught:
         parse("name: x\npanel: [{judg: verifier}, {name: second}]\ngenerate: {temperatur: hot}\n")
