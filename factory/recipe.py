@@ -584,6 +584,7 @@ def _put(data: dict[str, Any], path: str, value: Any, told: str) -> None:
     target: Any = data
     for step in parents:
         target = _step(target, step, told)
+    target = _entered(target, last)
     if isinstance(target, list):
         target[_index(target, last, told)] = value
     elif isinstance(target, dict):
@@ -592,7 +593,15 @@ def _put(data: dict[str, Any], path: str, value: Any, told: str) -> None:
         raise FactoryError(f"{told}: {'.'.join(parents)} is a single value and has no keys")
 
 
+def _entered(target: Any, key: str) -> Any:
+    """A list of one mapping is as that mapping is for a key that is no place: one judge that rewards may be written
+    either way."""
+    lone = isinstance(target, list) and len(target) == 1 and isinstance(target[0], dict)
+    return target[0] if lone and not key.isdigit() else target
+
+
 def _step(target: Any, step: str, told: str) -> Any:
+    target = _entered(target, step)
     if isinstance(target, list):
         return target[_index(target, step, told)]
     if isinstance(target, dict):

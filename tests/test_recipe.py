@@ -135,6 +135,15 @@ def test_a_fault_is_told_in_plain_words_with_the_whole_key(text: str, told: str)
     assert caught.value.faults == (told,)
 
 
+def test_a_step_sets_keys_of_the_one_judge_that_rewards_with_or_without_its_place() -> None:
+    for key in ("train.reward.weight", "train.reward.0.weight"):
+        found = parse(LEAST + f"train: {{reward: {{judge: rating}}}}\nstages: [{{stage: train, set: {{{key}: 2}}}}]\n")
+        [part] = found.at(found.step("train")).train.reward or ()
+        assert (part.judge, part.weight) == ("rating", 2.0)
+    with pytest.raises(FactoryError, match="not a place in a list of 2"):
+        parse(LEAST + "train: {reward: [{judge: rating}, {judge: verifier}]}\n", "train.reward.weight=2")
+
+
 def test_a_fault_of_one_step_is_told_also_where_another_has_its_name() -> None:
     with pytest.raises(ConfigError) as caught:
         parse(LEAST + "stages: [label, {stage: pair, set: {pair.nam: x}}, {stage: pair, set: {pair.name: y}}, train]\n")
