@@ -11,7 +11,7 @@ import tiny_run
 from factory import recipe as recipes
 from factory.faults import ConfigError, FactoryError
 from factory.report import collect
-from factory.rounds import branching, progress_of, run
+from factory.rounds import begin, branching, progress_of, run
 from factory.rounds.branching import Point
 from factory.store import Store
 
@@ -121,6 +121,17 @@ def test_the_champion_is_a_point(done: Path, text: str) -> None:
 def test_a_point_that_is_not_there_is_refused(point: str, done: Path, text: str) -> None:
     with Store.open(done) as store, pytest.raises(FactoryError):
         branching.point_of(store, point, parse(text))
+
+
+def test_a_run_keeps_to_where_it_was_begun(done: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with Store.open(done) as store:
+        with pytest.raises(FactoryError, match="'tiny' was begun at its start, not from round 1"):
+            begin(store, parse(text), "tiny", Point("tiny", 1))
+        for asked in (1, 0):
+            flow = begin(store, parse(text), "kept", Point("tiny", asked))
+            assert flow.shared == 1
+            told = "run kept keeps to where it was begun: round 1 of tiny, not 0 of tiny"
+            assert (told in capsys.readouterr().err) == (asked == 0)
 
 
 def test_what_is_shared_cannot_change(done: Path, text: str) -> None:

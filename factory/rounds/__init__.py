@@ -62,10 +62,25 @@ def begin(store: Store, recipe: Recipe, name: str, point: Point | None) -> Run:
         origin = branching.opened(store, point.run).recipe
         begun = {"from": point._asdict() | {"changed": branching.changed(recipe, origin)}}
     flow = open_run(store, recipe, name, begun)
-    held = (store.get_run(name) or {}).get("info", {}).get("from")
+    kept = (store.get_run(name) or {}).get("info", {}).get("from")
+    held = kept and Point(kept["run"], int(kept["round"]), kept["step"])
+    if point is not None and not point.step and held != point:
+        _keeps_to(name, held, point)
     if held is not None:
-        branching.share(flow, Point(held["run"], int(held["round"]), held["step"]))
+        branching.share(flow, held)
     return flow
+
+
+def _keeps_to(name: str, held: Point | None, asked: Point) -> None:
+    """A run goes on from the point that it was begun from, and its user is told. FactoryError: from none."""
+    if held is None:
+        raise FactoryError(
+            f"run {name!r} was begun at its start, not from round {asked.round} of run {asked.run!r}",
+            todo="give the new run another name with --run, or go on with this one without --from",
+        )
+    console.note(
+        f"run {name} keeps to where it was begun: round {held.round} of {held.run}, not {asked.round} of {asked.run}"
+    )
 
 
 def goes_on(flow: Run) -> bool:
