@@ -77,7 +77,8 @@ def _measures(reports: Sequence[PolicyReport]) -> list[_Measure]:
             "KL from the start", _about_kl(reports, scored),
             [("k1", _field("kl_sequence")), ("k3", _field("kl3_sequence"))],
         ),
-        _Measure("Length", "Mean tokens of an answer. Never rewarded by itself.", [("tokens", _field("tokens"))]),
+        _Measure("Length", "Mean tokens of an answer. No judge but words rewards it by itself.",
+                 [("tokens", _field("tokens"))]),
         _Measure("Relevance", f"Nats a token that the prompt explains{scored}. Never rewarded.",
                  [("relevance", _field("relevance"))]),
         _Measure(

@@ -156,7 +156,7 @@ _MEASURED: list[tuple[str, str, str, Show]] = [
         "(with a temperature below 1 or a top-p cut, an index of the distance and no exact KL)",
         number,
     ),
-    ("tokens", "tokens", "mean length of an answer; never rewarded by itself", number),
+    ("tokens", "tokens", "mean length of an answer; no judge but words rewards it by itself", number),
     (
         "relevance",
         "relevance",
