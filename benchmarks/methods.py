@@ -3,9 +3,9 @@
     python benchmarks/methods.py [--folder methods] [--only dpo kto ...] [--small]
 
 Everything is done by plain `factory` commands, which are printed as they are given: one store with answers of the
-embedded 135M model to the bundled prompts, verdicts of the verifier and two pairings; then a LoRA training by each
-method and its measure. Of policies that is the pass rate on held-out prompts against the start's, of the reward model
-the share of held-out pairs in which it finds the better answer. The table comes last, in Markdown, with 95% intervals
+embedded 135M model to the bundled prompts, verdicts of the verifier, counts of words, and four pairings; then a LoRA
+training by each method and its measure. Of policies that is the pass rate on held-out prompts against the start's, of a
+reward model the share of held-out pairs in which it finds the answer that its teacher prefers. The table comes last, in Markdown, with 95% intervals
 over prompts. Minutes are processor minutes of the training's command.
 
 What is done is kept in the folder: the same command again goes on, and prints the same table at the end. `--small` is a
@@ -119,7 +119,7 @@ def make_data(factory: Runner, size: Size) -> None:
     factory("pair-all", *by_rules, "--strategy", "all", "--label-by", "none")
     factory("pair-longer", "pair", "--run", "data", "--lead", "words", "--label-by", "none", "--name", "longer")
     held = ("--run", "held", "--split", "heldout")
-    many = ("--n", str(size.answers), "--limit", str(size.heldout))
+    many = ("--n", "4", "--limit", str(size.heldout))
     factory("generate-held", "generate", *held, *many, *SAMPLING, *tokens)
     factory("label-held", "label", *held, "--judge", "verifier", "--judge", "words")
 
