@@ -4,9 +4,9 @@
 
 Everything is done by plain `factory` commands, which are printed as they are given: one store with answers of the
 embedded 135M model to the bundled prompts, verdicts of the verifier, counts of words, and four pairings; then a LoRA
-training by each method and its measure. Of policies that is the pass rate on held-out prompts against the start's, of a
-reward model the share of held-out pairs in which it finds the answer that its teacher prefers. The table comes last, in Markdown, with 95% intervals
-over prompts. Minutes are processor minutes of the training's command.
+training by each method and its measure. Of policies that is the pass rate on held-out prompts against the start's, of
+a reward model the share of held-out pairs in which it finds the answer that its teacher prefers. The table comes last,
+in Markdown, with 95% intervals over prompts. Minutes are processor minutes of the training's command.
 
 What is done is kept in the folder: the same command again goes on, and prints the same table at the end. `--small` is a
 smoke test of a few steps; its figures mean nothing.
