@@ -313,8 +313,11 @@ def picture(found: Comparison, time: Time = "clock") -> Markup:
     name = f"held-out {quality.replace('_', ' ')}"
     unkept = [course.name for course in found.courses if any(line.time(time) is None for line in course.lines)]
     if unkept:
+        other: Time = "clock" if time == "processor" else "processor"
+        without = any(line.time(other) is None for line in lines)
         raise FactoryError(
-            f"seconds of the {time} were not kept by {', '.join(unkept)}", todo="take the other: --time clock|processor"
+            f"seconds of the {time} were not kept by {', '.join(unkept)}",
+            todo="draw the others alone" if without else f"take the other's: --time {other}",
         )
     if not quality:
         raise FactoryError("none of these runs has a pass rate or a win rate to draw", todo="see the table")

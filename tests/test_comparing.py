@@ -148,10 +148,14 @@ def test_what_was_not_kept_is_not_told(store: Store) -> None:
     stages(store, "old", 1, {stage: {"seconds": 1.0} for stage in TOOK})
     last = course_of(store, "old").lines[-1]
     assert (last.seconds and last.seconds.value, last.processor_seconds) == (4.0, None)
+    with pytest.raises(FactoryError, match="seconds of the processor were not kept by old") as caught:
+        picture(compare(store, ["a", "old"]), "processor")
+    assert caught.value.todo == "take the other's: --time clock"
     stages(store, "old", 1, {"label": {"seconds": 0.0, "shared": "gone"}})
     assert course_of(store, "old").lines[-1].seconds is None
-    with pytest.raises(FactoryError, match="seconds of the processor were not kept by old"):
-        picture(compare(store, ["a", "old"]), "processor")
+    with pytest.raises(FactoryError, match="seconds of the clock were not kept by old") as caught:
+        picture(compare(store, ["a", "old"]), "clock")
+    assert caught.value.todo == "draw the others alone"
 
 
 def test_a_group_is_the_mean_over_its_runs_with_a_t_interval(store: Store) -> None:
