@@ -20,7 +20,7 @@ from markupsafe import Markup
 from factory.faults import FactoryError
 from factory.report import charts
 from factory.rounds.branching import opened
-from factory.rounds.sweep import over
+from factory.rounds.sweep import alone, over
 from factory.schema import Estimate, PolicyReport, Round
 
 if TYPE_CHECKING:
@@ -88,7 +88,11 @@ class Course:
             "judges": list(self.judges),
             "independent": self.independent,
             "setting": self.setting._asdict(),
-            "rounds": [{"round": e.round} | {m: _plain(getattr(e, m)) for m in MEASURES} for e in self.lines],
+            "rounds": [
+                {"round": line.round}
+                | {name: value and value.plain() for name in MEASURES for value in [getattr(line, name)]}
+                for line in self.lines
+            ],
         }
 
 
@@ -114,10 +118,6 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; an estimate is [value, low, high], with null for bounds that are not known."""
         return {"courses": [course.to_json() for course in self.courses], "notes": list(self.notes)}
-
-
-def _plain(value: Estimate | None) -> list[float | None] | None:
-    return None if value is None else [None if math.isnan(part) else part for part in value]
 
 
 def _shown(name: str, value: Estimate | None) -> Estimate | int | None:
@@ -173,22 +173,17 @@ def _line(number: int, report: PolicyReport, efforts: Mapping[int, Effort]) -> L
         pass_rate=report.pass_rate,
         gain=report.gain,
         win_rate=win_rates[0] if win_rates else None,
-        kl=report.kl_sequence if number else _alone(0.0),
+        kl=report.kl_sequence if number else Estimate.alone(0.0),
         tokens=report.tokens,
-        seconds=_alone(_sum(effort.seconds for effort in until)),
-        processor_seconds=_alone(_sum(effort.processor_seconds for effort in until)),
-        sampled=_alone(_sum(effort.sampled for effort in until)),
+        seconds=alone(_sum(effort.seconds for effort in until)),
+        processor_seconds=alone(_sum(effort.processor_seconds for effort in until)),
+        sampled=alone(_sum(effort.sampled for effort in until)),
     )
 
 
 def _heldout(flow: Run) -> str:
     """The hash of the run's held-out prompts; empty where an earlier version kept none."""
     return str(((flow.done(0, "prompts") or {}).get("data") or {}).get("heldout", ""))
-
-
-def _alone(value: float | None) -> Estimate | None:
-    """A number without an interval."""
-    return None if value is None else Estimate(float(value), math.nan, math.nan)
 
 
 def _sum(values: Iterable[float | None]) -> float | None:
@@ -343,9 +338,7 @@ def _panel(found: Comparison, quality: str, title: str, x_name: str, time: Time 
     for place, course in enumerate(found.courses):
         places = [(line, line.time(time) if time else line.kl, getattr(line, quality)) for line in course.lines]
         spots = [
-            charts.Spot(
-                str(line.round), x if len(course.runs) == 1 else Estimate(x.value, math.nan, math.nan), _as_share(y)
-            )
+            charts.Spot(str(line.round), x if len(course.runs) == 1 else Estimate.alone(x.value), _as_share(y))
             for line, x, y in places
             if x is not None and y is not None
         ]

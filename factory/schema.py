@@ -65,6 +65,15 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    @classmethod
+    def alone(cls, value: float) -> Estimate:
+        """A number without an interval."""
+        return cls(float(value), math.nan, math.nan)
+
+    def plain(self) -> list[float | None]:
+        """As JSON has it: [value, low, high], null for what is not known."""
+        return [None if math.isnan(part) else part for part in self]
+
 
 # ----------------------------------------------------------------------------------- what an engine is asked for
 
@@ -78,6 +87,12 @@ class Sampling:
     top_k: int = 0
     max_tokens: int = 256
     stop: tuple[str, ...] = ()
+
+    @property
+    def is_tempered(self) -> bool:
+        """Are answers drawn from another distribution than the model's own? One cut at its limit or at a stop is drawn
+        from it as far as it goes."""
+        return self.temperature != 1 or self.top_p < 1 or self.top_k > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -586,7 +601,7 @@ def _estimate(values: Sequence[float | None]) -> Estimate:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Estimate):
-        return [None if math.isnan(v) else v for v in value]
+        return value.plain()
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, tuple):

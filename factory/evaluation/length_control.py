@@ -70,7 +70,7 @@ def fit(compared: Sequence[Compared], *, level: float = LEVEL, resamples: int = 
         places.setdefault(each.cluster, []).append(i)
     ability, length, hardness = (float(c) for c in coefficients)
     if len(places) < 2:
-        return Fit(ability, length, hardness, Estimate(value, math.nan, math.nan))
+        return Fit(ability, length, hardness, Estimate.alone(value))
     groups = [np.array(rows) for rows in places.values()]
     rng = np.random.default_rng(seed)
     drawn = np.empty(resamples)

@@ -50,7 +50,7 @@ def point(x: float, estimate: Estimate | float | None) -> Point | None:
     """A measured value as a point; None when it was not measured."""
     if estimate is None:
         return None
-    value = Estimate(estimate, math.nan, math.nan) if isinstance(estimate, int | float) else estimate
+    value = Estimate.alone(estimate) if isinstance(estimate, int | float) else estimate
     return None if math.isnan(value.value) else Point(x, *value)
 
 

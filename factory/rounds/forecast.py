@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory.faults import FactoryError
 from factory.judges import judges
-from factory.recipe import EnginePart, EvaluatePart, Recipe
+from factory.recipe import EnginePart, Recipe
 from factory.rounds import counting
 from factory.rounds.counting import Ask, Counted
 
@@ -120,7 +120,7 @@ def _asks(recipe: Recipe, rounds: Rounds, prompts: Mapping[str, int], read: int,
     """Every stage that asks a model, in the order of the run."""
     part, engine = recipe.evaluate, recipe.engine
     held, final = (_limited(prompts.get(split, 0), part.limit) for split in ("heldout", "final"))
-    probed = _limited(held, min(part.probes or 0, part.score_limit or held)) if _is_tempered(part) else 0
+    probed = _limited(held, min(part.probes or 0, part.score_limit or held)) if part.sampling().is_tempered else 0
     measured = Ask("evaluate the policy", recipe.stop.max_rounds, held * part.n + probed, part.max_tokens, read, engine,
                    recipe.model)  # fmt: skip
     if not shared.start:
@@ -163,10 +163,6 @@ def _measuring(recipe: Recipe, prompts: int, times: int, read: int, stage: str) 
         answers = counting.Answers(((prompts, 2),), read, part.max_tokens)
         ask = counting.judged(recipe, stage, judge.model_copy(update={"matchups": "all", "prompts": None}), answers)[0]
         yield replace(ask, times=times, calls=ask.calls * part.n)
-
-
-def _is_tempered(part: EvaluatePart) -> bool:
-    return part.temperature != 1 or part.top_p < 1 or part.top_k > 0
 
 
 def _limited(count: int, limit: int | None) -> int:

@@ -117,10 +117,7 @@ class Sweep:
 
 
 def _json(measures: Mapping[str, Estimate | None]) -> dict[str, list[float | None] | None]:
-    return {
-        name: None if value is None else [None if math.isnan(v) else v for v in value]
-        for name, value in measures.items()
-    }
+    return {name: None if value is None else value.plain() for name, value in measures.items()}
 
 
 # ------------------------------------------------------------------------------------------------------ what to run
@@ -247,17 +244,17 @@ def measures_of(report: Mapping[str, Any]) -> dict[str, Estimate | None]:
         "gain": policy.gain,
         "win_rate": policy.win_rate,
         "kl": policy.kl_sequence,
-        "margin": _alone(last.get("rewards/margins")),
-        "accuracy": _alone(last.get("rewards/accuracies")),
+        "margin": alone(last.get("rewards/margins")),
+        "accuracy": alone(last.get("rewards/accuracies")),
         "degenerate": dict(policy.broken).get("degenerate"),
-        "distinct_2": _alone(policy.distinct_2),
+        "distinct_2": alone(policy.distinct_2),
         "tokens": policy.tokens,
     }
 
 
-def _alone(value: float | None) -> Estimate | None:
-    """A number without an interval."""
-    return None if value is None else Estimate(float(value), math.nan, math.nan)
+def alone(value: float | None) -> Estimate | None:
+    """A number without an interval; None: not measured."""
+    return None if value is None else Estimate.alone(value)
 
 
 def over(estimates: Sequence[Estimate | None]) -> Estimate | None:

@@ -151,7 +151,7 @@ def of_influence(value: float, influence: Array, index: Index, groups: int, leve
     import numpy as np
 
     if groups < 2:
-        return Estimate(value, math.nan, math.nan)
+        return Estimate.alone(value)
     sums = np.bincount(index, influence, groups)
     half = t_of(level, groups - 1) * math.sqrt(groups / (groups - 1) * float((sums**2).sum()))
     return Estimate(value, value - half, value + half)

@@ -139,7 +139,7 @@ def _interval(value: float, drawn: Array) -> Estimate:
 
     sound = drawn[np.isfinite(drawn)]
     if math.isnan(value) or len(sound) == 0:
-        return Estimate(value, math.nan, math.nan)
+        return Estimate.alone(value)
     low, high = np.quantile(sound, [0.025, 0.975])
     return Estimate(value, float(low), float(high))
 

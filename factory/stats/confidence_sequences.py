@@ -145,7 +145,7 @@ def from_moments(mean: float, variance: float, n: int, alpha: float = ALPHA, *, 
     if not 0 < alpha < 1:
         raise ValueError("alpha lies between 0 and 1")
     if not variance > 0:
-        return Estimate(mean, math.nan, math.nan)
+        return Estimate.alone(mean)
     total, rho = n * variance, _rho(tight_at * variance, alpha)
     radius = math.sqrt((total + rho) * math.log((total + rho) / (rho * alpha**2))) / n
     return Estimate(mean, mean - radius, mean + radius)

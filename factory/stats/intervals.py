@@ -97,7 +97,7 @@ def _square_and_add(a: Estimate, b: Estimate, correlation: float) -> Estimate:
     above = up_a**2 - 2 * correlation * up_a * down_b + down_b**2
     gap = a.value - b.value
     if math.isnan(below) or math.isnan(above):
-        return Estimate(gap, math.nan, math.nan)
+        return Estimate.alone(gap)
     return Estimate(gap, gap - math.sqrt(max(below, 0.0)), gap + math.sqrt(max(above, 0.0)))
 
 
@@ -159,7 +159,7 @@ def ratio(
         return UNKNOWN
     value = float(sums.numerators.sum()) / total
     if len(sums.numerators) < 2 or not math.isfinite(value):
-        return Estimate(value, math.nan, math.nan)
+        return Estimate.alone(value)
     drawn = _resampled(sums, resamples, seed)
     low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(value, float(low), float(high))

@@ -92,12 +92,12 @@ def _sums(away: Array, index: NDArray[np.int64], groups: int, n: int) -> Array:
 def _constant(gold: Array, prompts: Sequence[Hashable], level: float) -> Estimate:
     """Gold that never varies shows no scale of its errors: Wilson's interval for shares, no bounds for other values."""
     value = float(gold[0])
-    return rate(gold.tolist(), prompts, level) if 0 <= value <= 1 else Estimate(value, math.nan, math.nan)
+    return rate(gold.tolist(), prompts, level) if 0 <= value <= 1 else Estimate.alone(value)
 
 
 def _interval(value: float, error: Array, freedom: int, level: float) -> Estimate:
     """t interval, with the freedom of the prompts that have gold; w, fitted to them, takes one degree."""
     if freedom < 1:
-        return Estimate(value, math.nan, math.nan)
+        return Estimate.alone(value)
     half = t_of(level, freedom) * math.sqrt((freedom + 1) / freedom * float((error**2).sum()))
     return Estimate(value, value - half, value + half)

@@ -352,7 +352,7 @@ def _contrast(fit: Fitted, weights: Mapping[int, float]) -> Estimate:
     """A sum of strengths with its interval."""
     value = sum(w * float(fit.strength[i]) for i, w in weights.items())
     if fit.covariance is None:
-        return Estimate(value, math.nan, math.nan)
+        return Estimate.alone(value)
     variance = sum(v * w * float(fit.covariance[i, j]) for i, v in weights.items() for j, w in weights.items())
     half = fit.quantile * math.sqrt(max(variance, 0.0))
     return Estimate(value, value - half, value + half)
