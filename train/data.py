@@ -169,7 +169,8 @@ def pair_row(tokenizer: Tokenizer, pair: Pair, limits: Limits = NO_LIMITS) -> tu
 
 def scored_row(tokenizer: Tokenizer, pair: Pair, limits: Limits = NO_LIMITS) -> tuple[PairRow, int]:
     """A preference as a reward model reads it (`whole_ids`), and how many tokens were cut: what both answers begin with
-    stands as the prompt. RowError when chosen and rejected are, or become, the same."""
+    stands as the prompt. RowError when chosen and rejected are the same, or when the end of one, at which it is scored,
+    would be cut."""
     good, bad = (whole_ids(tokenizer, pair.prompt, each) for each in (pair.chosen, pair.rejected))
     if good == bad:
         raise RowError("chosen and rejected are the same")
@@ -178,10 +179,11 @@ def scored_row(tokenizer: Tokenizer, pair: Pair, limits: Limits = NO_LIMITS) -> 
     shared = min(shared, most)
     if not shared:
         raise RowError("empty prompt")
-    prompt, (chosen, rejected), cut = fit(good[:shared], (good[shared:], bad[shared:]), limits)
-    if chosen == rejected:
-        raise RowError("chosen and rejected are the same up to max_length")
-    return PairRow(prompt, chosen, rejected, weight=pair.weight, margin=pair.margin), cut
+    answers = good[shared:], bad[shared:]
+    prompt, kept, cut = fit(good[:shared], answers, limits)
+    if kept != answers:
+        raise RowError("an answer is longer than max_length")
+    return PairRow(prompt, *answers, weight=pair.weight, margin=pair.margin), cut
 
 
 def label_row(tokenizer: Tokenizer, row: Labelled, limits: Limits = NO_LIMITS) -> tuple[LabelRow, int]:

@@ -21,7 +21,7 @@ from factory.labelling import PanelMember, label
 from factory.schema import Judgment, Matchup
 from factory.store import Store
 from train.conversations import Answer, RowError
-from train.data import Pair, scored_row
+from train.data import Limits, Pair, scored_row
 
 ANSWERS = ["Rivers carry water to the sea.", "No.", "A river flows, bends and floods. " * 6, "Bread."]
 Maker = Callable[..., Path]
@@ -102,6 +102,19 @@ def test_what_cannot_be_read_as_one_conversation_is_not_trained_on(reward_model:
     for good, bad, why in (("", "x", "empty"), (f"It {special} is.", "x", "special token"), ("x", "x", "the same")):
         with pytest.raises(RowError, match=why):
             scored_row(tokenizer, Pair(messages, Answer(good), Answer(bad, ended=False)))
+
+
+def test_what_is_scored_at_its_end_is_not_trained_without_it(reward_model: Path) -> None:
+    """The prompt may be cut, an answer may not: its last token is where the score is read."""
+    tokenizer = judge_of(reward_model)._open().tokenizer
+    pair = Pair(prompt_of().messages, Answer(ANSWERS[0]), Answer(ANSWERS[2]))
+    whole, _ = scored_row(tokenizer, pair)
+    room = len(whole.rejected) + 2
+    row, cut = scored_row(tokenizer, pair, Limits(total=room))
+    assert (row.chosen, row.rejected) == (whole.chosen, whole.rejected)
+    assert cut == len(whole.prompt) - 2
+    with pytest.raises(RowError, match="longer than max_length"):
+        scored_row(tokenizer, pair, Limits(completion=len(whole.rejected) - 1))
 
 
 def test_bfloat16_keeps_the_head_exact(reward_model: Path) -> None:
