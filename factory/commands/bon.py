@@ -39,6 +39,7 @@ def bon(
     """Best-of-n from judged answers: quality by the judge that picks and by others, KL, passes, where it is fooled."""
     from factory.best_of_n import load, page, picture, study
     from factory.report import keep_study
+    from factory.store.filesystem import write_whole
 
     watched, sizes = independent or ["words"], _sizes(n or [])
     if judge in watched:
@@ -51,7 +52,7 @@ def bon(
         number = options.newest_round(opened, "candidates", name, round_number, split=split)
         scorer = None
         if "relevance" in (judge, *watched):
-            from factory.evaluation import ModelScorer
+            from factory.evaluation.likelihoods import ModelScorer
 
             scorer = ModelScorer(opened)
         answers, left_out = load(
@@ -69,7 +70,7 @@ def bon(
         told = {"run": name, "round": number, "split": split} | found.to_json()
         keep_study(opened, name, told)  # so that the run's report shows it
     if out is not None:
-        out.write_text(page(found) if out.suffix == ".html" else picture(found), encoding="utf-8")
+        write_whole(out, str(page(found) if out.suffix == ".html" else picture(found)))
         console.note(f"charts: {out}")
     text = f"{console.table(found.rows())}\n\n{found.words()}"
     console.emit(told, as_json=as_json, text=text)

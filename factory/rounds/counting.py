@@ -112,7 +112,7 @@ def _generate(found: Counted, here: Recipe, step: Step, prompts: int, read: int)
 
 def _revise(found: Counted, here: Recipe, step: Step, prompts: int, read: int) -> Iterator[Ask]:
     part, size = here.revise, here.revise.rounds
-    kinds = [found.answers[kind] for kind in ("sample", "draft") if kind in found.answers]
+    kinds = _first_answers(found)
     calls = 2 * size * sum(drafts.total for drafts in kinds)
     yield Ask(step.name, 1, calls, part.max_tokens, read + EXAMPLE_TOKENS, here.engine, here.model)
     for drafts in kinds:
@@ -145,7 +145,7 @@ def _pair(found: Counted, here: Recipe, step: Step, prompts: int, read: int) -> 
     lineage = bool(strategies.facts(part.strategy).get("lineage"))
     answers = found.answers.get("revision" if lineage else part.kind, Answers())
     if lineage:
-        pairs = sum(n for n in (a.total for k, a in found.answers.items() if k in ("sample", "draft")))
+        pairs = sum(drafts.total for drafts in _first_answers(found))
     else:
         pairs = sum(count * _pairs_of(part.strategy, n, part.per_prompt) for count, n in answers.profile())
     labels = {"pairs": 2 * pairs, "none": 0}.get(part.label_by, answers.total)
@@ -163,14 +163,10 @@ def _train(found: Counted, here: Recipe, step: Step, prompts: int, read: int) ->
 
     part, online = here.train, here.train.config.online
     if online is None:
-        table, objective = needs(part.config), losses.get(part.config.method)
-        what = (
-            "best answers"
-            if objective.takes == "best"
-            else "good answers"
-            if objective.data == "completions"
-            else table
-        )
+        objective = losses.get(part.config.method)
+        what = needs(part.config)
+        if objective.data == "completions":
+            what = "best answers" if objective.takes == "best" else "good answers"
         names = part.pairings or [here.pair.called]
         found.trainings[step.name] = [made for name in names if (made := found.made.get((what, name)))]
         return
@@ -190,6 +186,11 @@ STAGES = {
     "pair": _pair,
     "train": _train,
 }
+
+
+def _first_answers(found: Counted) -> list[Answers]:
+    """What is there to revise: samples and drafts."""
+    return [found.answers[kind] for kind in ("sample", "draft") if kind in found.answers]
 
 
 def _add(found: Counted, kind: str, prompts: int, n: int, read: int, written: int) -> None:
