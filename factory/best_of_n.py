@@ -34,7 +34,7 @@ from factory.schema import Candidate, Estimate, Judgment, Prompt
 from factory.stats import intervals
 
 if TYPE_CHECKING:
-    from factory.evaluation import Scorer
+    from factory.evaluation.likelihoods import Scorer
     from factory.store import Store
 
 OWN: Final = ("tokens", "words", "relevance")
@@ -434,7 +434,7 @@ def _without_scores(name: str, panel: verdicts.Panel, candidates: Sequence[Candi
 def _relevance(
     candidates: Sequence[Candidate], prompts: Mapping[str, Prompt], scorer: Scorer | None, model: str
 ) -> dict[str, float]:
-    from factory.evaluation import NEUTRAL, Item
+    from factory.evaluation.likelihoods import NEUTRAL, Item
 
     if scorer is None:
         raise FactoryError("relevance needs a model that lies here", todo="name one with --model")

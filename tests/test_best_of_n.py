@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from factory import best_of_n
 from factory.best_of_n import Answers, any_of, kl_bound, kl_estimate, kl_levels, load, picks, sizes_of, study
 from factory.cli import app
-from factory.evaluation import NEUTRAL, Item
+from factory.evaluation.likelihoods import NEUTRAL, Item
 from factory.evaluation.measures import Scored
 from factory.faults import FactoryError
 from factory.store import Store

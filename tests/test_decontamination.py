@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from typer.testing import CliRunner
 
 from factory.cli import app
-from factory.evaluation import held_prompts, prompts_that_measure
+from factory.evaluation.held import held_prompts, prompts_that_measure
 from factory.faults import ConfigError, FactoryError
 from factory.prompts import add_prompts, texts_of
 from factory.prompts.decontamination import Hit, Rule, check, find, near_trained, said

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import store_rows
 
-from factory import evaluation
+from factory import crash
 from factory.engines.scripted import Rule, ScriptedEngine
-from factory.evaluation import NEUTRAL, Baseline, Evidence, Item, ModelScorer, compare, evaluate, measures, report_of
+from factory.evaluation import compare, evaluate, measures
+from factory.evaluation.answers import Baseline
 from factory.evaluation.judged import is_independent, labellers_of
+from factory.evaluation.likelihoods import NEUTRAL, Item, ModelScorer
 from factory.evaluation.measures import Graded, Scored
+from factory.evaluation.reporting import Evidence, report_of
 from factory.faults import FactoryError
 from factory.judges import votes
 from factory.labelling.panel import PanelMember
@@ -318,7 +321,7 @@ def test_a_scoring_that_was_cut_off_gives_the_same_numbers(
             raise InterruptedError(name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation.crash, "point", kill)
+        patch.setattr(crash, "point", kill)
         with pytest.raises(InterruptedError):
             scorer.score(str(tiny_model), items())
     assert 0 < len(store.rows(Logp)) < len(items())

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import tiny_run
 
-from factory import evaluation, recipe as recipes, rounds
+from factory import recipe as recipes, rounds
 from factory.engines.scripted import ScriptedEngine
-from factory.evaluation import Item
+from factory.evaluation import likelihoods
+from factory.evaluation.likelihoods import Item
 from factory.evaluation.measures import Scored
 from factory.rounds import forecast
 from factory.rounds.runbook import Run
@@ -90,7 +91,7 @@ def test_the_plan_is_what_a_run_asks_for(
         step["set"].pop("engine", None)
     recipe = recipes.parse(json.dumps(data), where=name)
     monkeypatch.setitem(STAGES, "train", trained)
-    monkeypatch.setattr(evaluation, "ModelScorer", Likelihood)
+    monkeypatch.setattr(likelihoods, "ModelScorer", Likelihood)
     monkeypatch.setattr(ScriptedEngine, "render", with_model)
     with Store.open(tmp_path / "store", create=True) as store:
         made = asked(store, recipe)

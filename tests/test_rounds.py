@@ -13,7 +13,7 @@ import tiny_run
 
 from factory import recipe as recipes, rounds
 from factory.budget import BudgetError
-from factory.evaluation import held_prompts
+from factory.evaluation.held import held_prompts
 from factory.faults import FactoryError, LockedError
 from factory.prompts import add_prompts
 from factory.rounds.runbook import Run, open_run

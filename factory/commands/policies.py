@@ -193,8 +193,9 @@ def evaluate(
     """Measure a policy on held-out prompts against a baseline: pass and win rate, lengths, KL, relevance."""
     from factory.commands.labels import named_judges, panel_of
     from factory.engines import build
-    from factory.evaluation import ModelScorer, evaluate as evaluate_policy
+    from factory.evaluation import evaluate as evaluate_policy
     from factory.evaluation.judged import labellers_of
+    from factory.evaluation.likelihoods import ModelScorer
     from factory.schema import Sampling
 
     name = options.dated("evaluate", run)

@@ -56,7 +56,7 @@ def add_prompts(run: Run, number: int) -> Detail:
 
 def _near_train(run: Run, split: str) -> int:
     """How many prompts of a split are too near one of the train split to measure anything by; they are left out."""
-    from factory.evaluation import prompts_that_measure
+    from factory.evaluation.held import prompts_that_measure
 
     near = prompts_that_measure(run.store, split).left_out
     if near:
@@ -394,7 +394,8 @@ def _member(run: Run, number: int, part: PanelPart, shared: dict[str, Engine], s
 
 
 def _measure(run: Run, number: int, split: str, baseline: int | None, *, scored: bool = True) -> PolicyReport:
-    from factory.evaluation import ModelScorer, evaluate as evaluate_policy
+    from factory.evaluation import evaluate as evaluate_policy
+    from factory.evaluation.likelihoods import ModelScorer
 
     part, policy = run.recipe.evaluate, run.policy(number)
     with ExitStack() as stack:
