@@ -30,6 +30,44 @@ def picked(strategy: str, group: Group, seed: int = 0) -> list[str]:
     return names(strategies.get(strategy)(group, seed))
 
 
+def test_strategies_on_scores() -> None:
+    group = scored(a=0.2, b=1.0, c=0.6, d=0.6)
+    assert names(strategies.get("all")(group, 0)) == ["b>a", "b>c", "b>d", "c>a", "d>a"]
+    assert names(strategies.get("best_worst")(group, 0)) == ["b>a"]
+    assert names(strategies.get("max_margin")(group, 0)) == ["b>a"]
+    drawn = {names(strategies.get("random")(group, seed))[0] for seed in range(50)}
+    assert drawn == {"b>a", "b>c", "b>d", "c>a", "d>a"}
+
+
+def test_equals_are_drawn_by_seed() -> None:
+    group = scored(a=1.0, b=1.0, c=0.0, d=0.0)
+    for strategy in ("best_worst", "max_margin"):
+        drawn = {names(strategies.get(strategy)(group, seed))[0] for seed in range(50)}
+        assert drawn == {"a>c", "a>d", "b>c", "b>d"}
+
+
+def test_of_equals_the_pair_that_more_judges_saw() -> None:
+    rows = [pointwise("v", k, s) for k, s in zip("abcd", (1.0, 1.0, 0.0, 0.0), strict=True)] + both(
+        "x", "b", "c", 0.5, 0.5
+    )
+    group = sift([candidate_of(k) for k in "abcd"], verdicts.read(rows), ["v", "x"], Rule("lead", "v")).group
+    for strategy in ("best_worst", "max_margin"):
+        assert {names(strategies.get(strategy)(group, seed))[0] for seed in range(20)} == {"b>c"}
+
+
+def test_best_and_worst_must_have_met() -> None:
+    """b has the best record and a the worst, but a was only judged against c."""
+    rows = [*both("x", "b", "c", 0.9, 0.9), *both("x", "a", "c", 0.2, 0.2)]
+    group = sift([candidate_of(k) for k in "abc"], verdicts.read(rows), ["x"], Rule("lead", "x")).group
+    assert group.standing == pytest.approx({"a": 0.2, "b": 0.9, "c": 0.45})
+    assert names(strategies.get("best_worst")(group, 0)) == ["b>c"]
+
+
+def test_nothing_decided_is_nothing_chosen() -> None:
+    for strategy in strategies.names():
+        assert strategies.get(strategy)(scored(a=1.0, b=1.0), 0) == []
+
+
 def test_best_over_one_of_the_rest() -> None:
     group = scored(a=0.2, b=1.0, c=0.6, d=0.6)
     assert {picked("best_random", group, seed)[0] for seed in range(50)} == {"b>a", "b>c", "b>d"}
