@@ -1,0 +1,175 @@
+"""Recipes from YAML: found by name or path, overridden key by key, read as far as they fit, all faults at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import ValidationError
+
+from factory.faults import ConfigError, FactoryError
+from factory.recipe import dotted, misfits
+from factory.recipe.parts import Step
+from factory.recipe.whole import PIECEMEAL, Recipe, disagreements
+from factory.registry import unknown_name
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """safe_load that refuses a key given twice instead of keeping the last."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            line = key_node.start_mark.line + 1
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice (line {line})")
+        seen[key] = loader.construct_object(value_node, deep=True)
+    return seen
+
+
+_UniqueKeys.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """Name to file of the recipes that come with the factory."""
+    from factory.resources import bundled
+
+    return {path.stem: path for path in sorted(bundled("pipelines").glob("*.yaml"))}
+
+
+def find(name: str) -> Path:
+    """The file of a recipe: a path that exists, or a bundled name."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        if path.is_file():
+            return path
+        raise FactoryError(f"no recipe file {name!r}", todo="give the path of a YAML file, or a bundled name")
+    known = bundled_recipes()
+    if name not in known:
+        raise unknown_name("recipe", name, known)
+    return known[name]
+
+
+class Read(NamedTuple):
+    """A recipe as far as it can be read, what is left out of it because it does not fit, and what is wrong."""
+
+    recipe: Recipe | None
+    faults: tuple[str, ...]
+    left_out: tuple[misfits.Key, ...] = ()
+
+    def stands(self, fault: str) -> bool:
+        """Is a fault of `recipe` one of what was written, and not of what was left out?"""
+        key = fault.partition(": ")[0]
+        return not any(f"{key}.".startswith(f"{misfits.dotted(out)}.") for out in self.left_out)
+
+
+def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name or path, with `a.b=c` overrides. ConfigError lists every fault at once."""
+    path = find(name)
+    return _sound(examine(text_of(path), where=str(path), overrides=overrides), str(path))
+
+
+def text_of(path: Path) -> str:
+    """What a recipe's file holds."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FactoryError(f"the recipe cannot be read: {error}", where=str(path), todo="save it as UTF-8") from error
+
+
+def parse(text: str, *, where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe that a YAML text holds. ConfigError lists every fault of its form at once."""
+    return _sound(examine(text, where=where, overrides=overrides), where)
+
+
+MEND = "mend these keys, or override with --set"
+
+
+def _sound(read: Read, where: str) -> Recipe:
+    if read.faults or read.recipe is None:
+        raise ConfigError(read.faults, where=where, todo=MEND)
+    return read.recipe
+
+
+STANDINS: Mapping[str, Any] = {"name": "recipe", "judge": "rating"}
+"""What takes the place of a key that is lacking, while the rest is looked at."""
+
+
+def examine(text: str, *, where: str, overrides: Sequence[str] = ()) -> Read:
+    """The recipe that a YAML text holds, as far as it holds one, with every fault. FactoryError: it is no mapping, or
+    an override cannot be read."""
+    try:
+        data = yaml.load(text, Loader=_UniqueKeys)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ConfigError([f"not valid YAML: {error}"], where=where, todo="mend the file") from error
+    if not isinstance(data, dict):
+        raise ConfigError(
+            ["a recipe is a mapping of keys to values"], where=where, todo="see pipelines/quickstart.yaml"
+        )
+    for override in overrides:
+        _override(data, override)
+    found: list[misfits.Misfit] = []
+    recipe = _as_far_as_it_fits(data, found)
+    out = [one.key[:-1] if one.lacking and len(one.key) > 1 else one.key for one in found]
+    read = Read(recipe, tuple(dict.fromkeys(one.text() for one in found)), tuple(out))
+    if recipe is None:
+        return read
+    own = [fault for fault in disagreements(recipe) if read.stands(fault) and _is_told_by(fault, out)]
+    mended = recipe.model_copy(update={"stages": tuple(_mended(recipe, step) for step in recipe.stages)})
+    return read._replace(recipe=mended, faults=(*read.faults, *own))
+
+
+def _as_far_as_it_fits(data: Any, found: list[misfits.Misfit]) -> Recipe | None:
+    """The recipe without what does not fit, which goes into `found`; None where nothing is left."""
+    for _ in range(8):
+        try:
+            return Recipe.model_validate(data, context=PIECEMEAL)
+        except ValidationError as error:
+            faults = misfits.found(error, Recipe, data)
+            found += faults
+            data = misfits.without(data, faults, STANDINS)
+    return None
+
+
+BETWEEN: Mapping[str, set[str]] = {"pair.lead": {"panel", "stages", "pair"}, "panel": {"stages"}}
+"""Faults between parts, by key, and the parts."""
+
+
+def _is_told_by(fault: str, out: Sequence[misfits.Key]) -> bool:
+    """Can a fault be told, although some parts are left out? Not where one of those is among its own."""
+    return not BETWEEN.get(fault.partition(": ")[0], set()) & {str(key[0]) for key in out if key}
+
+
+def _mended(recipe: Recipe, step: Step) -> Step:
+    """The step without those of its own settings that do not fit."""
+    keys = [misfits.dotted(one.key) for one in recipe.misfits_at(step)]
+    fits = {k: v for k, v in step.set.items() if not any(_meet(k, key) for key in keys)}
+    return step.model_copy(update={"set": fits}) if keys else step
+
+
+def _meet(one: str, other: str) -> bool:
+    """Are two dotted keys the same, or one within the other? All are within the empty one."""
+    return not one or not other or f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def dump(recipe: Recipe) -> str:
+    """The whole recipe, defaults included, as YAML: what is kept with a run."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    """Set one `a.b=c` in place; a number steps into a list."""
+    path, sign, raw = text.partition("=")
+    if not sign or not path:
+        raise FactoryError(
+            f"--set {text!r} is not of the form key.key=value", todo="for example --set train.config.epochs=1"
+        )
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise FactoryError(f"--set {path}: {raw!r} is not a YAML value", todo="quote the value") from error
+    dotted.put(data, path, value, f"--set {text!r}")
