@@ -13,63 +13,30 @@ there, since its index -1 for "none" is the last one's in torch.
 
 from __future__ import annotations
 
-import gc
-import itertools
-import json
-import logging
-import os
-import threading
 import time
-import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import torch
 
 from factory.engines import nothing_held
 from factory.engines.chat import AnswerTokens, ChatText, Prepared
-from factory.engines.transformers import default_dtype, default_threads, end_tokens, load_tokenizer
-from factory.faults import ConfigError, FactoryError
-from factory.resources import ModelFiles, content_hash, local_folder, model_files
-from factory.schema import Completion, Failure, Have, Identity, Request, Sampling, seed_of
-
-DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
-DTYPES: tuple[str, ...] = get_args(DTypeName)
-MAX_ANSWER_TOKENS = 128  # token ids whose log-probs vLLM gives for one request
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # ranks that vLLM makes room for
-
-EVERYWHERE = {
-    "DO_NOT_TRACK": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout belongs to results
-}
-ON_A_CPU = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # with it, vLLM ties threads to cores that other work may hold
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-}
-
-
-class _Setup(NamedTuple):
-    """What two engines must have in common to share a vLLM."""
-
-    folder: str
-    dtype: str
-    quantization: str | None
-    float32_head: bool
-    max_model_len: int | None
-    gpu_memory_utilization: float
-    tensor_parallel_size: int
-    max_num_seqs: int | None
-    bare: bool  # takes requests without an adapter only
-    own: str = ""  # whose it is alone: nobody shares one whose weights change
+from factory.engines.transformers import default_threads, end_tokens, load_tokenizer
+from factory.engines.vllm_core import MAX_ANSWER_TOKENS, Setup, acquire, rank_of, release
+from factory.engines.vllm_environment import (
+    DTypeName,
+    auto_dtype,
+    check_options,
+    cpu_build,
+    import_vllm,
+    prepare_environment,
+)
+from factory.faults import FactoryError
+from factory.resources import content_hash, local_folder, model_files
+from factory.schema import Completion, Failure, Have, Identity, Request, seed_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +81,7 @@ class VllmEngine:
         max_num_seqs: int | None = None,
         threads: int | None = None,
     ) -> None:
-        _check(
+        check_options(
             dtype,
             gpu_memory_utilization,
             max_loras,
@@ -126,21 +93,21 @@ class VllmEngine:
         on_cpu = cpu_build()
         self.threads = (threads or default_threads()) if on_cpu else torch.get_num_threads()
         prepare_environment(on_cpu, self.threads)
-        _import()
-        self.dtype = _auto_dtype(on_cpu) if dtype == "auto" else dtype
+        import_vllm()
+        self.dtype = auto_dtype(on_cpu) if dtype == "auto" else dtype
         files = model_files(model)
         numbers = [self.dtype, quantization, None if float32_head or self.dtype == "float32" else f"{self.dtype} head"]
         self._identity = Identity("vllm", model, content_hash(files, ", ".join(filter(None, numbers))))
         folder = local_folder(files.base)
-        setup = _Setup(str(folder), self.dtype, quantization, float32_head, max_model_len, gpu_memory_utilization,
+        setup = Setup(str(folder), self.dtype, quantization, float32_head, max_model_len, gpu_memory_utilization,
                        tensor_parallel_size, max_num_seqs, bare=on_cpu and files.adapter is None)  # fmt: skip
         room = max(max_loras or 0, int(files.adapter is not None))
         tokenizer = load_tokenizer(files)
-        self.core = _acquire(setup, room, _rank(files), on_cpu, self.threads)
+        self.core = acquire(setup, room, rank_of(files), on_cpu, self.threads)
         try:
             self._lora = None if files.adapter is None else self.core.add_adapter(files.adapter, self._identity.content)
         except FactoryError:
-            _release(self.core)
+            release(self.core)
             raise
         self.chat = ChatText(tokenizer, _ends(folder, tokenizer), self.core.context)
         self._closed = False
@@ -160,7 +127,7 @@ class VllmEngine:
             self._closed = True
             if self._lora is not None:
                 self.core.remove_adapter(self._lora)
-            _release(self.core)
+            release(self.core)
 
     # ------------------------------------------------------------------------------------------------------ answering
 
@@ -253,125 +220,6 @@ class VllmEngine:
         )
 
 
-class Drawn(NamedTuple):
-    """A sampled answer: token ids, the end token included unless it was cut, and the sum of their log-probs, nats."""
-
-    ids: tuple[int, ...]
-    logprob: float
-
-
-class VllmSampler:
-    """Samples answers to token ids, with weights that whoever trains them hands over; has a vLLM of its own.
-
-    base: folder or name of the model. rank: of the adapter that will come (`take_adapter`); None: the whole model's
-    weights will (`take_weights`). gpu_memory_utilization leaves room for the training. Other options as for
-    `VllmEngine`. On a GPU, too, the vLLM runs in this process: tensors are handed over as they are. FactoryError: it
-    does not start.
-    """
-
-    def __init__(
-        self,
-        base: str,
-        *,
-        rank: int | None,
-        dtype: DTypeName = "auto",
-        float32_head: bool = True,
-        max_model_len: int | None = None,
-        gpu_memory_utilization: float = 0.4,
-        max_num_seqs: int | None = None,
-        threads: int | None = None,
-    ) -> None:
-        _check(
-            dtype,
-            gpu_memory_utilization,
-            None,
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            threads=threads,
-        )
-        on_cpu = cpu_build()
-        threads = threads or torch.get_num_threads()
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        prepare_environment(on_cpu, threads)
-        _import()
-        kind = _auto_dtype(on_cpu) if dtype == "auto" else dtype
-        setup = _Setup(str(local_folder(base)), kind, None, float32_head, max_model_len, gpu_memory_utilization, 1,
-                       max_num_seqs, bare=rank is None, own=str(next(_samplers)))  # fmt: skip
-        self.core = _acquire(setup, int(rank is not None), _room_for(rank or 1, base), on_cpu, threads)
-        self._lora: Any = None
-        self._closed = False
-
-    def take_adapter(self, folder: str) -> None:
-        """Sample with this adapter from now on; the folder is read now and not again. FactoryError: vLLM cannot use
-        it."""
-        if self._lora is not None:
-            self.core.remove_adapter(self._lora)
-        self._lora = self.core.add_adapter(folder, f"sampler {self.core.setup.own}, weights {self.core.name()}")
-
-    def take_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Sample with these weights from now on: all of the model's, under the names of transformers."""
-        self.core.take_weights(weights)
-
-    def sample(
-        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], sampling: Sampling, ends: Sequence[int]
-    ) -> list[Drawn]:
-        """One answer for each prompt with its seed, in order. FactoryError: vLLM refuses one, or ends."""
-        places: dict[str, int] = {}
-        found: dict[int, Drawn] = {}
-        try:
-            for place, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-                name = self.core.name()
-                refusal = self.core.add(name, prompt, self._parameters(len(prompt), seed, sampling, ends), self._lora)
-                if refusal is not None:
-                    raise FactoryError(f"vLLM refuses a prompt: {refusal.detail}", todo="raise max_model_len")
-                places[name] = place
-            while places:
-                for out in self.core.step(places):
-                    found[places.pop(out.request_id)] = _drawn(out)
-        finally:
-            self.core.abort(places)
-        return [found[place] for place in range(len(prompts))]
-
-    def _parameters(self, read: int, seed: int, sampling: Sampling, ends: Sequence[int]) -> dict[str, Any]:
-        return {
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "top_k": sampling.top_k,
-            "max_tokens": max(1, min(sampling.max_tokens, self.core.context - read)),
-            "stop_token_ids": list(ends),
-            "detokenize": False,
-            "seed": seed % 2**31,
-            "logprobs": 0,
-            "json_schema": None,
-        }
-
-    def close(self) -> None:
-        """End the vLLM and give its memory back."""
-        if not self._closed:
-            self._closed = True
-            _release(self.core)
-
-
-def _drawn(output: Any) -> Drawn:
-    (made,) = output.outputs
-    if made.finish_reason not in {"stop", "length"}:
-        raise FactoryError(f"vLLM ended an answer: {made.finish_reason}")
-    return Drawn(tuple(made.token_ids), float(made.cumulative_logprob))
-
-
-def _check(dtype: str, gpu_memory_utilization: float, max_loras: int | None, **counts: int | None) -> None:
-    """ConfigError: options out of their range, all of them."""
-    faults = [f"{name}: must be at least 1, not {n}" for name, n in counts.items() if n is not None and n < 1]
-    if dtype not in DTYPES:
-        faults.append(f"dtype: must be one of {', '.join(DTYPES)}, not {dtype!r}")
-    if not 0 < gpu_memory_utilization <= 1:
-        faults.append(f"gpu_memory_utilization: must be above 0 and at most 1, not {gpu_memory_utilization}")
-    if max_loras is not None and max_loras < 0:
-        faults.append(f"max_loras: must be at least 0, not {max_loras}")
-    if faults:
-        raise ConfigError(faults, where="the vllm engine's options")
-
-
 def _tokens(answers: AnswerTokens) -> list[int]:
     return [token for tokens in answers.values() for token in tokens]
 
@@ -387,48 +235,6 @@ def _answer_logprobs(answers: AnswerTokens, shown: Mapping[int, Any]) -> dict[st
     return {answer: min(0.0, logprob) for answer, logprob in sums.items() if logprob > -torch.inf}
 
 
-# --------------------------------------------------------------------------------------------------------- before vLLM
-
-
-def cpu_build() -> bool:
-    """Is the installed vLLM one for CPUs? FactoryError: none is installed."""
-    if find_spec("vllm") is None:
-        raise FactoryError(
-            "vLLM is not installed",
-            todo="pip install 'preference-factory[gpu]', or 'preference-factory[cpu-serving]' on a machine without a "
-            "GPU; or use the transformers engine",
-        )
-    names = {distribution.name for distribution in metadata.distributions(name="vllm-cpu")}
-    return bool(names) or "cpu" in metadata.version("vllm")
-
-
-def prepare_environment(on_cpu: bool, threads: int) -> None:
-    """Set what vLLM reads from the environment, where the user has not: no usage statistics, quiet, and on a CPU all in
-    this process with `threads` threads."""
-    settings = EVERYWHERE | (ON_A_CPU | {"OMP_NUM_THREADS": str(threads)} if on_cpu else {})
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-
-
-def _import() -> None:
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # a CPU has no Triton, and needs none
-    try:
-        import vllm  # noqa: F401 - what its import does is the point
-    except ImportError as error:
-        raise FactoryError(
-            f"vLLM is installed but cannot be imported: {error}",
-            todo="install it anew; beside a CPU's torch, pip uninstall torchvision torchaudio torchcodec triton",
-        ) from error
-
-
-def _auto_dtype(on_cpu: bool) -> str:
-    if on_cpu:
-        return default_dtype("cpu")
-    from vllm.platforms import current_platform
-
-    return "bfloat16" if current_platform.has_device_capability(80) else "float16"
-
-
 def _ends(folder: Path, tokenizer: Any) -> list[int]:
     """Ids of the tokens that end an answer, as for the transformers engine."""
     from transformers import AutoConfig, GenerationConfig
@@ -438,216 +244,3 @@ def _ends(folder: Path, tokenizer: Any) -> list[int]:
     else:
         settings = GenerationConfig.from_model_config(AutoConfig.from_pretrained(folder))
     return end_tokens(SimpleNamespace(generation_config=settings), tokenizer)
-
-
-def _rank(files: ModelFiles) -> int:
-    """The highest rank in the adapter, rounded up to one that vLLM makes room for; 16 without an adapter."""
-    if files.adapter is None:
-        return 16
-    where = Path(files.adapter) / "adapter_config.json"
-    config = json.loads(where.read_text(encoding="utf-8"))
-    highest = max([config.get("r", 0), *(config.get("rank_pattern") or {}).values()])
-    return _room_for(highest, str(where))
-
-
-def _room_for(rank: int, where: str) -> int:
-    """The rank rounded up to one that vLLM makes room for."""
-    if rank > LORA_RANKS[-1]:
-        raise FactoryError(f"vLLM takes adapters up to rank {LORA_RANKS[-1]}, not {rank}", where=where)
-    return next(room for room in LORA_RANKS if room >= rank)
-
-
-# ------------------------------------------------------------------------------------------------------ a vLLM, shared
-
-_running: list[_Core] = []
-_samplers = itertools.count(1)
-_starting = threading.Lock()
-
-
-def _acquire(setup: _Setup, room: int, rank: int, on_cpu: bool, threads: int) -> _Core:
-    """A running vLLM of this setup with enough room for adapters, else a new one."""
-    with _starting:
-        for core in _running:
-            if core.setup == setup and core.room >= room and (room == 0 or core.rank >= rank):
-                core.users += 1
-                return core
-        _running.append(_Core(setup, room, rank, on_cpu, threads))
-        return _running[-1]
-
-
-def _release(core: _Core) -> None:
-    with _starting:
-        core.users -= 1
-        if core.users == 0:
-            _running.remove(core)
-            with _groups_kept() if _running else nullcontext():
-                core.shut_down()
-
-
-@contextmanager
-def _groups_kept() -> Iterator[None]:
-    """While it is open, the shutdown of a vLLM in this process leaves the process groups to the others in it."""
-    from vllm.v1.engine import core as engine_core
-
-    tear_down = engine_core.cleanup_dist_env_and_memory
-    engine_core.cleanup_dist_env_and_memory = gc.collect
-    try:
-        yield
-    finally:
-        engine_core.cleanup_dist_env_and_memory = tear_down
-
-
-class _Core:
-    """One vLLM. Several engines, each in a thread of its own, may have requests in it: whoever waits makes the step
-    for all, and what belongs to others is kept for them."""
-
-    def __init__(self, setup: _Setup, room: int, rank: int, on_cpu: bool, threads: int) -> None:
-        self.setup, self.room, self.rank = setup, room, rank
-        self.users = 1
-        self._lock = threading.Lock()
-        self._landed: dict[str, Any] = {}
-        self._names = itertools.count(1)
-        llm = _start(setup, room, rank, on_cpu, threads)
-        self._engine = llm.llm_engine
-        self.context = int(llm.model_config.max_model_len)
-        self.in_flight = 2 * int(self._engine.vllm_config.scheduler_config.max_num_seqs)
-
-    def name(self) -> str:
-        """A name for a request that no other has."""
-        return str(next(self._names))
-
-    def add(self, name: str, ids: Collection[int], parameters: dict[str, Any], lora: Any) -> Failure | None:
-        """Hand in a request; the failure of one that vLLM refuses."""
-        from vllm import SamplingParams
-        from vllm.exceptions import VLLMClientError
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
-
-        schema = parameters.pop("json_schema")
-        try:
-            structured = None if schema is None else StructuredOutputsParams(json=json.dumps(schema))
-            params = SamplingParams(
-                **parameters, structured_outputs=structured, output_kind=RequestOutputKind.FINAL_ONLY
-            )
-            with self._lock:
-                self._engine.add_request(name, {"prompt_token_ids": list(ids)}, params, lora_request=lora)
-        except (ValueError, VLLMClientError) as error:
-            kind = "bad_request" if schema is None else "bad_schema"
-            return Failure(kind, " ".join(str(error).split())[:300])
-        return None
-
-    def step(self, mine: Collection[str]) -> list[Any]:
-        """Finished outputs of the requests named; empty when this step finished none of them."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        if not mine:
-            return []
-        with self._lock:
-            if not any(name in self._landed for name in mine):
-                try:
-                    self._landed |= {out.request_id: out for out in self._engine.step() if out.finished}
-                except (EngineDeadError, torch.OutOfMemoryError) as error:
-                    raise FactoryError(
-                        f"vLLM has stopped: {error}",
-                        todo="its messages are above; lack of memory is the usual cause: lower max_num_seqs, "
-                        "max_model_len or gpu_memory_utilization",
-                    ) from error
-            return [self._landed.pop(name) for name in list(self._landed) if name in mine]
-
-    def abort(self, names: Collection[str]) -> None:
-        """Take requests back."""
-        with self._lock:
-            if names:
-                self._engine.abort_request(list(names))
-            for name in names:
-                self._landed.pop(name, None)
-
-    def add_adapter(self, folder: str, content: str) -> Any:
-        """Load an adapter beside the base. FactoryError: vLLM cannot use it."""
-        from vllm.lora.peft_helper import PEFTHelper
-        from vllm.lora.request import LoRARequest
-
-        request = LoRARequest(content, next(self._names), folder)
-        try:
-            PEFTHelper.from_local_dir(folder, self.context).validate_legal(self._engine.vllm_config.lora_config)
-            with self._lock:
-                self._engine.add_lora(request)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise FactoryError(
-                f"vLLM cannot use the adapter: {error}", where=folder,
-                todo="merge it into its base and name the merged folder, or use the transformers engine",
-            ) from error  # fmt: skip
-        return request
-
-    def remove_adapter(self, request: Any) -> None:
-        """Forget an adapter."""
-        with self._lock:
-            self._engine.remove_lora(request.lora_int_id)
-
-    def take_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Put other weights in place of the model's; nothing that was read with the old ones is kept."""
-        with self._lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
-            self._engine.apply_model(_renew_tied_head)
-            self._engine.reset_prefix_cache()
-
-    def shut_down(self) -> None:
-        """End the engine and give its memory back."""
-        self._engine.engine_core.shutdown()
-        del self._engine
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-
-def _renew_tied_head(model: Any) -> None:
-    """A head that shares the embeddings' weights is not among those that are loaded: vLLM 0.32 leaves it what it made
-    of the old ones (on a CPU a packed copy)."""
-    head = getattr(model, "lm_head", None)
-    embeddings = getattr(getattr(model, "model", None), "embed_tokens", None)
-    if head is not None and embeddings is not None and getattr(model.config, "tie_word_embeddings", False):
-        head.weight = embeddings.weight
-        head.quant_method.process_weights_after_loading(head)
-
-
-def _start(setup: _Setup, room: int, rank: int, on_cpu: bool, threads: int) -> Any:
-    """vLLM with a model. On a CPU it puts a warning in place of torch.set_num_threads, which is undone, and prompts are
-    read whole: vLLM 0.32 turns back the generator of a seeded request whose prompt it has read in part, which torch's
-    CPU generator cannot do, and ends."""
-    from vllm import LLM
-
-    options: dict[str, Any] = {"enable_lora": True, "max_loras": room, "max_lora_rank": rank} if room else {}
-    if on_cpu:
-        options |= {"enforce_eager": True, "block_size": 32, "enable_chunked_prefill": False}
-        options |= {"distributed_executor_backend": "uni"} if setup.tensor_parallel_size == 1 else {}
-    if setup.max_num_seqs is not None:
-        options["max_num_seqs"] = setup.max_num_seqs
-    set_threads = torch.set_num_threads
-    set_threads(threads)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of vLLM's own calls to torch
-            return LLM(
-                setup.folder,
-                dtype=setup.dtype,
-                quantization=setup.quantization,
-                max_model_len=setup.max_model_len,
-                gpu_memory_utilization=setup.gpu_memory_utilization,
-                tensor_parallel_size=setup.tensor_parallel_size,
-                enable_prefix_caching=True,
-                generation_config="vllm",  # else the model's file fills in what a request leaves open
-                hf_overrides={"head_dtype": "float32" if setup.float32_head else "model"},
-                max_logprobs=MAX_ANSWER_TOKENS,
-                structured_outputs_config={"backend": "xgrammar", "disable_any_whitespace": True},
-                use_tqdm_on_load=False,
-                **options,
-            )
-    except (ValueError, RuntimeError, OSError) as error:
-        raise FactoryError(
-            f"vLLM does not start: {' '.join(str(error).split())[:500]}", where=setup.folder,
-            todo="where memory is short, lower max_model_len, max_num_seqs or gpu_memory_utilization, close the other "
-            "vllm engines of this process, or on a GPU let them share a base (max_loras: 1); on a CPU raise "
-            "VLLM_CPU_KVCACHE_SPACE (GiB) if the cache is too small",
-        ) from error  # fmt: skip
-    finally:
-        torch.set_num_threads = set_threads

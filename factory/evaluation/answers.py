@@ -146,6 +146,7 @@ class Baseline(NamedTuple):
 def baseline_of(
     store: Store, run: str, round: int, split: str, prompts: Sequence[Prompt], verifier: Mapping[str, Any] | None
 ) -> Baseline:
+    """What an evaluated round answered to the prompts, graded. FactoryError: it has no answers to them."""
     slots = answers_of(store, run=run, round=round, split=split, prompts=prompts)
     names = {slot.answer.model for slot in slots if slot.answer}
     if not names:

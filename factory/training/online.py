@@ -41,7 +41,7 @@ from train.trainer import Trained, Trainer
 
 if TYPE_CHECKING:
     from factory.console import Progress
-    from factory.engines.vllm import VllmSampler
+    from factory.engines.vllm_sampler import VllmSampler
 
 
 class OnlineWork(NamedTuple):
@@ -206,7 +206,7 @@ class VllmLive:
     memory where there is one, or all that learns, from tensor to tensor."""
 
     def __init__(self, policy: Policy, base: str, spec: OnlineSpec) -> None:
-        from factory.engines.vllm import VllmSampler
+        from factory.engines.vllm_sampler import VllmSampler
 
         self.policy = policy
         rank = _rank(policy) if policy.has_adapter else None

@@ -6,6 +6,7 @@ What needs vLLM runs in an environment that has it (`make vllm`) and is skipped 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -19,14 +20,15 @@ import torch
 from judged import matchup_of, prompt_of
 from taught import ANSWERS, TOPICS, question, teach
 
-from factory.engines import EngineSpec, build, vllm as module
+from factory.engines import EngineSpec, build, vllm as module, vllm_core, vllm_environment
 from factory.engines.transformers import TransformersEngine
-from factory.engines.vllm import VllmEngine, prepare_environment
+from factory.engines.vllm import VllmEngine
+from factory.engines.vllm_environment import prepare_environment
 from factory.faults import FactoryError
 from factory.generation import generate
 from factory.judges.pairwise import PairwiseJudge
 from factory.labelling import PanelMember, label
-from factory.resources import EMBEDDED
+from factory.resources import EMBEDDED, ModelFiles
 from factory.schema import Call, Completion, Judgment, Prompt, Request, Sampling
 from factory.store import Store
 
@@ -98,33 +100,33 @@ def local(taught: Path) -> Iterator[TransformersEngine]:
 
 
 def test_without_vllm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tiny_model: Path) -> None:
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(vllm_environment, "find_spec", lambda name: None)
     with pytest.raises(FactoryError, match="vLLM is not installed") as raised:
         build(EngineSpec("vllm", str(tiny_model)))
     assert "pip install 'preference-factory[gpu]'" in raised.value.todo
 
 
 def test_the_environment_is_prepared_but_for_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [*module.EVERYWHERE, *module.ON_A_CPU, "OMP_NUM_THREADS"]
+    names = [*vllm_environment.EVERYWHERE, *vllm_environment.ON_A_CPU, "OMP_NUM_THREADS"]
     for name in names:
         monkeypatch.setenv(name, "to be put back")
         monkeypatch.delenv(name)
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
     prepare_environment(on_cpu=False, threads=3)
-    assert module.os.environ["VLLM_NO_USAGE_STATS"] == "1"
-    assert "OMP_NUM_THREADS" not in module.os.environ
+    assert os.environ["VLLM_NO_USAGE_STATS"] == "1"
+    assert "OMP_NUM_THREADS" not in os.environ
     prepare_environment(on_cpu=True, threads=3)
-    assert module.os.environ["OMP_NUM_THREADS"] == "3"
-    assert module.os.environ["VLLM_CPU_KVCACHE_SPACE"] == "7"
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "7"
 
 
 def test_an_adapter_of_too_high_a_rank_is_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "rank_pattern": {"q_proj": 40}}))
-    files = module.ModelFiles("a", "base", str(tmp_path))
-    assert module._rank(files) == 64
+    files = ModelFiles("a", "base", str(tmp_path))
+    assert vllm_core.rank_of(files) == 64
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 1000}))
     with pytest.raises(FactoryError, match="up to rank 512, not 1000"):
-        module._rank(files)
+        vllm_core.rank_of(files)
 
 
 # ---------------------------------------------------------------------------------------------------------- samples
@@ -329,7 +331,7 @@ def texts_of(completions: Iterator[Completion]) -> list[str]:
 def test_what_vllm_cannot_use_is_a_fault_and_leaves_nothing(
     engine: VllmEngine, adapters: list[Path], tmp_path: Path
 ) -> None:
-    assert module._running == [engine.core]
+    assert vllm_core._running == [engine.core]
     for path in adapters[0].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     config = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -338,7 +340,7 @@ def test_what_vllm_cannot_use_is_a_fault_and_leaves_nothing(
         start(tmp_path)
     with pytest.raises(FactoryError, match="vLLM does not start"):
         start(adapters[0], max_model_len=10**6)
-    assert module._running == [engine.core]
+    assert vllm_core._running == [engine.core]
 
 
 # ----------------------------------------------------------------------------------------------------------- memory
