@@ -257,7 +257,7 @@ def with_store(args: Args, *, second: bool) -> Run:
     """The reference's log-probs by way of a store and a step on them, as the first training or the second on the
     same pairs."""
     from factory.store import Store
-    from factory.training import reference_logps
+    from factory.training.reference import reference_logps
 
     policy = policy_of(args)
     rows = rows_of(args)

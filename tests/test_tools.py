@@ -20,7 +20,7 @@ from factory.judges.fence import transcript
 from factory.prompts import add_prompts
 from factory.schema import Call, Failure, Preference, Prompt, Request, Sampling, text_of
 from factory.store import Store
-from factory.training.training_rows import stored
+from factory.training.rows import stored
 from train import losses
 from train.config import TrainConfig
 from train.conversations import plain

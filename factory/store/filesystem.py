@@ -25,13 +25,19 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def sync_folder(folder: Path) -> None:
-    """Sync the folder's entries, so that a rename in it is durable."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Sync a file's bytes, or a folder's entries: then a rename in it is durable."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_contents(folder: Path) -> None:
+    """Sync a folder and each file in it, so that it can be renamed into its place."""
+    for path in (*sorted(folder.iterdir()), folder):
+        sync(path)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -40,7 +46,7 @@ def write_whole(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     write_durably(temporary, text.encode())
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def existing(folder: Path) -> Path:

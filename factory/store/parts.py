@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from factory import crash
 from factory.faults import FactoryError, IntegrityError
 from factory.store.columns import arrow_schema, columns_of
-from factory.store.filesystem import sync_folder, write_durably
+from factory.store.filesystem import sync, write_durably
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -77,7 +77,7 @@ def _place(path: Path, content: bytes) -> None:
     write_durably(temporary, content)
     crash.point("store.seal.after_write")
     temporary.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
     crash.point("store.seal.after_rename")
 
 

@@ -16,7 +16,8 @@ from factory.engines import EngineSpec
 from factory.faults import FactoryError
 from factory.schema import Call, Candidate, Prompt, now
 from factory.store import Store
-from factory.training import TrainResult, train_policy
+from factory.training import train_policy
+from factory.training.result import TrainResult
 from factory.training.rewards import RewardPart, Rewards
 from train.config import LoraSpec, OnlineSpec, TrainConfig
 from train.launching import Launch
