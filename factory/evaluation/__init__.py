@@ -88,7 +88,7 @@ def evaluate(
     scored = prompts[:score_limit]
     keys = {prompt.key for prompt in scored}
     to_score = [slot for slot in slots if slot.prompt.key in keys]
-    probing = probes is not None and _is_tempered(sampling)
+    probing = probes is not None and sampling.is_tempered
     probed = ask.answers(scored[:probes], 1, _untempered(sampling), kind="probe") if probing and scorer else None
     likelihoods = None if scorer is None else likelihoods_of(scorer, policy, start, to_score, probed)
     pairs = [] if scorer is None or baseline is None else weighed(scorer, policy, start, baseline, keys)
@@ -109,7 +109,7 @@ def evaluate(
             baseline=baseline,
             likelihoods=likelihoods,
             seed=seed,
-            tempered=_is_tempered(sampling) and probed is None,
+            tempered=sampling.is_tempered and probed is None,
             pairs=pairs,
             judged=said,
             labelled_by=labelled_by,
@@ -117,12 +117,6 @@ def evaluate(
             look=look,
         )
     )
-
-
-def _is_tempered(sampling: Sampling) -> bool:
-    """Are answers drawn from another distribution than the policy's own? One cut at its limit or at a stop is drawn
-    from it as far as it goes."""
-    return sampling.temperature != 1 or sampling.top_p < 1 or sampling.top_k > 0
 
 
 def _untempered(sampling: Sampling) -> Sampling:
