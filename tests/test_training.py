@@ -454,7 +454,7 @@ def test_a_plan_says_what_the_reference_has_yet_to_score_and_loads_no_weights(
 
 
 def test_a_plan_has_another_reference_in_memory(store: Store, tiny_model: Path, tmp_path: Path) -> None:
-    from tests.conftest import build_tiny_model
+    from tiny_models import build_tiny_model
 
     other = build_tiny_model(tmp_path / "other", seed=1)
     store.append("preferences", [preference(i) for i in range(4)])

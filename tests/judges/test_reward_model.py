@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_tiny_model
 from judged import candidate_of, prompt_of
+from tiny_models import build_tiny_model
 
 from factory import verdicts
 from factory.faults import FactoryError

@@ -147,9 +147,8 @@ def test_memory_is_that_of_a_real_training(tmp_path: Path, again: bool, lora: An
     """Gradients, optimiser and activations within a fifth of what the process grows by."""
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the peak of a process is read from /proc")
+    from tiny_models import build_tiny_model
     from transformers import LlamaConfig, LlamaForCausalLM
-
-    from tests.conftest import build_tiny_model
 
     build_tiny_model(tmp_path / "model")
     told = LlamaConfig(
