@@ -14,7 +14,7 @@ PROMPTS = 200
 SURE_GAIN = Estimate(0.2, 0.12, 0.28)
 
 
-def report(passes: int | None, **measures: Any) -> PolicyReport:
+def report(passes: int | None, *, policy: str = "policy", **measures: Any) -> PolicyReport:
     """A held-out report: so many of 200 prompts passed; length, relevance and distinct-2 as at the start."""
     values = {
         "relevance": Estimate(1.0, 0.95, 1.05),
@@ -23,16 +23,25 @@ def report(passes: int | None, **measures: Any) -> PolicyReport:
         "kl_sequence": Estimate(5.0, 4.0, 6.0),
     }
     rate = None if passes is None else intervals.wilson(passes, PROMPTS)
-    return PolicyReport("policy", "heldout", PROMPTS, PROMPTS, 0, pass_rate=rate, **{**values, **measures})
+    return PolicyReport(policy, "heldout", PROMPTS, PROMPTS, 0, pass_rate=rate, **{**values, **measures})
 
 
 def history(*passes: int | None, **last: Any) -> list[RoundEvidence]:
     """Rounds with these pass counts; `last` goes to the last round's report."""
     rounds = [
-        RoundEvidence(round=i, report=report(p), preferences=40 * (i > 0), seconds=100.0, tokens=1000, cost=0.5)
+        RoundEvidence(
+            round=i,
+            report=report(p, policy=f"round {i}"),
+            preferences=40 * (i > 0),
+            seconds=100.0,
+            tokens=1000,
+            cost=0.5,
+        )
         for i, p in enumerate(passes)
     ]
     if last:
         end = rounds[-1]
-        rounds[-1] = RoundEvidence(round=end.round, report=report(passes[-1], **last), preferences=40)
+        rounds[-1] = RoundEvidence(
+            round=end.round, report=report(passes[-1], **{"policy": end.report.policy, **last}), preferences=40
+        )
     return rounds

@@ -109,6 +109,28 @@ def test_two_policies_measured_and_compared(store: Store) -> None:
     assert dict(report.by_constraint) == {"end_phrase": intervals.wilson(5, 8)}
 
 
+def test_a_round_that_trained_nothing_gains_exactly_nothing(store: Store) -> None:
+    """The same policy gives the same answers: no interval of chance is about that."""
+    measure(store, policy("start", 2), 0, n=2)
+    report = measure(store, policy("start", 2), 1, n=2)
+    assert (report.gain, report.win_rate) == (measures.NOTHING, measures.EVEN)
+    assert (report.length_controlled, report.win_rate_anytime, report.gain_anytime) == (
+        measures.EVEN, measures.EVEN, measures.NOTHING,
+    )  # fmt: skip
+    assert compare(store, run="r", round=1, baseline_round=0) == (measures.EVEN, measures.NOTHING)
+    assert report.pass_rate == measure(store, policy("start", 2), 0, n=2).pass_rate
+    apart = measure(store, policy("start", 2), 2, n=2, sampling=Sampling(temperature=0.5))
+    assert apart.gain is not None
+    assert apart.gain.low < 0 < apart.gain.high  # other answers of the same policy
+
+
+def test_the_same_answers_without_grades_have_no_gain(store: Store) -> None:
+    measure(store, policy("start", 2), 0, split="final")
+    report = measure(store, policy("start", 2), 1, split="final")
+    assert (report.gain, report.win_rate, report.gain_anytime) == (None, None, None)
+    assert compare(store, run="r", round=1, baseline_round=0, split="final") == (None, None)
+
+
 def test_lengths_kl_and_relevance(store: Store) -> None:
     """13 words when passing, 10 else: KL .5 nats a word, relevance 1 nat a word."""
     measure(store, policy("start", 2), 0)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory import crash
 from factory.evaluation import measures
-from factory.evaluation.answers import Asking, Slot, baseline_of, grade, policy_name
+from factory.evaluation.answers import Asking, Slot, are_the_same, baseline_of, grade, policy_name
 from factory.evaluation.held import held_prompts, prompts_that_measure
 from factory.evaluation.judged import Labellers, Versus, judged
 from factory.evaluation.likelihoods import Scorer, likelihoods_of, weighed
@@ -115,6 +115,7 @@ def evaluate(
             labelled_by=labelled_by,
             near_trained=left_out,
             look=look,
+            unchanged=baseline is not None and are_the_same(slots, baseline.slots),
         )
     )
 
@@ -148,6 +149,8 @@ def compare(
     """Win rate and gain of one evaluated round over another, from the answers in the store: nothing is asked."""
     prompts = held_prompts(store, split, limit, until)
     ours, theirs = (baseline_of(store, run, number, split, prompts, verifier) for number in (round, baseline_round))
-    return Comparison(
-        measures.win_rate(ours.graded, theirs.graded, seed=seed), measures.gain(ours.graded, theirs.graded, seed=seed)
-    )
+    wins = measures.win_rate(ours.graded, theirs.graded, seed=seed)
+    gain = measures.gain(ours.graded, theirs.graded, seed=seed)
+    if are_the_same(ours.slots, theirs.slots):
+        return Comparison(wins and measures.EVEN, gain and measures.NOTHING)
+    return Comparison(wins, gain)

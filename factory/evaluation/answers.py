@@ -158,6 +158,15 @@ def baseline_of(
     return Baseline(policy_name(store, sorted(names)[-1]), grade(store, slots, verifier), slots)
 
 
+def are_the_same(ours: Sequence[Slot], theirs: Sequence[Slot]) -> bool:
+    """Were the same questions put to the same policy, answer by answer? A round that trained nothing has the answers
+    of the round before."""
+    calls, others = (
+        {(s.prompt.key, s.sample): s.answer and s.answer.call_key for s in slots} for slots in (ours, theirs)
+    )
+    return bool(calls) and calls == others and None not in calls.values()
+
+
 def policy_name(store: Store, policy: str) -> str:
     """A policy's name as it is kept: from the store's folder when it lies there, so that a store can be moved."""
     home, path = store.folder.resolve(), Path(policy)

@@ -17,6 +17,8 @@ from factory.evaluation.length_control import Compared
 from factory.schema import Estimate, Slice
 from factory.stats import intervals
 
+NOTHING: Final = Estimate(0.0, 0.0, 0.0)
+EVEN: Final = Estimate(0.5, 0.5, 0.5)
 DISTINCT_SAMPLE = 500  # word pairs in each of the equal-size samples that distinct-2 is about
 
 

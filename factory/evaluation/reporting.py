@@ -14,7 +14,7 @@ from factory.evaluation.likelihoods import Likelihoods
 from factory.evaluation.measures import Graded
 from factory.evaluation.policy_health import Weighed
 from factory.prompts import decontamination
-from factory.schema import Estimate, Judged, PolicyReport, Prompt
+from factory.schema import Judged, PolicyReport, Prompt
 from factory.stats import confidence_sequences, intervals
 
 TEMPERED = "tempered"
@@ -40,6 +40,8 @@ class Evidence:
     labelled_by: Labellers | None = None
     near_trained: int | None = None
     look: int = 1
+    unchanged: bool = False
+    """The answers are the baseline's: the policy is the same, so that nothing between them is a matter of chance."""
 
 
 def report_of(evidence: Evidence) -> PolicyReport:
@@ -79,6 +81,10 @@ def _against(evidence: Evidence, baseline: Baseline) -> dict[str, Any]:
     graded, seed = evidence.graded, evidence.seed
     spent = (1 - intervals.LEVEL) * 6 / (math.pi * evidence.look) ** 2  # of the allowance of all looks together
     wins, gains = measures.wins_by_prompt(graded, baseline.graded), measures.gains_by_prompt(graded, baseline.graded)
+    if evidence.unchanged:
+        even, none = (measures.EVEN if wins else None), (measures.NOTHING if gains else None)
+        rates = dict.fromkeys(("win_rate", "length_controlled", "win_rate_anytime"), even)
+        return {**rates, "gain": none, "gain_anytime": none, "baseline": baseline.policy}
     return {
         "win_rate": measures.win_rate(graded, baseline.graded, seed=seed),
         "length_controlled": length_control.win_rate(measures.compared(graded, baseline.graded), seed=seed),
@@ -122,7 +128,7 @@ def _distances(found: Likelihoods, evidence: Evidence) -> dict[str, Any]:
     seed, clusters = evidence.seed, found.clusters
     if not found.start:
         return {}
-    none = measures.Divergence(Estimate(0.0, 0.0, 0.0), Estimate(0.0, 0.0, 0.0))
+    none = measures.Divergence(measures.NOTHING, measures.NOTHING)
     moved = measures.divergence(found.policy, found.start, clusters, seed=seed) if found.policy else none
     third = measures.divergence_k3(found.policy, found.start, clusters, seed=seed) if found.policy else none
     return {

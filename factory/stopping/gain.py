@@ -17,8 +17,8 @@ class NoGain(Rule):
     Either the data rule a worthwhile gain out: the upper bound of the gain since the champion is below
     `worthwhile_gain`. Or patience is out: in so many rounds no policy was better than the champion, or the straight
     line through them rises by no more than `step` a round. An interval that holds zero is only a lack of data and stops
-    nothing. Every round looks at the same prompts again, so that the interval of the k-th look is widened to let all
-    looks together err at most 5% of the time (`intervals.widened`).
+    nothing, and a round that gave no new policy rules no gain out. Every round looks at the same prompts again, so that
+    the interval of the k-th look is widened to let all looks together err at most 5% of the time (`intervals.widened`).
 
     The line is there because noise alone makes champions: of k equally good policies the k-th is the best so far one
     time in k, and patience would begin anew. It also weighs all rounds of the window instead of the luckiest.
@@ -49,7 +49,7 @@ class NoGain(Rule):
         if gain is not None:
             bounds = intervals.widened(gain, last.round or 1)
             evidence |= {"gain": gain.value, "gain_low": bounds.low, "gain_high": bounds.high}
-            if bounds.high < self.worthwhile_gain:
+            if bounds.high < self.worthwhile_gain and last.report.policy != best.report.policy:
                 says = f"{reason}: even the upper bound of the gain, {points(bounds.high)}, is below the worthwhile"
                 return self.say(True, f"{says} {points(self.worthwhile_gain)}", **evidence)
             reason += f" (gain {points(gain.value)}, could be {points(bounds.low)} to {points(bounds.high)})"

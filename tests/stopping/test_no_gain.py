@@ -29,6 +29,15 @@ def test_no_gain_when_the_upper_bound_is_below_the_worthwhile() -> None:
     assert not NoGain(worthwhile_gain=0.001, patience=9)([*history(20, 60), paired]).stop
 
 
+def test_a_round_that_trained_nothing_rules_no_gain_out() -> None:
+    """Its gain is exactly zero, which says nothing of a policy that is trained; patience counts it."""
+    none = Estimate(0.0, 0.0, 0.0)
+    rounds = [*history(20, 60), RoundEvidence(round=2, report=report(60, policy="round 1"), gain=none)]
+    assert not NoGain(patience=2)(rounds).stop
+    assert NoGain(patience=1)(rounds).stop
+    assert NoGain(patience=2)([*rounds[:2], RoundEvidence(round=2, report=report(60), gain=none)]).stop
+
+
 def test_no_gain_against_the_start_uses_the_paired_gain_of_the_report() -> None:
     decision = NoGain(worthwhile_gain=0.02, patience=9)(history(60, 61, gain=Estimate(0.005, -0.001, 0.011)))
     assert decision.stop
