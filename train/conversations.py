@@ -198,20 +198,26 @@ def completion_ids(tokenizer: Tokenizer, answer: Answer) -> Ids:
     return (*text, *end_ids(tokenizer)) if answer.ended else tuple(text)
 
 
-def whole_ids(tokenizer: Tokenizer, prompt: Sequence[Turn], answer: Answer) -> Ids:
+def whole_ids(tokenizer: Tokenizer, prompt: Sequence[Turn], answer: Answer, tools: Sequence[Any] = ()) -> Ids:
     """A conversation with its answer as a reward model is shown it: all that the template writes, to the last token,
     at which it is scored. Every answer is closed, also one that was cut: else its missing end would be what is learnt.
 
-    RowError: it is empty, or a text spells a special token.
+    RowError: it is empty, a text, a call or a tool spells a special token, or there are tools and no template.
     """
     turns = [*prompt, *(answer.turns or ({"role": "assistant", "content": answer.text},))]
     if not answer.turns and not answer.text.strip():
         raise RowError("empty completion")
-    if any(token in (turn.get("content") or "") for turn in turns for token in tokenizer.all_special_tokens):
+    texts = [turn.get("content") or "" for turn in turns]
+    shown = json.dumps([*(turn.get("tool_calls") for turn in turns), *tools], ensure_ascii=False)
+    if any(token in text for text in (*texts, shown) for token in tokenizer.all_special_tokens):
         raise RowError("a text spells a special token")
     if tokenizer.chat_template:
-        return _tokens(tokenizer, render(tokenizer, turns))
-    return tuple(tokenizer("\n\n".join(turn["content"] for turn in prompt), answer.text)["input_ids"])
+        return _tokens(tokenizer, render(tokenizer, turns, tools))
+    if tools:
+        raise RowError("there are tools, and the tokenizer has no chat template")
+    if answer.turns:
+        raise RowError("an answer of several turns, and the tokenizer has no chat template")
+    return tuple(tokenizer("\n\n".join(texts[:-1]), answer.text)["input_ids"])
 
 
 def answer_ids(tokenizer: Tokenizer, prompt: Sequence[Turn], answer: Answer, tools: Sequence[Any] = ()) -> Ids:

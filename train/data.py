@@ -171,7 +171,7 @@ def scored_row(tokenizer: Tokenizer, pair: Pair, limits: Limits = NO_LIMITS) -> 
     """A preference as a reward model reads it (`whole_ids`), and how many tokens were cut: what both answers begin with
     stands as the prompt. RowError when chosen and rejected are the same, or when the end of one, at which it is scored,
     would be cut."""
-    good, bad = (whole_ids(tokenizer, pair.prompt, each) for each in (pair.chosen, pair.rejected))
+    good, bad = (whole_ids(tokenizer, pair.prompt, each, pair.tools) for each in (pair.chosen, pair.rejected))
     if good == bad:
         raise RowError("chosen and rejected are the same")
     most = min(len(good), len(bad)) - 1

@@ -8,13 +8,12 @@ Nothing is cut: a conversation that is longer than the model reads is a failure.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from factory.faults import FactoryError
@@ -22,9 +21,10 @@ from factory.judges import fence, options
 from factory.judges.scoring import ScoringJudge
 from factory.resources import ModelFiles, content_hash, model_files
 from factory.schema import Candidate, Messages, Prompt, Reading
+from train.conversations import RowError, render
 from train.policy import DTYPES, DTypeName, resolve_device, resolve_dtype
 
-READER = "1"
+READER = "2"
 BATCH_TOKENS = {"cpu": 4096}
 ACCELERATOR_BATCH_TOKENS = 65536
 UNLIMITED = 10**9  # tokenizers without a limit of their own say some number above this
@@ -88,7 +88,7 @@ class RewardModelJudge(ScoringJudge):
     def read(self, answers: Sequence[tuple[Prompt, Candidate]]) -> list[Reading]:
         """The score of each answer, or its failure: candidate_failed, too_long, unreadable, no_number."""
         loaded = self._open()
-        rows = [self._row(loaded, prompt.messages, candidate) for prompt, candidate in answers]
+        rows = [self._row(loaded, prompt, candidate) for prompt, candidate in answers]
         scores: dict[int, float] = {}
         for batch in _batches([0 if row.failure else len(row.ids) for row in rows], self._most(loaded)):
             scores.update(zip(batch, loaded.scores([rows[i] for i in batch]), strict=True))
@@ -103,10 +103,10 @@ class RewardModelJudge(ScoringJudge):
         """Tokens of a batch; a model without padding takes one row at a time."""
         return self.batch_tokens if loaded.pad is not None else 1
 
-    def _row(self, loaded: _Loaded, messages: Messages, candidate: Candidate) -> _Row:
+    def _row(self, loaded: _Loaded, prompt: Prompt, candidate: Candidate) -> _Row:
         if candidate.failure:
             return _Row((), None, 0, Reading(failure="candidate_failed"))
-        row = loaded.encode(messages, candidate.text)
+        row = loaded.encode(prompt, candidate.text)
         if row.failure is None and len(row.ids) > loaded.limit:
             why = f"{len(row.ids)} tokens, and the model reads {loaded.limit}"
             return row._replace(failure=Reading(failure="too_long", detail={"why": why}))
@@ -148,34 +148,41 @@ class _Loaded:
         added = tokenizer.added_tokens_decoder.values()
         self._special = sorted({token.content for token in added if token.special}, key=len, reverse=True)
 
-    def encode(self, messages: Messages, answer: str) -> _Row:
-        """The conversation with its answer as token ids, by the chat template where there is one; else question and
-        answer as a pair. What spells a special token is taken out of both."""
-        told: Messages = [{**m, "content": self._plain(m["content"])} for m in messages]
-        said = self._plain(answer)
-        stripped = sum(m["content"].count(fence.REMOVED) for m in told) + said.count(fence.REMOVED)
-        stripped -= sum(m["content"].count(fence.REMOVED) for m in messages) + answer.count(fence.REMOVED)
+    def encode(self, prompt: Prompt, answer: str) -> _Row:
+        """The conversation with its answer and the tools that it may call as token ids, by the chat template where
+        there is one; else question and answer as a pair. What spells a special token is taken out of all."""
+        given = [prompt.messages, prompt.tools or [], answer]
+        told = self._plain(given)
+        stripped = str(told).count(fence.REMOVED) - str(given).count(fence.REMOVED)
         try:
-            found = self._ids(told, said)
-        except (TemplateError, ValueError, TypeError) as fault:  # a turn that the template refuses
-            why = f"{type(fault).__name__}: {fault}"[:200]
+            found = self._ids(*told)
+        except (RowError, ValueError, TypeError) as fault:  # a turn that the template refuses
+            why = str(fault) if isinstance(fault, RowError) else f"{type(fault).__name__}: {fault}"[:200]
             return _Row((), None, stripped, Reading(failure="unreadable", detail={"why": why}))
         if not found["input_ids"]:
             return _Row((), None, stripped, Reading(failure="unreadable", detail={"why": "no tokens"}))
         kinds = found.get("token_type_ids")
         return _Row(tuple(found["input_ids"]), tuple(kinds) if kinds else None, stripped)
 
-    def _ids(self, messages: Messages, answer: str) -> Any:
+    def _ids(self, messages: Messages, tools: Sequence[Any], answer: str) -> Any:
         if self.tokenizer.chat_template:
             turns = [*messages, {"role": "assistant", "content": answer}]
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False)
-            return self.tokenizer(text, add_special_tokens=False)
-        return self.tokenizer("\n\n".join(m["content"] for m in messages), answer)
+            return self.tokenizer(render(self.tokenizer, turns, tools), add_special_tokens=False)
+        if tools:
+            raise RowError("there are tools, and the tokenizer has no chat template")
+        return self.tokenizer("\n\n".join(m.get("content") or "" for m in messages), answer)
 
-    def _plain(self, text: str) -> str:
+    def _plain(self, given: Any) -> Any:
+        """A text, or what JSON holds of texts, without special tokens."""
+        if isinstance(given, Mapping):
+            return {self._plain(name): self._plain(value) for name, value in given.items()}
+        if isinstance(given, list | tuple):
+            return [self._plain(value) for value in given]
+        if not isinstance(given, str):
+            return given
         for token in self._special:
-            text = text.replace(token, fence.REMOVED)
-        return text
+            given = given.replace(token, fence.REMOVED)
+        return given
 
     @torch.inference_mode()
     def scores(self, rows: Sequence[_Row]) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from factory.faults import FactoryError
 from factory.judges import judges
 from factory.judges.reward_model import RewardModelJudge, _batches
 from factory.labelling import PanelMember, label
-from factory.schema import Judgment, Matchup
+from factory.schema import Judgment, Matchup, Messages
 from factory.store import Store
 from train.conversations import Answer, RowError
 from train.data import Limits, Pair, scored_row
@@ -86,13 +87,64 @@ def test_it_is_trained_on_what_it_will_read(reward_model: Path) -> None:
     """Token for token, to what the template writes after the answer; an answer that was cut is closed like another."""
     judge = judge_of(reward_model)
     read = judge._open()
-    messages = prompt_of().messages
-    pair = Pair(messages, Answer(ANSWERS[0]), Answer(ANSWERS[1], ended=False))
+    pair = Pair(prompt_of().messages, Answer(ANSWERS[0]), Answer(ANSWERS[1], ended=False))
     row, cut = scored_row(read.tokenizer, pair)
     for answer, text in ((row.chosen, ANSWERS[0]), (row.rejected, ANSWERS[1])):
-        assert (*row.prompt, *answer) == read.encode(messages, text).ids
+        assert (*row.prompt, *answer) == read.encode(prompt_of(), text).ids
     assert row.chosen[0] != row.rejected[0]
     assert cut == 0
+
+
+@pytest.fixture(scope="module")
+def with_tools(reward_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with a template that shows tools and their calls."""
+    folder = tmp_path_factory.mktemp("tools") / "rm"
+    shutil.copytree(reward_model, folder)
+    template = (
+        "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+    )
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return folder
+
+
+def test_tools_are_read_by_who_scores_and_who_learns(with_tools: Path, reward_model: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "look", "description": "look <|im_end|> up"}}]
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "rivers"}}}
+    asked: Messages = [
+        {"role": "user", "content": "Tell me about rivers."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},  # type: ignore[typeddict-unknown-key]
+        {"role": "tool", "content": "long"},
+    ]
+    plain = prompt_of(messages=asked)
+    read = judge_of(with_tools)._open()
+    row = read.encode(replace(plain, tools=tools), ANSWERS[0])
+    said = read.tokenizer.decode(row.ids)
+    assert (said.count("look"), row.stripped, row.failure) == (3, 1, None)
+    bare = replace(plain, tools=[{"type": "function", "function": {"name": "look"}}])
+    pair = Pair(asked, Answer(ANSWERS[0]), Answer(ANSWERS[1]), tools=tuple(bare.tools))
+    learnt, _ = scored_row(read.tokenizer, pair)
+    assert (*learnt.prompt, *learnt.chosen) == read.encode(bare, ANSWERS[0]).ids
+    with pytest.raises(RowError, match="special token"):
+        scored_row(read.tokenizer, pair._replace(tools=tuple(tools)))
+    (blind,) = judge_of(reward_model).vote([Matchup(bare, candidate_of("k", ANSWERS[0], prompt=bare))])
+    assert blind.failure == "unreadable"
+    assert "no place for tools" in blind.detail["why"]
+
+
+def test_without_a_template_tools_cannot_be_read(reward_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(reward_model, tmp_path / "bare")
+    (tmp_path / "bare" / "chat_template.jinja").unlink()
+    read = judge_of(tmp_path / "bare")._open()
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    failure = read.encode(replace(prompt_of(), tools=tools), ANSWERS[0]).failure
+    assert failure is not None
+    assert "no chat template" in failure.detail["why"]
+    pair = Pair(prompt_of().messages, Answer(ANSWERS[0]), Answer(ANSWERS[1]), tools=tuple(tools))
+    with pytest.raises(RowError, match="no chat template"):
+        scored_row(read.tokenizer, pair)
+    with pytest.raises(RowError, match="several turns"):
+        scored_row(read.tokenizer, pair._replace(tools=(), chosen=Answer("", turns=(*prompt_of().messages,))))
 
 
 def test_what_cannot_be_read_as_one_conversation_is_not_trained_on(reward_model: Path) -> None:
