@@ -348,6 +348,16 @@ def test_the_start_is_measured_and_not_compared_with_itself(store: str) -> None:
     assert (told.get("gain"), told.get("win_rate")) == (None, None)
 
 
+def test_evaluations_of_one_day_do_not_share_their_baselines(store: str) -> None:
+    """They share a run's name by default; the first baseline comes again after another, and is held already."""
+    told = [
+        good("evaluate", "--engine", "scripted", "--model", "p", "--baseline", name, "--limit", "2", "--store", store)
+        for name in ("a", "b", "a")
+    ]
+    assert len({each["run"] for each in told}) == 1
+    assert [each["baseline"] for each in told] == ["a", "b", "a"]
+
+
 def test_an_interval_is_shown_as_one(store: str) -> None:
     shown = factory("evaluate", "--engine", "scripted", "--limit", "2", "--run", "shown", "--store", store).stdout
     line = next(line for line in shown.splitlines() if line.startswith("pass_rate"))

@@ -252,6 +252,19 @@ def test_compare_reads_the_store_alone(store: Store) -> None:
     assert found.win_rate == intervals.wins_and_losses(0, 7, 1)
 
 
+def test_a_round_that_holds_other_answers_too_is_not_taken_for_the_baseline(store: Store) -> None:
+    """Two baselines under one run's name, the first of them again (nothing is asked anew), and one asked otherwise."""
+    one, other, ours = policy("A", 2), policy("B", 7), policy("p1", 5)
+    first = measure(store, one, 0) and measure(store, ours, 1, baseline_engine=one)
+    second = measure(store, other, 0) and measure(store, ours, 1, baseline_engine=other)
+    again = measure(store, one, 0) and measure(store, ours, 1, baseline_engine=one)
+    assert (first.gain, first.baseline) == (intervals.paired_rates(2, 3, 0, 3), "A")
+    assert (second.gain, second.baseline) == (intervals.paired_rates(5, 0, 2, 1), "B")
+    assert again == first
+    with pytest.raises(FactoryError, match="round 0 of run 'r' has no answers"):
+        measure(store, ours, 1, baseline_engine=one, sampling=Sampling(temperature=0.5))
+
+
 def test_what_cannot_be_measured_is_said(store: Store) -> None:
     with pytest.raises(FactoryError, match="no prompts in the split 'train'"):
         measure(store, policy("start", 2), 0, split="train")

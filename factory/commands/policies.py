@@ -204,7 +204,7 @@ def evaluate(
     with ExitStack() as stack:
         opened = stack.enter_context(options.opened(store))
         stack.enter_context(opened.run_lock(name))
-        report = None
+        report, first = None, None
         who = dict.fromkeys(labelled_by, "") if labelled_by else labellers_of(opened, model)
         named = named_judges(judge or [])
         asked = options.spec(engine, baseline, engine_option, concurrency=concurrency)
@@ -213,6 +213,7 @@ def evaluate(
         for number, policy in enumerate(dict.fromkeys((baseline, model))):
             spec = options.spec(engine, policy, engine_option, engines=engines, concurrency=concurrency)
             built = stack.enter_context(closing(build(spec)))
+            first = first or built
             with console.progress(f"answers of {policy}") as counter:
                 report = evaluate_policy(
                     opened,
@@ -223,6 +224,7 @@ def evaluate(
                     engine=built,
                     start=baseline,
                     baseline_round=0 if number else None,
+                    baseline_engine=first if number else None,
                     n=n,
                     sampling=sampling,
                     seed=seed,

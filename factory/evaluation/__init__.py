@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory import crash
 from factory.evaluation import measures
-from factory.evaluation.answers import Asking, Slot, are_the_same, baseline_of, grade, policy_name
+from factory.evaluation.answers import Asking, Slot, are_the_same, baseline_of, grade, places_of, policy_name
 from factory.evaluation.held import held_prompts, prompts_that_measure
 from factory.evaluation.judged import Labellers, Versus, judged
 from factory.evaluation.likelihoods import Scorer, likelihoods_of, weighed
@@ -49,6 +49,7 @@ def evaluate(
     engine: Engine,
     start: str,
     baseline_round: int | None = None,
+    baseline_engine: Engine | None = None,
     n: int = 1,
     sampling: Sampling | None = None,
     seed: int = 0,
@@ -67,7 +68,9 @@ def evaluate(
     """Answer the prompts of a split (the first `limit` of them by key, of those added by the time `until`) with
     `policy` through `engine`, `n` times each, and measure the answers.
 
-    `baseline_round`: the round of this run whose answers to the same prompts are the ones to beat. `start`: the model
+    `baseline_round`: the round of this run whose answers to the same prompts are the ones to beat; with
+    `baseline_engine` those alone that it gives when it is asked in the same way, where the round may hold those of
+    other evaluations besides. `start`: the model
     that KL and relevance are measured from; without a scorer these two stay unmeasured. Scoring reads every answer
     three times, which on a CPU takes longer than writing it: `score_limit` is for that, the prompts (the first by key)
     whose answers are scored. `probes`: where `sampling` is tempered or cut, KL and entropy are measured on one more
@@ -84,7 +87,10 @@ def evaluate(
     slots = ask.answers(prompts, n, sampling)
     graded = grade(store, slots, verifier)
     crash.point("evaluate.after_verdicts")
-    baseline = None if baseline_round is None else baseline_of(store, run, baseline_round, split, prompts, verifier)
+    baseline = None
+    if baseline_round is not None:
+        asked = None if baseline_engine is None else places_of(baseline_engine, prompts, n, sampling, seed)
+        baseline = baseline_of(store, run, baseline_round, split, prompts, verifier, asked)
     scored = prompts[:score_limit]
     keys = {prompt.key for prompt in scored}
     to_score = [slot for slot in slots if slot.prompt.key in keys]

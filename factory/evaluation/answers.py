@@ -63,9 +63,7 @@ class Asking:
             progress=self.progress,
         )
         crash.point("evaluate.after_answers")
-        places = {
-            place: key for prompt in prompts for place, key in _call_keys(self.engine, prompt, n, sampling, self.seed)
-        }
+        places = places_of(self.engine, prompts, n, sampling, self.seed)
         return answers_of(
             self.store, run=self.run, round=self.round, split=self.split, prompts=prompts, places=places, kind=kind
         )
@@ -97,10 +95,17 @@ def answers_of(
     return [Slot(prompt, i, found.get((prompt.key, i))) for prompt in prompts for i in range(most)]
 
 
+def places_of(
+    engine: Engine, prompts: Sequence[Prompt], n: int, sampling: Sampling, seed: int
+) -> dict[tuple[str, int], str]:
+    """The call keys of answers asked of an engine, by (prompt key, sample): those that another model gave, or that were
+    asked with another seed or sampling, are not mixed in."""
+    return dict(place for prompt in prompts for place in _call_keys(engine, prompt, n, sampling, seed))
+
+
 def _call_keys(
     engine: Engine, prompt: Prompt, n: int, sampling: Sampling, seed: int
 ) -> Iterator[tuple[tuple[str, int], str]]:
-    """The keys of this evaluation's own calls, so that answers asked with another seed or sampling are not mixed in."""
     request = Request(prompt.messages, sampling, n=n, seed=seed, tools=tuple(prompt.tools or ()))
     rendered = engine.render(request)
     for sample in range(n):
@@ -144,10 +149,17 @@ class Baseline(NamedTuple):
 
 
 def baseline_of(
-    store: Store, run: str, round: int, split: str, prompts: Sequence[Prompt], verifier: Mapping[str, Any] | None
+    store: Store,
+    run: str,
+    round: int,
+    split: str,
+    prompts: Sequence[Prompt],
+    verifier: Mapping[str, Any] | None,
+    places: Mapping[tuple[str, int], str] | None = None,
 ) -> Baseline:
-    """What an evaluated round answered to the prompts, graded. FactoryError: it has no answers to them."""
-    slots = answers_of(store, run=run, round=round, split=split, prompts=prompts)
+    """What an evaluated round answered to the prompts, graded; `places`: as in `answers_of`. FactoryError: it has no
+    answers to them."""
+    slots = answers_of(store, run=run, round=round, split=split, prompts=prompts, places=places)
     names = {slot.answer.model for slot in slots if slot.answer}
     if not names:
         raise FactoryError(
