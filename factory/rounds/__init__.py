@@ -24,7 +24,7 @@ from factory.faults import FactoryError
 from factory.recipe import dump
 from factory.rounds import branching, live
 from factory.rounds.branching import Point
-from factory.rounds.isolation import in_child, shortage
+from factory.rounds.isolation import give_back, in_child, shortage
 from factory.rounds.runbook import Detail, Run, evidence_of, open_run, work_of
 from factory.rounds.stages import WITH_MODEL, perform, stage_of
 from factory.schema import Decision, PolicyReport, Round, digest, now
@@ -120,7 +120,7 @@ def do(flow: Run, number: int, stage: str) -> Detail:
     flow.store.mark(flow.name, number, stage, "started", {"pid": os.getpid()})
     began, worked = time.monotonic(), _processor_seconds()
     try:
-        detail = in_child(flow, number, stage) if _isolated(flow, stage) else perform(flow, number, stage)
+        detail = in_child(flow, number, stage) if _isolated(flow, stage) else _here(flow, number, stage)
     except Exception as error:
         fault = shortage(error, f"round {number}, {stage}")
         with suppress(FactoryError, OSError):  # a full disk has no room for the mark either
@@ -314,6 +314,13 @@ def _state(rows: list[dict[str, Any]], *, held: bool) -> str:
     if rows and rows[-1]["state"] == "failed":
         return "failed: the same command tries again"
     return "cut off: the same command goes on"
+
+
+def _here(flow: Run, number: int, stage: str) -> Detail:
+    try:
+        return perform(flow, number, stage)
+    finally:
+        give_back()
 
 
 def _isolated(flow: Run, stage: str) -> bool:
