@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from train.conversations import (
@@ -219,15 +219,18 @@ def _from_first_turn(row: Labelled) -> Labelled:
 def with_others(rows: Sequence[LabelRow], seed: int, total: int | None = None) -> list[LabelRow]:
     """Give every row the completion of a row with another prompt: KTO's mismatched pairs.
 
-    The rows stand in a seeded order; each takes from the next one whose prompt and completion are not its own. With
-    a single prompt in the data there is none, and `other` stays empty. It is cut where it would pass `total` tokens
-    with the row's prompt.
+    The rows stand in a seeded order; each takes from the next one whose completion is no row's answer to its own
+    prompt, also where it is given to another prompt too ("No" and the like). Where there is none, as with a single
+    prompt in the data, `other` stays empty. It is cut where it would pass `total` tokens with the row's prompt.
     """
-    if len({row.prompt for row in rows}) < 2:
+    answers: dict[Ids, set[Ids]] = {}
+    for row in rows:
+        answers.setdefault(row.prompt, set()).add(row.completion)
+    if len(answers) < 2:
         return [row._replace(other=()) for row in rows]
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)  # noqa: S311 - not a secret
-    found = ((row, _other(rows, order, place)) for place, row in _in_place(rows, order))
+    found = ((row, _other(rows, order, place, answers[row.prompt])) for place, row in _in_place(rows, order))
     return [row._replace(other=_within(other, len(row.prompt), total)) for row, other in found]
 
 
@@ -243,10 +246,7 @@ def _in_place(rows: Sequence[LabelRow], order: Sequence[int]) -> list[tuple[int,
     return [(places[i], row) for i, row in enumerate(rows)]
 
 
-def _other(rows: Sequence[LabelRow], order: Sequence[int], place: int) -> Ids:
-    own = rows[order[place]]
-    for step in range(1, len(order)):
-        mate = rows[order[(place + step) % len(order)]]
-        if mate.prompt != own.prompt and mate.completion != own.completion:
-            return mate.completion
-    return ()
+def _other(rows: Sequence[LabelRow], order: Sequence[int], place: int, matched: Collection[Ids]) -> Ids:
+    """The next completion that is none of the `matched` ones; empty where all are."""
+    turns = (rows[order[(place + step) % len(order)]].completion for step in range(1, len(order)))
+    return next((completion for completion in turns if completion not in matched), ())

@@ -134,14 +134,14 @@ def test_what_is_fitted_is_within_the_limits(
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=20), st.integers(0, 5))
 def test_mismatched_answers_are_never_matched(shape: list[tuple[int, int]], seed: int) -> None:
-    """Also where neighbours share a prompt, where all do, and in a batch of one."""
+    """Also where neighbours share a prompt, where all do, in a batch of one, and where prompts share answers: what any
+    row answers to a prompt is matched to it."""
     rows = [LabelRow((prompt,), (100 + answer,), True) for prompt, answer in shape]
     for row in with_others(rows, seed):
-        there_is_one = any(r.prompt != row.prompt and r.completion != row.completion for r in rows)
-        assert bool(row.other) == there_is_one
-        if row.other:
-            assert row.other != row.completion
-            assert any(r.completion == row.other and r.prompt != row.prompt for r in rows)
+        matched = {r.completion for r in rows if r.prompt == row.prompt}
+        assert bool(row.other) == bool({r.completion for r in rows} - matched)
+        assert row.other not in matched
+        assert row.other in {(), *(r.completion for r in rows)}
     assert [row._replace(other=()) for row in with_others(rows, seed)] == rows
 
 
