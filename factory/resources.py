@@ -152,11 +152,10 @@ def held_folder(base: str) -> Path | None:
 def to_come(name: str) -> str | None:
     """What is to be known of a model before it is asked for: None where it is here, else one line. Converts and fetches
     nothing; asks the hub once for a name that it does not hold. FactoryError: it cannot be had."""
-    if name == EMBEDDED:
-        _gguf_file()
-        return None
-    base = model_files(name).base
-    if base == EMBEDDED or held_folder(base) is not None:
+    base = EMBEDDED if name == EMBEDDED else model_files(name).base
+    if base == EMBEDDED:
+        return _to_install()
+    if held_folder(base) is not None:
         return None
     return f"the model {base!r} is not here: it will be downloaded from the hub{_looked_up(base)}"
 
@@ -226,6 +225,14 @@ def _embedded() -> Path:
             log.info("converting %s once (about 20 seconds)", EMBEDDED)
             _make_whole(folder, lambda made: _convert(gguf, made))
     return folder
+
+
+def _to_install() -> str | None:
+    try:
+        _gguf_file()
+    except FactoryError as fault:
+        return f"{fault.what}: {fault.todo}"
+    return None
 
 
 def _gguf_file() -> Path:

