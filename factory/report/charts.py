@@ -37,7 +37,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line. `tone` 1 to 4 picks its colour (to 8 on a sheet), `look` its dashes and the shape of its marks."""
+    """One line. `tone` 1 to 8 picks its colour, `look` its dashes and the shape of its marks."""
 
     name: str
     points: Sequence[Point]
@@ -453,7 +453,8 @@ def _square(cell: Heat, x: float, y: float, size: float) -> Markup:
 # ------------------------------------------------------------------------------------------------- a sheet of charts
 
 COLOURS = ("#1f5fd0", "#c2570c", "#7a818a", "#7a3fb5", "#15803d", "#b3124f", "#0e8f9c", "#8a6a00")
-"""Of the tones on a sheet, from 1 on; further lines begin again, with other dashes and shapes."""
+"""Of the tones, from 1 on: a page has its own for dark screens. Further lines begin again, on a sheet with other dashes
+and shapes."""
 HEAD = 26  # height of a chart's caption on a sheet
 LINE = 20  # height of a line of a legend
 _SHEET = """

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 Show = Callable[[float], str]
 Get = Callable[[PolicyReport], Estimate | float | None]
-TONES = 4
 
 
 class Figure(NamedTuple):
@@ -179,7 +178,7 @@ def _over_rounds(measure: _Measure, views: Sequence[RoundView]) -> Figure:
         values = points((float(view.round), get(view.report)) for view in views if view.report)
         if values:
             curves.append((name, values))
-    series = [Series(name, values, 1 + i % TONES) for i, (name, values) in enumerate(curves)]
+    series = [Series(name, values, 1 + i % len(charts.COLOURS)) for i, (name, values) in enumerate(curves)]
     chart = lines(series, title=measure.title, x_name="round", show=measure.show, whole_x=True, zero=True)
     legend = [(one.name, one.tone) for one in series] if len(series) > 1 else []
     return Figure(measure.title, measure.says, chart, legend)

@@ -11,7 +11,7 @@ import pytest
 from reported_run import AGREEMENT, HOSTILE, Page, preference, run_report
 
 from factory.faults import FactoryError
-from factory.report import PairToRead, page, written
+from factory.report import PairToRead, charts, figures, page, written
 from factory.schema import (
     Decision,
     Estimate,
@@ -34,6 +34,25 @@ def test_the_page_is_well_formed_and_loads_nothing() -> None:
     assert policy is not None
     assert policy.startswith("default-src 'none'")
     assert "prefers-color-scheme: dark" in html
+
+
+def test_every_tone_of_a_chart_has_its_colour_by_day_and_by_night() -> None:
+    html = page.render(run_report())
+    for tone in range(1, len(charts.COLOURS) + 1):
+        by_day, by_night = re.findall(rf"--t{tone}: (#[0-9a-f]{{6}});", html)
+        assert by_day == charts.COLOURS[tone - 1]
+        assert by_night != by_day
+        assert f".t{tone} {{ --tone: var(--t{tone}); }}" in html
+
+
+def test_eight_lines_of_a_measure_are_told_apart() -> None:
+    kinds = [f"kind {i}" for i in range(8)]
+    get = [lambda report, i=i: Estimate(i / 10, i / 20, i / 5) for i in range(8)]
+    measure = figures._Measure("Kinds", "of broken answers", list(zip(kinds, get, strict=True)))
+    drawn = figures._over_rounds(measure, run_report().rounds)
+    assert [name for name, _ in drawn.legend] == kinds
+    assert sorted(tone for _, tone in drawn.legend) == list(range(1, 9))
+    assert all(f"line t{tone}" in drawn.chart for tone in range(1, 9))
 
 
 def test_the_measures_are_one_picture_that_names_its_lines() -> None:
