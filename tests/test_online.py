@@ -112,6 +112,11 @@ def test_the_first_update_on_samples_has_ratio_one(method: str, tiny_model: Path
         assert not seen.value.any()
 
 
+def test_a_batch_of_all_prompts_is_one_epoch_however_many_were_asked_for(tiny_model: Path, tmp_path: Path) -> None:
+    loop = trainer(load(tiny_model), config("grpo", OnlineSpec(steps=1, prompts=99, n=2, max_tokens=1)), tmp_path)
+    assert loop.source.batch(0).epoch == 1.0
+
+
 def test_answers_without_a_verdict_are_left_out(tiny_model: Path, tmp_path: Path) -> None:
     some = Every(lambda i: None if i % 3 == 0 else float(i % 3))
     loop = trainer(load(tiny_model), config("grpo", OnlineSpec(steps=1, prompts=2, n=3, max_tokens=6)), tmp_path, some)

@@ -1,7 +1,8 @@
 """From rewards to advantages: what the answers to one prompt are worth against each other, or against a critic.
 
-An objective on groups names its way in its facts (`advantage`). A new way is one function with one registration. All
-take what is known of the sampled answers and give an advantage for each answer's tokens.
+An objective on groups names its way in its facts (`advantage`). A new way is one function with one registration, which
+declares the settings that it alone `reads` and the answers to a prompt that it needs at `least`. All take what is known
+of the sampled answers and give an advantage for each answer's tokens.
 """
 
 from __future__ import annotations
@@ -41,6 +42,16 @@ class Credit:
 Way = Callable[[Sequence[Sampled], OnlineSpec], Sequence[Credit | None]]
 """The credit of each answer; None: the answer is not learnt from."""
 ways: Registry[Way] = Registry("way to advantages")
+
+
+def reads(way: str) -> set[str]:
+    """The settings of OnlineSpec that a way reads and not all others do; none of "", pairs made on the spot."""
+    return set(ways.facts(way)["reads"]) if way else set()
+
+
+def least(way: str) -> int:
+    """Answers to a prompt, with verdicts, that a way needs; two make a pair."""
+    return int(ways.facts(way)["least"]) if way else 2
 
 
 def group_advantages(rewards: Tensor, *, scale: bool = True) -> Tensor:
@@ -84,20 +95,20 @@ def _whole(answers: Sequence[Sampled], advantages: Tensor) -> list[Credit]:
     return [Credit((v,) * len(a.completion)) for a, v in zip(answers, advantages[0].tolist(), strict=True)]
 
 
-@ways.register("group")
+@ways.register("group", reads=("scale",), least=2)
 def group(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit]:
     """GRPO's."""
     return _whole(answers, group_advantages(_rewards(answers), scale=spec.scale == "deviation"))
 
 
-@ways.register("leave_one_out")
+@ways.register("leave_one_out", reads=("kl_weight",), least=2)
 def left_out(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit]:
     """RLOO's, with the KL to the reference in the reward: r - kl_weight sum(log pi_old - log ref) (eq. 4)."""
     held = [a._replace(reward=a.reward - spec.kl_weight * float((a.old - a.ref).sum())) for a in answers]
     return _whole(answers, leave_one_out(_rewards(held)))
 
 
-@ways.register("gae")
+@ways.register("gae", reads=("kl_weight", "gamma", "lam"), least=1)
 def by_critic(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit]:
     """PPO's: at each token -kl_weight (log pi_old - log ref), and the judge's reward at the last one."""
     found = []
@@ -122,7 +133,7 @@ def below_all(anchors: int) -> float:
     return -(anchors - 1) * 2.0**anchors * math.log(2)
 
 
-@ways.register("bond")
+@ways.register("bond", reads=("eta", "anchor_weight", "anchor_rate"), least=3)
 def bond(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit | None]:
     """J-BOND's (arXiv 2407.14622, section 5.2): the first answer is the policy's, the others are the anchor's.
 

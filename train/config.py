@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from factory.faults import ConfigError, FactoryError
+
+if TYPE_CHECKING:
+    from train.losses import Objective
 
 
 class Strict(BaseModel):
@@ -45,7 +49,8 @@ class OnlineSpec(Strict):
     prompts: int = Field(default=8, ge=1)
     """Prompts a batch."""
     n: int = Field(default=4, ge=1)
-    """Answers a prompt. bond: the first is the policy's, the others are the anchor's."""
+    """Answers a prompt: 2 at least, 1 for ppo, 3 for bond, whose first is the policy's and the others are the
+    anchor's."""
     temperature: float = Field(default=1.0, gt=0, le=5)
     """Of sampling. Log-probs are those of temperature 1."""
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -122,11 +127,13 @@ class TrainConfig(Strict):
     best: BestSpec | None = None
     """raft: which of a prompt's answers are taken; null: one that passed, by chance among equals."""
     online: OnlineSpec | None = None
-    """Answers sampled by the policy in training; null: rows of the store. grpo, rloo, ppo and bond need it."""
+    """Answers sampled by the policy in training; null: rows of the store. grpo, rloo, ppo and bond need it. epochs,
+    batch_size and max_completion_length are of rows of the store: here steps, prompts, n and max_tokens say it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the forward pass. auto: bfloat16 where the device is faster with it, else float32. What learns is float32."""
     kl_budget: float | None = Field(default=None, gt=0)
-    """Nats an answer from the reference past which a training warns (where it measures KL: kto and online methods)."""
+    """Nats an answer from the reference past which a training warns, for those that measure KL: kto, and online methods
+    with a reference."""
     max_length: int | None = Field(default=1024, ge=2)
     """Most tokens of prompt and completion together: more is cut from the prompt's start."""
     max_completion_length: int | None = Field(default=None, ge=1)
@@ -175,7 +182,7 @@ class TrainConfig(Strict):
 
     def check(self) -> None:
         """FactoryError when the method is unknown, its parameters are not right, or it does not go with where its
-        answers come from. Loads torch."""
+        answers come from; ConfigError with every setting that it would pass over. Loads torch."""
         from train import losses
 
         objective = losses.get(self.method)
@@ -187,16 +194,40 @@ class TrainConfig(Strict):
             )
         if self.online is not None and objective.data not in ("groups", "pairs"):
             raise FactoryError(f"{self.method} trains on {objective.data} of the store", todo="leave online out")
+        if faults := [*self._passed_over(objective), *self._online_passed_over(objective.advantage)]:
+            raise ConfigError(faults, where="settings of the training")
+
+    def _passed_over(self, objective: Objective) -> Iterator[str]:
+        """Settings that mean nothing to the method."""
+        on = f"{self.method} is on {objective.data}"
         if self.best is not None and objective.takes != "best":
-            raise ConfigError(
-                [f"best: {self.method} learns all rows; raft learns the best answer to each prompt"],
-                where="settings of the training",
-            )
+            yield f"best: {self.method} learns all rows; raft learns the best answer to each prompt"
         if self.train_on == "every_turn" and objective.data != "completions":
-            raise ConfigError(
-                [f"train_on: every_turn is for methods on completions (sft); {self.method} is on {objective.data}"],
-                where="settings of the training",
-            )
+            yield f"train_on: every_turn is for methods on completions (sft); {on}"
+        if objective.data not in ("pairs", "labels", "completions"):
+            for name in ("add", "weighting"):
+                if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
+                    yield f"{name}: is for methods on pairs, labels and completions; {on}"
+        measures_kl = objective.reference if self.online is not None else "kl" in objective.supplied
+        if self.kl_budget is not None and not measures_kl:
+            yield f"kl_budget: {self.method} measures no KL as it trains; kto does, and online methods with a reference"
+
+    def _online_passed_over(self, way: str) -> Iterator[str]:
+        """Settings of an online training that mean nothing to the method, or leave it nothing to learn. `way`: to
+        advantages, "" for pairs."""
+        from train import advantages
+
+        spec = self.online
+        if spec is None:
+            return
+        others = {name for each in advantages.ways.names() for name in advantages.reads(each)} - advantages.reads(way)
+        for name in sorted(others):
+            if getattr(spec, name) != type(spec).model_fields[name].default:
+                yield f"online.{name}: {self.method} does not read it"
+        if spec.sampler_options and spec.sampler != "vllm":
+            yield "online.sampler_options: are of a vllm sampler (sampler: vllm)"
+        if spec.n < advantages.least(way):
+            yield f"online.n: {self.method} needs {advantages.least(way)} answers to a prompt or more, not {spec.n}"
 
 
 def _number(value: Any) -> Any:

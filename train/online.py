@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from factory.schema import digest, seed_of
-from train.advantages import Sampled, ways
+from train.advantages import Sampled, least, ways
 from train.batches import Batch, Row
 from train.config import OnlineSpec
 from train.data import Ids, PairRow, SampleRow
@@ -168,14 +168,18 @@ class OnlineRows:
         place = step // self.spec.updates
         if self._kept[0] != place:
             self._kept = (place, self._sampled(place))
-        passed = (step + 1) * self.spec.prompts / self.spec.updates / len(self.prompts)
+        passed = (step + 1) * self._size / self.spec.updates / len(self.prompts)
         return Batch(self._kept[1], passed, self.said)
+
+    @property
+    def _size(self) -> int:
+        """Prompts of a batch."""
+        return min(self.spec.prompts, len(self.prompts))
 
     def _drawn(self, place: int) -> list[Ids]:
         """The prompts of a batch: a seeded order, taken in turn, another order for each pass."""
-        size = min(self.spec.prompts, len(self.prompts))
         found = []
-        for at in range(place * size, (place + 1) * size):
+        for at in range(place * self._size, (place + 1) * self._size):
             turn, i = divmod(at, len(self.prompts))
             order = list(range(len(self.prompts)))
             random.Random(f"{self.seed}/{turn}").shuffle(order)  # noqa: S311 - not a secret
@@ -250,8 +254,7 @@ class OnlineRows:
             for g, rewards in zip(groups, judged, strict=True)
             if not (is_bond and rewards[0] is None)
         ]
-        least = {"gae": 1, "bond": 3}.get(self.objective.advantage, 2)
-        usable = [(g, rewards) for g, rewards in kept if len(rewards) >= least]
+        usable = [(g, rewards) for g, rewards in kept if len(rewards) >= least(self.objective.advantage)]
         if is_bond and self.measures_kl:
             self.said["kl"] = self._kl([Group(g.prompt, g.completions[:1]) for g, _ in usable])
         rows: list[Row] = []

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 import yaml
 from pydantic import ValidationError
 
-from factory.faults import FactoryError
-from train.config import LoraSpec, TrainConfig
+from factory.faults import ConfigError, FactoryError
+from train import advantages
+from train.config import LoraSpec, OnlineSpec, TrainConfig
 
 
 def test_numbers_that_yaml_reads_as_text() -> None:
@@ -67,3 +71,60 @@ def test_every_turn_is_learnt_by_methods_on_completions_alone() -> None:
     TrainConfig(method="sft", train_on="every_turn").check()
     with pytest.raises(FactoryError, match="every_turn is for methods on completions"):
         TrainConfig(method="dpo", train_on="every_turn").check()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"method": "grpo", "online": {"n": 1}}, "online.n: grpo needs 2 answers to a prompt or more, not 1"),
+        ({"method": "rloo", "online": {"n": 1}}, "online.n: rloo needs 2"),
+        ({"method": "bond", "online": {"n": 2}}, "online.n: bond needs 3"),
+        ({"method": "dpo", "online": {"n": 1}}, "online.n: dpo needs 2"),
+        ({"method": "grpo", "online": {"kl_weight": 0.3}}, "online.kl_weight: grpo does not read it"),
+        ({"method": "rloo", "online": {"scale": "none"}}, "online.scale: rloo does not read it"),
+        ({"method": "dpo", "online": {"gamma": 0.5}}, "online.gamma: dpo does not read it"),
+        (
+            {"method": "grpo", "online": {"sampler_options": {"max_num_seqs": 3}}},
+            "online.sampler_options: are of a vllm",
+        ),
+        ({"method": "grpo", "online": {}, "add": {"sft": 0.2}}, "add: is for methods on pairs, labels and completions"),
+        ({"method": "reward_model", "add": {"sft": 0.2}}, "add: is for methods on pairs"),
+        ({"method": "reward_model", "weighting": "wpo"}, "weighting: is for methods on pairs"),
+        ({"method": "dpo", "kl_budget": 5}, "kl_budget: dpo measures no KL as it trains"),
+        ({"method": "bco", "kl_budget": 5}, "kl_budget: bco measures no KL"),
+        ({"method": "simpo", "online": {}, "kl_budget": 5}, "kl_budget: simpo measures no KL"),
+    ],
+)
+def test_a_setting_that_the_method_would_pass_over_is_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        TrainConfig(**settings).check()
+
+
+def test_all_that_would_be_passed_over_is_told_at_once() -> None:
+    wrong = {"method": "grpo", "online": {"n": 1, "eta": 0.1}, "add": {"sft": 1}, "best": {}, "train_on": "every_turn"}
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**wrong).check()  # type: ignore[arg-type]
+    assert [fault.partition(":")[0] for fault in caught.value.faults] == [
+        "best", "train_on", "add", "online.eta", "online.n",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "ppo", "online": {"n": 1, "kl_weight": 0.1, "gamma": 0.9, "lam": 1.0}, "kl_budget": 5},
+        {"method": "bond", "online": {"n": 3, "eta": 0.1, "anchor_rate": 0.1, "anchor_weight": 0.1}},
+        {"method": "grpo", "online": {"n": 2, "scale": "none", "sampler": "vllm", "sampler_options": {"threads": 1}}},
+        {"method": "rloo", "online": {"n": 2, "kl_weight": 0.0}},
+        {"method": "dpo", "online": {"n": 2}, "add": {"sft": 0.2}, "kl_budget": 5, "weighting": "wpo"},
+        {"method": "kto", "kl_budget": 5, "add": {"sft": 0.2}},
+    ],
+)
+def test_settings_that_the_method_reads_are_taken(settings: dict[str, Any]) -> None:
+    TrainConfig(**settings).check()
+
+
+def test_every_way_to_advantages_reads_settings_that_there_are() -> None:
+    for way in advantages.ways.names():
+        assert advantages.reads(way) <= OnlineSpec.model_fields.keys()
+        assert 1 <= advantages.least(way) <= 3
