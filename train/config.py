@@ -123,7 +123,7 @@ class TrainConfig(Strict):
     clip: float | None = Field(default=1.0, gt=0)
     """Largest norm of the gradient; null: none."""
     lora: LoraSpec | None = LoraSpec()
-    """The adapter; null trains the whole model."""
+    """The adapter; null trains the whole model. One that training begins with learns on as it is."""
     best: BestSpec | None = None
     """raft: which of a prompt's answers are taken; null: one that passed, by chance among equals."""
     online: OnlineSpec | None = None

@@ -30,6 +30,11 @@ DEFAULT_BATCH_TOKENS = {"cpu": 2048}
 ACCELERATOR_BATCH_TOKENS = 32768
 
 
+AFTER_THE_HEAD = {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0, "lm_head_multiplier": 1.0}
+"""Settings of models that cap or scale logits, with the value that changes nothing: small logits would hide a cap from
+the comparison, and it takes two bfloat16 forwards for equal where a scale is near 1."""
+
+
 class LogpSum(NamedTuple):
     """`logp`: sum over the completion's learnt tokens, end token included, nats. `tokens`: how many they are."""
 
@@ -256,6 +261,10 @@ class PackedForward:
         config = self._causal.config.get_text_config()
         if getattr(config, "attention_chunk_size", None):
             raise UnpackableError("attention in chunks")
+        if changed := [
+            name for name, none in AFTER_THE_HEAD.items() if getattr(config, name, None) not in (None, none)
+        ]:
+            raise UnpackableError(f"logits are changed after the head ({', '.join(changed)})")
         self._head = head
 
     def token_logps(

@@ -7,6 +7,7 @@ that learns is held in float32 and multiplied in bfloat16 by autocast, which nee
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from factory.faults import FactoryError
 from train.config import LoraSpec
+
+log = logging.getLogger(__name__)
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
 Head = Literal["language", "score"]
@@ -90,9 +93,10 @@ def load_policy(
 ) -> Policy:
     """Load a policy: folder or hub name `base`, and the peft folder `adapter` on it if there is one.
 
-    To be trained (`trainable`): with `lora` the given adapter learns on, or a new one whose first values `seed`
-    decides; without `lora` the whole model learns, a given adapter merged into it first. `head`: "score" puts one
-    number's head in the place of the language model's (a reward model); its first values come from `seed` too.
+    To be trained (`trainable`): with `lora` the given adapter learns on as it is (where `lora` says otherwise, that is
+    logged), or a new one whose first values `seed` decides; without `lora` the whole model learns, a given adapter
+    merged into it first. `head`: "score" puts one number's head in the place of the language model's (a reward model);
+    its first values come from `seed` too.
     FactoryError: it does not load.
     """
     whole = trainable and lora is None
@@ -102,6 +106,8 @@ def load_policy(
     model: Any = _load(base, torch.float32 if whole else DTYPES[kind], head, seed)
     if adapter is not None:
         model = _with_adapter(model, adapter, learns=trainable and not whole)
+        if trainable and lora is not None:
+            _tell_what_is_kept(model, lora)
         if whole:
             model = model.merge_and_unload()
     elif trainable and lora is not None:
@@ -217,6 +223,15 @@ def _with_adapter(model: Any, adapter: str, *, learns: bool) -> Any:
 
     with mapped(adapter):
         return PeftModel.from_pretrained(model, adapter, is_trainable=learns)
+
+
+def _tell_what_is_kept(model: Any, lora: LoraSpec) -> None:
+    """An adapter that learns on keeps its rank and the like, whatever the settings say: say so."""
+    told = model.peft_config[model.active_adapter]
+    own = {"r": told.r, "alpha": told.lora_alpha, "dropout": told.lora_dropout}
+    kept = [f"{name} {has:g}, not {wanted:g}" for name, has in own.items() if has != (wanted := getattr(lora, name))]
+    if kept:
+        log.warning("the adapter that training begins with keeps its own settings: %s", "; ".join(kept))
 
 
 def new_adapter(model: Any, lora: LoraSpec, seed: int, head: Head) -> Any:

@@ -76,6 +76,19 @@ def test_an_adapter_is_saved_loaded_and_continued(policy: Loader, tiny_model: Pa
     )
 
 
+def test_an_adapter_that_learns_on_keeps_its_own_rank_and_that_is_said(
+    policy: Loader, tiny_model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_policy(policy(lora=LoraSpec(r=4, alpha=8)), tmp_path)
+    for wanted, said in ((LoraSpec(r=4, alpha=8), ""), (LoraSpec(r=64, alpha=8, dropout=0.1), "r 4, not 64; dropout")):
+        caplog.clear()
+        again = load_policy(
+            str(tiny_model), str(tmp_path), lora=wanted, dtype="float32", device="cpu", trainable=True
+        )  # fmt: skip
+        assert {p.shape[0] for n, p in again.trainable().items() if "lora_A" in n} == {4}
+        assert (said in caplog.text) if said else not caplog.text
+
+
 def test_a_whole_model_takes_the_adapter_in(policy: Loader, tiny_model: Path, tmp_path: Path) -> None:
     first = moved(policy())
     save_policy(first, tmp_path / "adapter")
