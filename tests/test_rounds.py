@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from factory.budget import BudgetError
 from factory.evaluation.held import held_prompts
 from factory.faults import FactoryError, LockedError
 from factory.prompts import add_prompts
+from factory.rounds import branching
+from factory.rounds.branching import Point
 from factory.rounds.runbook import Run, open_run
 from factory.rounds.stages import STAGES, drawn
 from factory.schema import Call, Candidate, Prompt
@@ -301,3 +304,53 @@ def test_prompts_are_drawn_in_turn(done: Path, text: str) -> None:
     assert len(first) == len(set(first)) == size
     assert not set(first) & set(second)
     assert {key for turn in turns for key in turn} == everything
+
+
+@pytest.mark.parametrize(
+    ("settings", "begins", "held_to"),
+    [
+        ({}, "last", "last"),
+        ({"reference": "start"}, "last", "start"),
+        ({"begin_from": "start"}, "start", "start"),
+        ({"begin_from": "start", "reference": "start"}, "start", "start"),
+    ],
+)
+def test_a_later_round_begins_from_and_is_held_to_what_its_recipe_says(
+    settings: dict[str, str], begins: str, held_to: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere the loops take the last round for the reference where their authors mean the first."""
+    told: dict[str, Any] = {}
+
+    class ReachedError(Exception):
+        """Training would begin here."""
+
+    def train_policy(store: Store, **given: Any) -> None:
+        told.update(given)
+        raise ReachedError
+
+    recipe: dict[str, Any] = json.loads(text)
+    recipe["train"] |= settings
+    monkeypatch.setattr("factory.training.train_policy", train_policy)
+    monkeypatch.setattr("factory.rounds.stages._made", lambda *_: Counter(all=99))
+    with Store.open(tmp_path / "store", create=True) as store:
+        flow = Run(store, recipes.parse(json.dumps(recipe), where="test"), "tiny").at("train")
+        (flow.folder(1) / "policy").mkdir(parents=True)
+        names = {"start": recipe["model"], "last": str(flow.folder(1) / "policy")}
+        with pytest.raises(ReachedError):
+            STAGES["train"](flow, 2)
+    assert (told["start"], told["reference"]) == (names[begins], names[held_to])
+
+
+def test_a_run_gives_back_its_champion_and_not_its_last_policy(copy: Path, text: str) -> None:
+    """Elsewhere the best score is kept, and what goes on is the last checkpoint."""
+    with Store.open(copy) as store:
+        flow = Run(store, recipes.parse(text, where="test"), "tiny")
+        for number, passed in enumerate((0.1, 0.9, 0.5)):
+            path = flow.folder(number) / "report.json"
+            report = json.loads(path.read_text())
+            report["report"]["pass_rate"] = [passed, passed, passed]
+            path.write_text(json.dumps(report))
+        outcome = rounds.tell(flow)
+        assert (outcome.champion_round, outcome.champion) == (1, str(flow.folder(1) / "policy"))
+        assert (flow.home / "champion").resolve() == (flow.folder(1) / "policy").resolve()
+        assert branching.point_of(store, "tiny:champion", flow.recipe) == Point("tiny", 1)
