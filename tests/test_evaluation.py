@@ -519,6 +519,16 @@ def test_a_failed_answer_loses_before_every_judge(store: Store) -> None:
     assert said.independent is None
 
 
+def test_a_failed_answer_loses_at_equal_lengths_too(store: Store) -> None:
+    """Seven prompts tied, one failed, twice each: 7/16, by the verifier and by a judge."""
+    measure(store, policy("start", 8), 0, n=2)
+    member = PanelMember("likes", Likes())  # type: ignore[arg-type]
+    report = measure(store, policy("p1", 8, failing=3), 1, judges=[member], n=2)
+    for found in (report.length_controlled, report.judged[0].length_controlled):
+        assert found is not None
+        assert found.value == pytest.approx(7 / 16, abs=1e-3)
+
+
 def test_a_verifier_judge_scores_both_sides(store: Store) -> None:
     measure(store, policy("start", 2), 0)
     member = PanelMember.of("verifier", name="strict")

@@ -84,6 +84,29 @@ def test_several_answers_to_a_prompt_are_one_cluster() -> None:
     assert often.high - often.low == pytest.approx(once.high - once.low, rel=0.2)
 
 
+def test_what_failed_loses_at_any_length() -> None:
+    """A policy that is as good as the other, and fails on one prompt of four: 3/8, as the plain rate has it."""
+    rows, _ = simulated(300, ability=0.0, length=0.0, seed=5)
+    even = [row._replace(won=0.5) for row in rows]
+    failing = [*even, *(Compared(0.0, None, 0.0, f"failed {i}") for i in range(100))]
+    found = win_rate(failing, resamples=100)
+    assert found is not None
+    assert found.value == pytest.approx(0.375, abs=1e-3)
+    assert 0.33 < found.low < 0.37
+    assert 0.38 < found.high < 0.42
+    assert win_rate([*even[: FEWEST - 1], *failing[-20:]]) is None
+
+
+def test_without_failures_their_order_changes_nothing() -> None:
+    rows, _ = simulated(50, ability=0.3, length=1.0, seed=6)
+    failed = [Compared(1.0, None, 0.0, 1000 + i) for i in range(10)]
+    first, last = fit([*failed, *rows], resamples=20), fit([*rows, *failed], resamples=20)
+    assert first is not None
+    assert last is not None
+    assert first.length == pytest.approx(last.length)
+    assert first.win_rate.value == pytest.approx(last.win_rate.value)
+
+
 def test_length_that_explains_every_verdict_has_a_finite_fit() -> None:
     rows = [Compared(float(i % 2), 30.0 if i % 2 else -30.0, 0.0, i) for i in range(40)]
     found = fit(rows, resamples=50)

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from factory.budget import BudgetError
 from factory.evaluation.held import held_prompts
 from factory.faults import FactoryError, LockedError
 from factory.prompts import add_prompts
-from factory.rounds import branching
+from factory.rounds import branching, stages
 from factory.rounds.branching import Point
 from factory.rounds.runbook import Run, open_run
 from factory.rounds.stages import STAGES, drawn
@@ -339,6 +340,19 @@ def test_a_later_round_begins_from_and_is_held_to_what_its_recipe_says(
         with pytest.raises(ReachedError):
             STAGES["train"](flow, 2)
     assert (told["start"], told["reference"]) == (names[begins], names[held_to])
+
+
+@pytest.mark.parametrize(("split", "number", "look"), [("heldout", 0, 1), ("heldout", 3, 3), ("final", 3, 1)])
+def test_held_out_prompts_are_looked_at_every_round_and_final_ones_once(
+    split: str, number: int, look: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, Any] = {}
+    monkeypatch.setattr("factory.evaluation.evaluate", lambda store, **given: told.update(given))
+    monkeypatch.setattr(Run, "engine", lambda *_: BytesIO())
+    with Store.open(tmp_path / "store", create=True) as store:
+        flow = Run(store, recipes.parse(text, where="test"), "tiny")
+        stages._measure(flow, number, split, None, scored=False)
+    assert (told["split"], told["look"]) == (split, look)
 
 
 def test_a_run_gives_back_its_champion_and_not_its_last_policy(copy: Path, text: str) -> None:

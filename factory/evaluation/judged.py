@@ -133,11 +133,7 @@ def _counted(panel: verdicts.Panel, name: str, versus: Sequence[Versus], indepen
     for v, won in decided:
         by_prompt.setdefault(v.prompt.key, []).append(won)
     means = [sum(values) / len(values) for values in by_prompt.values()]
-    lengths = [
-        length_control.Compared(won, float(v.ours.tokens - v.theirs.tokens), 0.0, v.prompt.key)
-        for v, won in decided
-        if v.ours is not None and v.theirs is not None and not (v.ours.failure or v.theirs.failure)
-    ]
+    lengths = [length_control.Compared(won, _longer(v), 0.0, v.prompt.key) for v, won in decided]
     return Judged(
         judge=name,
         independent=independent,
@@ -149,6 +145,13 @@ def _counted(panel: verdicts.Panel, name: str, versus: Sequence[Versus], indepen
         failures=len(outcomes) - len(decided),
         score=_score(panel, name, versus, seed),
     )
+
+
+def _longer(versus: Versus) -> float | None:
+    """By how many tokens ours is the longer; None where an answer failed."""
+    ours, theirs = versus.ours, versus.theirs
+    both = ours is not None and theirs is not None and not (ours.failure or theirs.failure)
+    return float(ours.tokens - theirs.tokens) if both and ours and theirs else None
 
 
 def _outcome(panel: verdicts.Panel, name: str, versus: Versus) -> _Outcome:

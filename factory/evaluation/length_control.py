@@ -11,6 +11,8 @@ systems of a leaderboard; here it is a number that comes with each prompt (the b
 centred, or nothing. Ties are half a win. phi and psi are held towards 0 by a normal prior of variance 1, as theirs are
 by a ridge: verdicts that length explains without an exception would otherwise have no finite fit.
 
+An answer that failed has no length: its comparison counts as it was decided, at any length.
+
 What it cannot do: where quality itself comes with length (a longer answer is longer because it says more), that part of
 the quality goes to the length term too. It is beside the plain win rate, never in its place. numpy alone, no I/O.
 """
@@ -37,10 +39,11 @@ _RIDGE: Final = (1e-3, 1.0, 1.0)  # on theta (next to nothing: it is the answer)
 
 class Compared(NamedTuple):
     """One comparison: 1 won, 1/2 tied, 0 lost (or anything between); the difference in length, ours minus theirs, in
-    any unit; how hard the prompt is, 0 where nobody knows; and what is drawn anew in the bootstrap, the prompt."""
+    any unit (None: one of the answers failed); how hard the prompt is, 0 where nobody knows; and what is drawn anew in
+    the bootstrap, the prompt."""
 
     won: float
-    longer: float
+    longer: float | None
     hardness: float
     cluster: Hashable
 
@@ -56,17 +59,25 @@ class Fit(NamedTuple):
 
 def fit(compared: Sequence[Compared], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Fit | None:
     """The model, and its win rate with lengths taken for equal; percentile bootstrap over clusters, the model fitted
-    anew to each draw. None with fewer than FEWEST comparisons."""
+    anew to each draw. None with fewer than FEWEST comparisons that have lengths."""
     import numpy as np
 
-    if len(compared) < FEWEST:
+    with_lengths = sum(c.longer is not None for c in compared)
+    if with_lengths < FEWEST:
         return None
-    won = np.array([c.won for c in compared], dtype=np.float64)
-    features = _features(compared)
-    coefficients = _fitted(features, won)
-    value = _at_equal_lengths(features, coefficients)
+    ordered = sorted(compared, key=lambda c: c.longer is None)  # those without a length last
+    won = np.array([c.won for c in ordered], dtype=np.float64)
+    features = _features(ordered[:with_lengths])
+    coefficients = _fitted(features, won[:with_lengths])
+
+    def rate(rows: NDArray[np.intp], begin: NDArray[np.float64] | None = None) -> float:
+        fitted, others = rows[rows < with_lengths], rows[rows >= with_lengths]
+        at = coefficients if begin is None else _fitted(features[fitted], won[fitted], begin)
+        return float((_at_equal_lengths(features[fitted], at).sum() + won[others].sum()) / len(rows))
+
+    value = rate(np.arange(len(ordered)))
     places: dict[Hashable, list[int]] = {}
-    for i, each in enumerate(compared):
+    for i, each in enumerate(ordered):
         places.setdefault(each.cluster, []).append(i)
     ability, length, hardness = (float(c) for c in coefficients)
     if len(places) < 2:
@@ -75,8 +86,7 @@ def fit(compared: Sequence[Compared], *, level: float = LEVEL, resamples: int = 
     rng = np.random.default_rng(seed)
     drawn = np.empty(resamples)
     for k in range(resamples):
-        rows = np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])
-        drawn[k] = _at_equal_lengths(features[rows], _fitted(features[rows], won[rows], coefficients))
+        drawn[k] = rate(np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))]), coefficients)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     if not low < high:  # all draws agree: no certainty, but too little to draw from
         return Fit(ability, length, hardness, wilson(value * len(places), len(places), level))
@@ -92,7 +102,7 @@ def win_rate(
 
 
 def _features(compared: Sequence[Compared]) -> NDArray[np.float64]:
-    """(comparisons, 3): 1, tanh(d / s), g centred and scaled."""
+    """(comparisons, 3): 1, tanh(d / s), g centred and scaled. All have a length."""
     import numpy as np
 
     longer = np.array([c.longer for c in compared], dtype=np.float64)
@@ -135,10 +145,11 @@ def _loss(
     return float((np.logaddexp(0.0, logits) - won * logits).sum() + (ridge * at * at).sum() / 2)
 
 
-def _at_equal_lengths(features: NDArray[np.float64], coefficients: NDArray[np.float64]) -> float:
+def _at_equal_lengths(features: NDArray[np.float64], coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The chance that each comparison is won, `(comparisons,)`."""
     level = features.copy()
     level[:, 1] = 0.0
-    return float(_sigmoid(level @ coefficients).mean())
+    return _sigmoid(level @ coefficients)
 
 
 def _sigmoid(logits: NDArray[np.float64]) -> NDArray[np.float64]:

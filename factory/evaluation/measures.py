@@ -115,16 +115,16 @@ def wins_by_prompt(answers: Sequence[Graded], baseline: Sequence[Graded]) -> lis
 
 
 def compared(answers: Sequence[Graded], baseline: Sequence[Graded]) -> list[Compared]:
-    """The policy's answers against the baseline's of the same number, with their lengths in tokens; how hard a prompt
-    is is told by the baseline's mean score there. Failed answers have no length and are left out."""
-    theirs = {(b.prompt_key, b.sample): b for b in baseline if b.score is not None and b.failure is None}
+    """The policy's answers against the baseline's of the same number, with their lengths in tokens, which a failed
+    answer does not have; how hard a prompt is is told by the baseline's mean score there."""
+    theirs = {(b.prompt_key, b.sample): b for b in baseline if b.score is not None}
     level = {key: -sum(scores) / len(scores) for key, scores in _scores_by_prompt(baseline).items()}
     found = []
     for a in answers:
         b = theirs.get((a.prompt_key, a.sample))
-        if b is not None and b.score is not None and a.score is not None and a.failure is None:
-            won = _beats([a.score], [b.score])
-            found.append(Compared(won, float(a.tokens - b.tokens), level[a.prompt_key], a.prompt_key))
+        if b is not None and a.score is not None:
+            longer = None if a.failure or b.failure else float(a.tokens - b.tokens)
+            found.append(Compared(_beats([_worth(a)], [_worth(b)]), longer, level[a.prompt_key], a.prompt_key))
     return found
 
 
@@ -132,9 +132,13 @@ def _scores_by_prompt(answers: Sequence[Graded]) -> dict[str, list[float]]:
     scores: dict[str, list[float]] = {}
     for answer in answers:
         if answer.score is not None:
-            value = -1.0 if answer.failure else answer.score  # below the worst answer there is
-            scores.setdefault(answer.prompt_key, []).append(value)
+            scores.setdefault(answer.prompt_key, []).append(_worth(answer))
     return scores
+
+
+def _worth(graded: Graded) -> float:
+    """Its score; of a failed answer one below the worst answer there is."""
+    return -1.0 if graded.failure or graded.score is None else graded.score
 
 
 def _beats(ours: Sequence[float], theirs: Sequence[float]) -> float:

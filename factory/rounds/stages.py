@@ -421,7 +421,7 @@ def _measure(run: Run, number: int, split: str, baseline: int | None, *, scored:
             verifier=run.verifier,
             judges=[_member(run, number, part.judge, {}, stack)] if part.judge and baseline is not None else [],
             labelled_by=labelled_by(run.recipe),
-            look=max(number, 1),
+            look=1 if split == "final" else max(number, 1),  # which is opened once
             budget=run.budget(),
             progress=counter,
         )

@@ -31,10 +31,11 @@ class RewardHacking(Rule):
     Two ways to see it, either is enough. *By two judges*: since the champion, the labelling judge's win rate has risen
     and the independent measure (a judge that did not label, or the pass rate where no verifier labels) has fallen, both
     surely: each interval is widened for the looks so far, and as both must hold, the chance of a false alarm is at most
-    that of one. *By neutral measures*: since the start the pass rate has surely risen, while measures that were never
-    rewarded fell. A measure counts as fallen when it has lost more than its share of the start's value, and the
-    interval of the difference says so too (distinct-2 has none). Length falls fairly where prompts ask for short
-    answers: its share is the widest.
+    that of one. *By neutral measures*: since the start the pass rate has risen, while measures that were never rewarded
+    fell, both by plain 95% intervals: the fall must be large besides, and to miss a policy that hacks costs more. A
+    measure counts as fallen when it has lost more than its share of the start's value, and the interval of the
+    difference says so too (distinct-2 has none). Length falls fairly where prompts ask for short answers: its share is
+    the widest.
     """
 
     rule: str = "reward_hacking"
