@@ -12,8 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from factory.faults import ConfigError, FactoryError
+from factory.pairing import pair
 from factory.prompts import AddReport, add_prompts
-from factory.schema import Candidate, Label, Preference, Prompt, digest
+from factory.prompts.scored import scale_of
+from factory.schema import Candidate, Judgment, Label, Preference, Prompt, digest
 from factory.store import Store
 
 U, A = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
@@ -334,3 +336,76 @@ def test_every_row_is_accounted_for(tmp_path: Path, first: list[Any], second: li
     keys = set(store.tables.get("candidates", {}))
     assert all({p["chosen_key"], p["rejected_key"]} <= keys for p in store.tables.get("preferences", {}).values())
     assert {lab["candidate_key"] for lab in store.tables.get("labels", {}).values()} <= keys
+
+
+# ------------------------------------------------------------------------------------- what others said of answers
+
+
+SCORED = {"prompt": "Why?", "answers": ["Because.", "No."], "scores": [8, 3], "models": ["m", "n"]}
+
+
+def test_scores_become_judgments_that_pairing_reads(store: Store, add: Any) -> None:
+    report = add(SCORED, scale=(0.0, 10.0), judge="gpt", heldout=0.0, final=0.0)
+    assert (report.candidates, report.judgments, report.endless) == (2, 2, 0)
+    assert {(c.text, c.kind, c.model) for c in store.rows(Candidate)} == {
+        ("Because.", "given", "m"), ("No.", "given", "n"),
+    }  # fmt: skip
+    assert {(j.judge, j.kind, j.score, j.score_low, j.score_high) for j in store.rows(Judgment)} == {
+        ("gpt", "pointwise", 8.0, 0.0, 10.0), ("gpt", "pointwise", 3.0, 0.0, 10.0),
+    }  # fmt: skip
+    found = pair(store, run="given", kind="given")
+    [preference] = store.rows(Preference)
+    assert preference.chosen[0]["content"] == "Because."
+    assert preference.margin == pytest.approx(0.5)
+    assert (found.labels, found.desirable) == (2, 1)
+
+
+def test_scores_without_a_scale_are_rewards_and_are_told(add: Any) -> None:
+    report = add(SCORED)
+    assert report.endless == 2
+    assert "2 scores have no scale" in report.text()
+
+
+def test_a_score_beyond_its_scale_is_a_failure(store: Store, add: Any) -> None:
+    report = add(SCORED, scale=(1.0, 5.0))
+    assert [f.reason for f in report.failures] == ["the score 8 is not on the scale of 1 to 5"]
+    assert not store.rows(Judgment)
+
+
+def test_another_score_of_the_same_answer_is_a_failure(store: Store, add: Any) -> None:
+    add(SCORED)
+    assert add(SCORED).failures == ()
+    [failure] = add({**SCORED, "scores": [8, 4]}).failures
+    assert "another score, scale or winner by the judge 'given'" in failure.reason
+    assert not add({**SCORED, "scores": [8, 4]}, judge="other").failures
+    assert {(j.judge, j.score) for j in store.rows(Judgment)} == {
+        ("given", 8.0), ("given", 3.0), ("other", 8.0), ("other", 4.0),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("winner", ["model_a", "model_b", "tie"])
+def test_winners_become_judgments_in_canonical_order(store: Store, add: Any, winner: str) -> None:
+    add({"prompt": "Why?", "response_a": "x", "response_b": "y", "winner": winner}, heldout=0.0, final=0.0)
+    [judgment] = store.rows(Judgment)
+    texts = {c.key: c.text for c in store.rows(Candidate)}
+    assert judgment.candidate_b is not None
+    assert judgment.candidate_a < judgment.candidate_b
+    pair(store, run="given", kind="given")
+    preferred = [(p.chosen[0]["content"], p.rejected[0]["content"]) for p in store.rows(Preference)]
+    assert preferred == {"model_a": [("x", "y")], "model_b": [("y", "x")], "tie": []}[winner]
+    assert texts[judgment.candidate_a] in ("x", "y")
+
+
+def test_scores_of_a_pair_are_its_margin(store: Store, add: Any) -> None:
+    row = {"prompt": "Why?", "chosen": "x", "rejected": "y", "score_chosen": 9, "score_rejected": 5}
+    add(row, scale=(0.0, 10.0))
+    [preference] = store.rows(Preference)
+    assert preference.margin == pytest.approx(0.4)
+    assert sorted(j.score for j in store.rows(Judgment) if j.score is not None) == [5.0, 9.0]
+
+
+@pytest.mark.parametrize("text", ["1", "5:1", "a:b", "0:inf", "1:1"])
+def test_what_is_no_scale_is_refused(text: str) -> None:
+    with pytest.raises(FactoryError, match="is no scale"):
+        scale_of(text)
+    assert scale_of("1:10") == (1.0, 10.0)

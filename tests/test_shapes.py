@@ -213,3 +213,98 @@ def test_any_row_is_read_or_refused(row: dict[str, Any]) -> None:
     roles = {"system", "user", "assistant", "tool"}
     assert all(isinstance(m["content"], str) and m["role"] in roles for m in example.given.messages)
     assert example.given.chosen is None or example.given.chosen != example.given.rejected
+
+
+TURN, OTHER = {"from": "gpt", "value": "Because."}, {"from": "gpt", "value": "No."}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [U], "chosen": A, "rejected": NO},
+        {"conversations": [{"from": "human", "value": "Why?"}], "chosen": TURN, "rejected": OTHER},
+        {"question": "Why?", "chosen": "Because.", "rejected": "No."},
+        {"instruction": "Why?", "input": "", "chosen": "Because.", "rejected": "No."},
+        {"question": "Why?", "chosen": [A], "rejected": [NO]},
+        {"question": "unread", "chosen": [U, A], "rejected": [U, NO]},
+        {"messages": [U, A], "chosen": [U, A], "rejected": [U, NO]},
+        {"prompt": "Why?", "chosen": {**A, "content": [{"type": "text", "text": "Because."}]}, "rejected": NO},
+    ],
+)
+def test_preferences_as_other_trainers_have_them(row: dict[str, Any]) -> None:
+    given = read(row).given
+    assert (given.messages, given.chosen, given.rejected) == ([U], "Because.", "No.")
+
+
+def test_an_instruction_and_its_input_are_one_prompt() -> None:
+    given = read({"instruction": "Add up.", "input": "1 2", "chosen": "3", "rejected": "4"}).given
+    assert given.messages == [{"role": "user", "content": "Add up.\n\n1 2"}]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "instruction": "Why?",
+            "completions": [{"response": "Because.", "model": "m", "overall_score": 8.5}, {"response": "No."}],
+        },
+        {"question": "Why?", "generations": ["Because.", "No."], "ratings": [8.5, None], "models": ["m", None]},
+        {"prompt": [U], "answers": [[A], None, [NO]], "scores": ["8.5", 3, ""], "models": '["m", "n", "o"]'},
+    ],
+)
+def test_several_answers_with_scores(row: dict[str, Any]) -> None:
+    first, second = read(row).given.said
+    assert (first.text, first.score, first.scale, first.model) == ("Because.", 8.5, None, "m")
+    assert (second.text, second.score) == ("No.", None)
+    assert read(row).reference is None
+
+
+def test_ranks_are_scores_from_1_to_0() -> None:
+    answers = [{"answer": text, "rank": rank} for text, rank in (("x", 3), ("y", 1), ("z", 2))]
+    assert [said[1:3] for said in read({"prompt": "Why?", "answers": answers}).given.said] == [
+        (0.0, (0.0, 1.0)), (1.0, (0.0, 1.0)), (0.5, (0.0, 1.0)),
+    ]  # fmt: skip
+
+
+def test_right_answers_are_no_answers_of_models() -> None:
+    assert shape_of({"question": "Who?", "answers": ["Ada", "Lovelace"]}) is None
+    prompt = shape_of({"prompt": "Who?", "answers": ["Ada", "Lovelace"]})
+    assert prompt is not None
+    assert prompt.name == "prompt"
+
+
+def test_a_score_makes_an_answer_judged_and_no_reference() -> None:
+    example = read({"prompt": "Why?", "completion": "Because.", "score": 4, "model": "m"})
+    assert [said[:] for said in example.given.said] == [("Because.", 4.0, None, "m")]
+    assert (example.given.answer, example.reference) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("word", "winner"),
+    [("model_a", "a"), ("B", "b"), ("response_b", "b"), ("tie (bothbad)", "tie"), (1, "a"), ("2", "b")],
+)
+def test_two_answers_with_a_winner(word: Any, winner: str) -> None:
+    texts = {"prompt": "Why?", "response_a": "Because.", "response_b": "No."}
+    whole = {"conversation_a": [U, A], "conversation_b": [U, NO], "model_a": "m"}
+    for row in (texts, whole):
+        given = read({**row, "winner": word}).given
+        assert (given.messages, [said.text for said in given.said], given.winner) == ([U], ["Because.", "No."], winner)
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"prompt": "Why?", "response_a": "x", "response_b": "y", "winner": "first"}, "winner"),
+        ({"prompt": "Why?", "response_a": "x", "response_b": "x", "winner": "a"}, "response_b"),
+        ({"prompt": "Why?", "answers": ["x", "y"], "scores": [1]}, "scores"),
+        ({"prompt": "Why?", "answers": ["x"], "scores": [True]}, "scores"),
+        ({"prompt": "Why?", "generations": [{"said": "x"}]}, "answers"),
+        ({"prompt": "Why?", "chosen": "x", "rejected": "y", "score_chosen": 1, "score_rejected": 2}, "score_rejected"),
+        ({"prompt": "Why?", "completion": "x", "score": "good"}, "score"),
+        ({"chosen": "x", "rejected": "y"}, "chosen"),
+    ],
+)
+def test_wrong_scores_and_winners_say_why(row: dict[str, Any], column: str) -> None:
+    with pytest.raises(RowError) as fault:
+        read(row)
+    assert fault.value.column == column

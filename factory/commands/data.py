@@ -36,6 +36,10 @@ def add_prompts(
     hub_config: Annotated[str | None, typer.Option(help="Configuration of the hub data set.")] = None,
     hub_split: Annotated[str, typer.Option(help="Split of the hub data set.")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Read at most so many rows.")] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="Scale of the scores in it, LOW:HIGH such as 1:10; else rewards without ends.")
+    ] = None,
+    judge: Annotated[str, typer.Option(help="Name of the judge whose scores and winners these are.")] = "given",
     decontaminate: Annotated[
         list[str] | None,
         typer.Option("--decontaminate", help="Leave out prompts that this file or hub name holds; repeatable."),
@@ -43,10 +47,12 @@ def add_prompts(
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
-    """Add prompts, or preference data, to the store; makes the store when there is none."""
+    """Add prompts, or answers with what was said of them, to the store; makes the store when there is none."""
     from factory.prompts import RUN, add_prompts as add
+    from factory.prompts.scored import scale_of
     from factory.prompts.sources import open_source
 
+    ends = None if scale is None else scale_of(scale)
     open_source(source)  # what is not there is refused before a store is made
     # one at a time: what two add at once could not be grouped, and a paraphrase could be held out
     with options.opened(store, create=True) as opened, opened.run_lock(RUN):
@@ -60,6 +66,8 @@ def add_prompts(
             hub_config=hub_config,
             hub_split=hub_split,
             limit=limit,
+            judge=judge,
+            scale=ends,
             decontaminate=decontaminate or (),
         )
     console.emit(report.to_json(), as_json=as_json, text=report.text())

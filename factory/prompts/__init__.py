@@ -3,8 +3,9 @@
     factory prompts add FILE|HUB-NAME|BUNDLED
 
 Every row is read into one form (`shapes.py`), its prompt gets a group and by it a split (`splits.py`), and answers that
-came with it become candidates of kind `given`, with preferences or labels that refer to them. A row that cannot be read
-is reported and left out; the others go in. Adding the same data again adds nothing: every key is a hash of the content.
+came with it become candidates of kind `given`, with preferences or labels that refer to them; scores and winners become
+judgments of a judge of their own. A row that cannot be read is reported and left out; the others go in. Adding the same
+data again adds nothing: every key is a hash of the content.
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from factory.faults import ConfigError, FactoryError
+from factory.prompts.judged import Source, Verdicts, given_key, judgments_of, margin_of
+from factory.prompts.scored import Scale
 from factory.prompts.shapes import EXTRAS, FIELDS, SHAPES, Example, Given, RowError, find, mapped, read_row, shape_of
 from factory.prompts.sources import Record, RowFault, bundled_prompts, open_source
 from factory.prompts.splits import SPLITS, Shares, group_of, most_guarded, split_of
-from factory.schema import Candidate, Label, Message, Messages, Preference, Prompt, Row, digest, now
+from factory.schema import Candidate, Judgment, Label, Message, Messages, Preference, Prompt, Row, digest, now
 
 if TYPE_CHECKING:
     from factory.prompts.decontamination import Rule
 
 RUN: Final = "given"
-"""The run that preferences, labels and candidates from outside belong to."""
+"""The run that preferences, labels, judgments and candidates from outside belong to."""
+JUDGE: Final = "given"
+"""The judge that scores and winners from outside go by, where nobody names another."""
 
 SHARES: Final = Shares(heldout=0.15, final=0.05)
 BUNDLED_SHARES: Final = Shares(heldout=0.25, final=0.15)  # a small set: more of it is needed to measure anything
@@ -67,6 +72,10 @@ class AddReport:
     """New given answers."""
     preferences: int = 0
     labels: int = 0
+    judgments: int = 0
+    """New scores and winners."""
+    endless: int = 0
+    """Of them scores for which no scale was named: they are taken for rewards without ends."""
     splits: dict[str, int] = field(default_factory=dict)
     """New prompts by split."""
     groups: int = 0
@@ -91,6 +100,7 @@ class AddReport:
     def text(self) -> str:
         """The report as a person reads it; of many failures the first ten."""
         made = {"given answers": self.candidates, "preferences": self.preferences, "labels": self.labels}
+        made["judgments"] = self.judgments
         parts = [f"{count} {name}" for name, count in made.items() if count]
         lines = [f"{self.source}: {', '.join([f'{self.prompts} new prompts in {self.groups} groups', *parts])}"]
         lines += ["  splits: " + ", ".join(f"{split} {self.splits.get(split, 0)}" for split in SPLITS)]
@@ -100,6 +110,7 @@ class AddReport:
             "rows were left out: a set that they are kept clear of holds their prompt": self.decontaminated,
             "prompts are near prompts of different splits; they went to the one least trained on": self.bridged,
             "broken characters were replaced": self.replaced,
+            "scores have no scale and are taken for rewards without ends; --scale LOW:HIGH names one": self.endless,
             "rows were left out:": len(self.failures),
         }
         if self.unused:
@@ -121,6 +132,8 @@ def add_prompts(
     hub_split: str = "train",
     limit: int | None = None,
     run: str = RUN,
+    judge: str = JUDGE,
+    scale: Scale | None = None,
     decontaminate: Sequence[str] = (),
     rule: Rule | None = None,
 ) -> AddReport:
@@ -128,9 +141,11 @@ def add_prompts(
 
     `mapping` names the source's column for a field ({"prompt": "question"}); `group_by` the column whose value keeps
     prompts together in one split. `heldout` and `final` are the shares of groups that go there (0.15 and 0.05 by
-    default; 0.25 and 0.15 of a bundled set). At most `limit` rows are read. Rows whose prompt one of the sets named in
-    `decontaminate` holds, by `rule` (`factory/prompts/decontamination.py`), are left out and counted. Prompts without
-    a named group are held in memory until all are read, since near-duplicates may come late; all else is a stream.
+    default; 0.25 and 0.15 of a bundled set). At most `limit` rows are read. Scores and winners become judgments by
+    `judge`; `scale` has the ends of the scores' scale, without it they are rewards without ends. Rows whose prompt one
+    of the sets named in `decontaminate` holds, by `rule` (`factory/prompts/decontamination.py`), are left out and
+    counted. Prompts without a named group are held in memory until all are read, since near-duplicates may come late;
+    all else is a stream.
     FactoryError when the source cannot be read, or when no row has a known shape.
     """
     fallback = BUNDLED_SHARES if bundled_prompts(source) else SHARES
@@ -140,7 +155,7 @@ def add_prompts(
     _check_mapping(mapping or {})
     opened = open_source(source, hub_config=hub_config, hub_split=hub_split)
     reader = _Reader(mapping or {}, group_by, opened.name)
-    ledger = _Ledger(store, run, opened.name, shares)
+    ledger = _Ledger(store, opened.name, shares, Source(run, judge, scale))
     examples = reader.examples(islice(opened.rows, limit))
     clear_of = [text for other in decontaminate for text in texts_of(other)]
     while batch := list(islice(examples, _BATCH)):
@@ -260,6 +275,9 @@ class _Reader:
             raise ConfigError([f"there is no column {c!r}" for c in absent], where=where)
         if not any(shape_of(mapped(record.values, self.mapping)) for record in records):
             known = "; ".join(f"{shape.name} ({', '.join(shape.needs)})" for shape in SHAPES)
+            joined = next((c for c in columns if ";" in c or "\t" in c), None) if len(columns) == 1 else None
+            if joined is not None:
+                raise FactoryError("the cells are not parted by commas", where=where, todo="write the file with commas")
             todo = (
                 f"name the columns, such as --map prompt={columns[0] if columns else 'question'}; known shapes: {known}"
             )
@@ -276,7 +294,7 @@ class _Reader:
             raise RowError(
                 "", f"no known shape; columns with a value: {', '.join(n for n, v in row.items() if v is not None)}"
             )
-        self._used.update((*shape.needs, *shape.may, *EXTRAS))
+        self._used.update((*shape.columns(row).values(), *EXTRAS))
         if not self.group_by:
             return read_row(record.line, row, shape)
         row["group"] = find(values, self.group_by)
@@ -304,10 +322,12 @@ class _Reader:
 class _Ledger:
     """Examples into rows of the store: the split of each prompt is decided here, once."""
 
-    def __init__(self, store: PromptStore, run: str, source: str, shares: Shares) -> None:
+    def __init__(self, store: PromptStore, source: str, shares: Shares, judged: Source) -> None:
         self.store = store
-        self.run = run
+        self.run = judged.run
         self.source = source
+        self.judged = judged
+        self._verdicts = Verdicts(store, judged)
         self.shares = shares
         self.report = AddReport(source)
         self.failures: list[RowFault] = []
@@ -367,7 +387,14 @@ class _Ledger:
             reason = "the same prompt is there already, with another rubric or with none"
             self.failures.append(RowFault(example.line, "rubric", reason))
             return False
-        return self._agrees(key, example)
+        return self._agrees(key, example) and self._is_judged_alike(key, example)
+
+    def _is_judged_alike(self, key: str, example: Example) -> bool:
+        """Do the row's scores and winner stand on their scale, and contradict no earlier ones?"""
+        fault = self._verdicts.fault(judgments_of(example.given, key, self.judged))
+        if fault:
+            self.failures.append(RowFault(example.line, "", fault))
+        return not fault
 
     def _agrees(self, key: str, example: Example) -> bool:
         """Is the row's label, if it has one, the only one of this answer? A second, other label is a failure."""
@@ -389,7 +416,7 @@ class _Ledger:
             self._split[key] = split
             self._groups.add(group)
             rows.prompts.append(_prompt_row(key, example, split, group, self.source))
-        rows.add_given(example, key, self._split[key], self.run, self.source)
+        rows.add_given(example, key, self._split[key], self.judged, self.source)
 
     def _clusters(self) -> dict[str, str]:
         """The group of each waiting prompt: that of the store's prompts near it, else a new one."""
@@ -418,6 +445,8 @@ class _Ledger:
         report.candidates += self.store.append("candidates", rows.candidates) if rows.candidates else 0
         report.preferences += self.store.append("preferences", rows.preferences) if rows.preferences else 0
         report.labels += self.store.append("labels", rows.labels) if rows.labels else 0
+        report.judgments += self.store.append("judgments", rows.judgments) if rows.judgments else 0
+        report.endless += sum(row.score is not None and row.score_low is None for row in rows.judgments)
 
 
 def _guarding(groups: Mapping[str, str]) -> str:
@@ -461,25 +490,30 @@ class _Rows:
     candidates: list[Candidate] = field(default_factory=list)
     preferences: list[Preference] = field(default_factory=list)
     labels: list[Label] = field(default_factory=list)
+    judgments: list[Judgment] = field(default_factory=list)
 
-    def add_given(self, example: Example, prompt_key: str, split: str, run: str, source: str) -> None:
+    def add_given(self, example: Example, prompt_key: str, split: str, judged: Source, source: str) -> None:
         """The answers given with a prompt, and what was said of them."""
-        given = example.given
+        given, run = example.given, judged.run
 
-        def candidate(text: str) -> str:
-            key = digest(run, 0, prompt_key, "given", text)
+        def candidate(text: str, model: str = "") -> str:
+            key = given_key(run, prompt_key, text)
             self.candidates.append(
                 Candidate(
-                    key=key, run=run, prompt_key=prompt_key, split=split, kind="given", model=source, text=text,
-                    finish_reason="stop", at=now(),
+                    key=key, run=run, prompt_key=prompt_key, split=split, kind="given", model=model or source,
+                    text=text, finish_reason="stop", at=now(),
                 )
             )  # fmt: skip
             return key
 
+        for said in given.said:
+            candidate(said.text, said.model)
+        self.judgments += judgments_of(given, prompt_key, judged)
+
         if given.chosen is not None and given.rejected is not None:
             keys = candidate(given.chosen), candidate(given.rejected)
             made = _preference_row(given, given.chosen, given.rejected, keys, prompt_key, run, source)
-            self.preferences.append(replace(made, tools=example.tools))
+            self.preferences.append(replace(made, tools=example.tools, margin=margin_of(given, judged.scale)))
         if given.answer is not None:
             key = candidate(given.answer)
             if given.label is not None:

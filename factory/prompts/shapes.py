@@ -1,8 +1,9 @@
 """The shapes that data comes in, read into one: a conversation that ends with the user, and the answers given with it.
 
 Known: plain prompts, TRL's prompt / completion / label and prompt / chosen / rejected (explicit and implicit prompts,
-texts or messages), HH-RLHF's texts, OpenAI messages, ShareGPT and Alpaca. Each shape is one function; a row that it
-cannot read raises `RowError`. Nothing is dropped: an answer that ends a conversation is kept as given; calls of tools,
+texts or messages; LLaMA-Factory's and axolotl's one turn), several answers with scores, two answers with a winner,
+HH-RLHF's texts, OpenAI messages, ShareGPT and Alpaca. Each shape is one function; a row that it cannot read raises
+`RowError`. Nothing is dropped: an answer that ends a conversation is kept as given; calls of tools,
 what tools gave, and the tools themselves are kept in the form of OpenAI's API; and what is not text (images) is an
 error of its row.
 """
@@ -12,13 +13,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from factory.constraints import faults as constraint_faults
 from factory.faults import ConfigError
 from factory.judges.criteria import criteria_of
-from factory.prompts import expected
+from factory.prompts import expected, scored
+from factory.prompts.scored import Scale, Winner
 from factory.schema import Message, Messages
 
 Values = Mapping[str, Any]
@@ -33,14 +35,26 @@ class RowError(Exception):
         self.reason = reason
 
 
+class Said(NamedTuple):
+    """An answer, the score that it came with, that score's own scale, and the model that wrote it."""
+
+    text: str
+    score: float | None = None
+    scale: Scale | None = None
+    model: str = ""
+
+
 class Given(NamedTuple):
-    """A conversation that ends with the user's turn, and what was given with it."""
+    """A conversation that ends with the user's turn, and what was given with it. `said`: answers with scores, those of
+    the other fields among them; `winner`: which of the first two of these is better."""
 
     messages: Messages
     answer: str | None = None
     chosen: str | None = None
     rejected: str | None = None
     label: bool | None = None
+    said: tuple[Said, ...] = ()
+    winner: Winner | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +75,29 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A known shape: the columns that make it, those that it may have, and its reader."""
+    """A known shape: the columns that make it, those that it may have, its reader, and other names that its columns go
+    by. `fits`: is it of this shape, where the columns are there?"""
 
     name: str
     needs: tuple[str, ...]
     read: Callable[[Values], Given]
     may: tuple[str, ...] = ()
+    also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fits: Callable[[Values], bool] = lambda row: True
+
+    def columns(self, row: Values) -> dict[str, str]:
+        """The row's column for each of the shape's that has a value there."""
+        found: dict[str, str] = {}
+        for name in (*self.needs, *self.may):
+            places = (name, *self.also.get(name, ()))
+            place = next((column for column in places if row.get(column) is not None), None)
+            if place is not None:
+                found[name] = place
+        return found
+
+    def holds(self, row: Values) -> bool:
+        """Is the row of this shape?"""
+        return set(self.needs) <= self.columns(row).keys() and self.fits(row)
 
 
 # ------------------------------------------------------------------------------------------------- conversations
@@ -242,29 +273,56 @@ def split_answer(messages: Messages, column: str) -> Given:
 
 
 def _preference(row: Values) -> Given:
-    if row.get("prompt") is None:
-        messages, chosen, rejected = _implicit(row)
-    else:
-        messages = ending_with_user(_prompt_turns(row["prompt"]), "prompt")
-        chosen, rejected = (_answer(row[name], messages, name) for name in ("chosen", "rejected"))
+    messages = ending_with_user(_asked(row), "prompt")
+    chosen, rejected = (_answer(row[name], messages, name) for name in ("chosen", "rejected"))
+    return _preferred(row, messages, chosen, rejected)
+
+
+def _implicit_preference(row: Values) -> Given:
+    return _preferred(row, *_implicit(row, "chosen", "rejected"))
+
+
+def _preferred(row: Values, messages: Messages, chosen: str, rejected: str) -> Given:
     if chosen == rejected:
         raise RowError("rejected", "chosen and rejected are the same")
-    return Given(messages, chosen=chosen, rejected=rejected)
+    scores = [scored.number(row.get(f"score_{name}"), f"score_{name}") for name in ("chosen", "rejected")]
+    if scores[0] is not None and scores[1] is not None and scores[0] < scores[1]:
+        raise RowError("score_rejected", "the rejected answer has the higher score")
+    given = any(score is not None for score in scores)
+    said = (Said(chosen, scores[0]), Said(rejected, scores[1])) if given else ()
+    return Given(messages, chosen=chosen, rejected=rejected, said=said)
 
 
-def _implicit(row: Values) -> tuple[Messages, str, str]:
+def _asked(row: Values) -> Messages:
+    """The prompt, with Alpaca's input where it is Alpaca's instruction."""
+    if row["prompt"] is row.get("instruction") and isinstance(row["prompt"], str):
+        return _instruction(row)
+    return _prompt_turns(row["prompt"])
+
+
+def _is_whole(value: Any) -> bool:
+    """Is it a conversation from its first turn on, rather than an answer?"""
+    if isinstance(value, str):
+        return is_hh(value)
+    first = value[0] if isinstance(value, list) and value else None
+    by = (first.get("role") or first.get("from")) if isinstance(first, Mapping) else None
+    return isinstance(by, str) and _ROLES.get(by.lower()) in ("system", "user")
+
+
+def _implicit(row: Values, *names: str) -> tuple[Messages, str, str]:
     """Two full conversations: the turns that they share are the prompt (TRL's implicit prompt, HH-RLHF)."""
-    for name in ("chosen", "rejected"):
+    for name in names:
         if isinstance(row[name], str) and not is_hh(row[name]):
-            raise RowError(name, "a text without a prompt; without one it must be a full conversation")
-    first, second = (conversation(row[name], name) for name in ("chosen", "rejected"))
+            todo = "name the prompt's column: --map prompt=COLUMN"
+            raise RowError(name, f"a text without a prompt; without one it must be a full conversation ({todo})")
+    first, second = (conversation(row[name], name) for name in names)
     shared = 0
     while shared < min(len(first), len(second)) and first[shared] == second[shared]:
         shared += 1
     if first == second:
-        raise RowError("rejected", "chosen and rejected are the same")
-    messages = ending_with_user(first[:shared], "chosen")
-    return messages, _only(first[shared:], "chosen"), _only(second[shared:], "rejected")
+        raise RowError(names[1], f"{names[0]} and {names[1]} are the same")
+    messages = ending_with_user(first[:shared], names[0])
+    return messages, _only(first[shared:], names[0]), _only(second[shared:], names[1])
 
 
 def _answer(value: Any, messages: Messages, column: str) -> str:
@@ -273,7 +331,8 @@ def _answer(value: Any, messages: Messages, column: str) -> str:
         if not value.strip():
             raise RowError(column, "empty")
         return value
-    given = conversation(value, column)
+    one_turn = isinstance(value, Mapping) and isinstance(value.get("role") or value.get("from"), str)
+    given = conversation([value] if one_turn else value, column)
     spoken = [m for m in messages if m["role"] != "system"]
     for prompt in (messages, spoken):
         if given[: len(prompt)] == prompt:
@@ -320,7 +379,51 @@ def _truth(value: Any) -> bool:
 
 def _completion(row: Values) -> Given:
     messages = ending_with_user(_prompt_turns(row["prompt"]), "prompt")
-    return Given(messages, _answer(row["completion"], messages, "completion"))
+    text, score = _answer(row["completion"], messages, "completion"), scored.number(row.get("score"), "score")
+    if score is None:
+        return Given(messages, text)
+    return Given(messages, said=(Said(text, score, model=_plain(row, "model")),))
+
+
+def _answers(row: Values) -> Given:
+    messages = ending_with_user(_asked(row), "prompt")
+    found = scored.several(row["answers"], _json_list(row.get("scores")), _json_list(row.get("models")))
+    said = tuple(Said(_answer(each.answer, messages, "answers"), *each[1:]) for each in found)
+    if not said:
+        raise RowError("answers", "empty")
+    return Given(messages, said=said)
+
+
+def _json_list(value: Any) -> Any:
+    """A list, itself or as JSON text."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        return _parsed(value, "answers")
+    return value
+
+
+def _are_answers(row: Values) -> bool:
+    column = _SEVERAL.columns(row)["answers"]
+    try:
+        return scored.are_answers(_json_list(row[column]), _SEVERAL.columns(row).get("scores"), column)
+    except RowError:
+        return False
+
+
+_SIDES: Final = ("response_a", "response_b")
+
+
+def _comparison(row: Values) -> Given:
+    if row.get("prompt") is None:
+        messages, *texts = _implicit(row, *_SIDES)
+    else:
+        messages = ending_with_user(_asked(row), "prompt")
+        texts = [_answer(row[name], messages, name) for name in _SIDES]
+    if texts[0] == texts[1]:
+        raise RowError("response_b", "both answers are the same")
+    said = tuple(
+        Said(text, model=_plain(row, model)) for text, model in zip(texts, ("model_a", "model_b"), strict=True)
+    )
+    return Given(messages, said=said, winner=scored.winner(row["winner"]))
 
 
 def _messages(row: Values) -> Given:
@@ -332,11 +435,14 @@ def _sharegpt(row: Values) -> Given:
 
 
 def _alpaca(row: Values) -> Given:
+    return Given(_instruction(row), _plain(row, "output") or None)
+
+
+def _instruction(row: Values) -> Messages:
     parts = [_plain(row, name) for name in ("instruction", "input")]
     if not parts[0]:
         raise RowError("instruction", "empty")
-    asked = Message(role="user", content="\n\n".join(p for p in parts if p))
-    return Given([asked], _plain(row, "output") or None)
+    return [Message(role="user", content="\n\n".join(p for p in parts if p))]
 
 
 def _plain(row: Values, column: str) -> str:
@@ -354,15 +460,46 @@ def _prompt_turns(value: Any) -> Messages:
     return conversation(value, "prompt")
 
 
+_QUESTIONS: Final = ("instruction", "question", "query")
+_SEVERAL: Final = Shape(
+    "answers", ("prompt", "answers"), _answers, ("scores", "models", "input"),
+    also={
+        "prompt": _QUESTIONS,
+        "answers": ("completions", "generations", "responses"),
+        "scores": ("ratings", "rewards"),
+        "models": ("generation_models",),
+    },
+    fits=_are_answers,
+)  # fmt: skip
+_GRADES: Final = ("score_chosen", "score_rejected")
+_ALSO_GRADES: Final = {
+    "score_chosen": ("chosen_score", "chosen_rating"),
+    "score_rejected": ("rejected_score", "rejected_rating"),
+}
+
 SHAPES: Final = (
-    Shape("preference", ("chosen", "rejected"), _preference, ("prompt",)),
+    Shape(
+        "preference", ("prompt", "chosen", "rejected"), _preference, (*_GRADES, "input"),
+        also={"prompt": (*_QUESTIONS, "messages", "conversations"), **_ALSO_GRADES},
+        fits=lambda row: row.get("prompt") is not None or not _is_whole(row["chosen"]),
+    ),
+    Shape("preference", ("chosen", "rejected"), _implicit_preference, _GRADES, also=_ALSO_GRADES),
+    Shape(
+        "comparison", (*_SIDES, "winner"), _comparison, ("prompt", "model_a", "model_b", "input"),
+        also={
+            "prompt": _QUESTIONS,
+            "response_a": ("answer_a", "completion_a", "conversation_a"),
+            "response_b": ("answer_b", "completion_b", "conversation_b"),
+        },
+    ),
+    _SEVERAL,
     Shape("label", ("prompt", "completion", "label"), _label),
-    Shape("completion", ("prompt", "completion"), _completion),
+    Shape("completion", ("prompt", "completion"), _completion, ("score", "model")),
     Shape("messages", ("messages",), _messages),
     Shape("sharegpt", ("conversations",), _sharegpt),
     Shape("alpaca", ("instruction",), _alpaca, ("input", "output")),
     Shape("prompt", ("prompt",), _prompt),
-)
+)  # fmt: skip
 """Tried in this order: the first whose needed columns a row has is the row's shape."""
 
 EXTRAS: Final = ("system", "topic", "task", "group", "constraints", "reference", "rubric", "tools", *expected.COLUMNS)
@@ -374,7 +511,7 @@ FIELDS: Final = tuple(dict.fromkeys([n for s in SHAPES for n in (*s.needs, *s.ma
 
 def shape_of(row: Values) -> Shape | None:
     """The shape of a row by the columns that have a value."""
-    return next((s for s in SHAPES if all(row.get(name) is not None for name in s.needs)), None)
+    return next((shape for shape in SHAPES if shape.holds(row)), None)
 
 
 def mapped(row: Values, mapping: Mapping[str, str]) -> dict[str, Any]:
@@ -395,7 +532,7 @@ def find(row: Values, column: str) -> Any:
 
 def read_row(line: int, row: Values, shape: Shape, group_column: str = "group") -> Example:
     """The row as an Example. `group_column` is where the name of its group stands."""
-    given = shape.read(row)
+    given = _read(shape, {**row, **{name: row[column] for name, column in shape.columns(row).items()}})
     system = _plain(row, "system")
     if system and given.messages[0]["role"] != "system":
         given = given._replace(messages=[Message(role="system", content=system), *given.messages])
@@ -412,6 +549,13 @@ def read_row(line: int, row: Values, shape: Shape, group_column: str = "group") 
         rubric=_rubric(row.get("rubric")),
         tools=_tools(row.get("tools")),
     )
+
+
+def _read(shape: Shape, row: Values) -> Given:
+    try:
+        return shape.read(row)
+    except scored.ColumnError as fault:
+        raise RowError(fault.column, fault.reason) from None
 
 
 def _expected(row: Values) -> expected.Expected:
