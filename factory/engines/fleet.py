@@ -415,7 +415,8 @@ def _child(spec: EngineSpec, environment: Mapping[str, str], messages: str, ends
     """The life of a child: build the engine, answer jobs until told to end."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, args=(ends.watched, Path(messages).parent), daemon=True).start()
+    watcher = threading.Thread(target=_end_with_parent, args=(ends.watched, Path(messages).parent), daemon=True)
+    watcher.start()
     file = os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -428,8 +429,10 @@ def _child(spec: EngineSpec, environment: Mapping[str, str], messages: str, ends
     with closing(engine):
         ends.link.send((tuple(engine.identity), isinstance(engine, BatchEngine)))
         threading.Thread(target=_render, args=(engine, ends.questions), daemon=True).start()
-        with suppress(EOFError, OSError):
+        try:
             _serve(engine, ends.link)
+        except (EOFError, OSError):  # the parent is gone, as the watcher sees too: it has to clear up first
+            watcher.join(PATIENCE)
 
 
 def _end_with_parent(watched: Connection, folder: Path) -> None:

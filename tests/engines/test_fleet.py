@@ -337,10 +337,13 @@ def test_closing_ends_the_processes() -> None:
 
 PARENT = """
 import os, sys, time
-from factory.engines import EngineSpec, build
+from factory.engines import EngineSpec, build, fleet as fleets
 from factory.engines.scripted import Rule
 from factory.schema import Request
 
+if sys.argv[1] == "slow":  # in the children too: clearing up takes longer than an interpreter to end
+    real = fleets.shutil.rmtree
+    fleets.shutil.rmtree = lambda *given, **more: (time.sleep(1), real(*given, **more))
 if __name__ == "__main__":
     import signal
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is started deaf to it
@@ -348,7 +351,7 @@ if __name__ == "__main__":
     print(fleet._messages.name, *(child.process.pid for child in fleet._children), flush=True)
     for completion in fleet.generate([Request([{"role": "user", "content": str(k)}]) for k in range(4)]):
         pass
-    if sys.argv[1] == "idle":
+    if sys.argv[1] in ("idle", "slow"):
         print("idle", flush=True)
         time.sleep(60)
 """
@@ -356,8 +359,8 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(
     ("state", "number"),
-    [("busy", signal.SIGKILL), ("idle", signal.SIGKILL), ("busy", signal.SIGINT), ("idle", signal.SIGTERM),
-     ("unclosed", None)],
+    [("busy", signal.SIGKILL), ("idle", signal.SIGKILL), ("slow", signal.SIGKILL), ("busy", signal.SIGINT),
+     ("idle", signal.SIGTERM), ("unclosed", None)],
 )  # fmt: skip
 def test_no_child_outlives_its_parent(state: str, number: signal.Signals | None, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
@@ -370,7 +373,7 @@ def test_no_child_outlives_its_parent(state: str, number: signal.Signals | None,
     children = [int(pid) for pid in numbers]
     assert len(children) == 2
     assert Path(folder).is_dir()
-    if state == "idle":
+    if state in ("idle", "slow"):
         assert parent.stdout.readline() == "idle\n"
     try:
         if number is not None:
