@@ -107,11 +107,19 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option("--plugin", help="A Python file or module that adds judges, rules, objectives ...; repeatable."),
+    ] = None,
     show_version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Prompts and a model into preference data, preference data into a better model, round after round."""
+    if plugins:
+        from factory.plugins import use
+
+        use(plugins)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from factory import plugins
 from factory.faults import EndpointError, FactoryError
 from factory.query import has_isolation
 from factory.store import Store, filesystem, locks
@@ -64,7 +65,7 @@ def examine(
 ) -> list[Check]:
     """Every check, in the order in which a reader wants them. `ask` stands in for the endpoint in tests."""
     home = Path(folder or ".").expanduser().absolute()
-    checks = [*_machine(home), *_packages(), *_store(home), _embedded()]
+    checks = [*_machine(home), *_packages(), *_plugins(), *_store(home), _embedded()]
     if model:
         checks.append(_model(model))
     if endpoint:
@@ -92,6 +93,13 @@ def _machine(home: Path) -> Iterator[Check]:
         yield Check("SQL isolation", "warn", "no module resource: `factory query` will not run here",
                     "use `factory export --format duckdb`")  # fmt: skip
     yield _code()
+
+
+def _plugins() -> Iterator[Check]:
+    try:
+        yield from (Check("plugin", "ok", plugin.text()) for plugin in plugins.load())
+    except FactoryError as fault:
+        yield Check("plugin", "fail", f"{fault.what} ({fault.where})", fault.todo)
 
 
 def _code() -> Check:

@@ -1,7 +1,7 @@
 """Names to things: engines, judges, strategies, rules. A wrong name is answered with the nearest right one.
 
 An entry is registered either with the object itself or with "module:attribute", which is imported on first use, so that
-listing names costs nothing.
+listing names costs nothing. Users enter things of their own by plugins (`plugins.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, Generic, TypeVar
 
+from factory import plugins
 from factory.faults import FactoryError
 
 T = TypeVar("T")
@@ -44,6 +45,7 @@ class Registry(Generic[T]):
             raise ValueError(f"{self.kind} {name!r} is registered twice")
         self._entries[name] = entry
         self._facts[name] = facts
+        plugins.entered(self.kind, name)
 
     def register(self, name: str, **facts: Any) -> Callable[[T], T]:
         """`add` as a decorator."""
@@ -56,6 +58,7 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """The thing of that name, imported if need be. FactoryError names the nearest known name."""
+        plugins.load()
         if name not in self._entries:
             raise unknown_name(self.kind, name, self._entries)
         entry = self._entries[name]
@@ -68,10 +71,12 @@ class Registry(Generic[T]):
 
     def facts(self, name: str) -> dict[str, Any]:
         """What was declared with the entry."""
+        plugins.load()
         if name not in self._facts:
             raise unknown_name(self.kind, name, self._facts)
         return self._facts[name]
 
     def names(self) -> list[str]:
         """All names, sorted."""
+        plugins.load()
         return sorted(self._entries)

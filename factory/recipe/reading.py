@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
+from factory import plugins
 from factory.faults import ConfigError, FactoryError
 from factory.recipe import dotted, misfits
 from factory.recipe.parts import Step
@@ -112,6 +113,7 @@ def examine(text: str, *, where: str, overrides: Sequence[str] = ()) -> Read:
         )
     for override in overrides:
         _override(data, override)
+    _use_plugins(data, where)
     found: list[misfits.Misfit] = []
     recipe = _as_far_as_it_fits(data, found)
     out = [one.key[:-1] if one.lacking and len(one.key) > 1 else one.key for one in found]
@@ -121,6 +123,15 @@ def examine(text: str, *, where: str, overrides: Sequence[str] = ()) -> Read:
     own = [fault for fault in disagreements(recipe) if read.stands(fault) and _is_told_by(fault, out)]
     mended = recipe.model_copy(update={"stages": tuple(_mended(recipe, step) for step in recipe.stages)})
     return read._replace(recipe=mended, faults=(*read.faults, *own))
+
+
+def _use_plugins(data: dict[str, Any], where: str) -> None:
+    """Before anything of a recipe is looked at: what it names may come from them. A file is looked for from here and
+    beside the recipe, and is kept by its whole path. FactoryError: one cannot be had."""
+    named = data.get("plugins")
+    if isinstance(named, list) and all(isinstance(name, str) for name in named):
+        data["plugins"] = plugins.use(named, Path(where).parent)
+        plugins.load()
 
 
 def _as_far_as_it_fits(data: Any, found: list[misfits.Misfit]) -> Recipe | None:

@@ -39,6 +39,8 @@ class Recipe(Part):
 
     name: str
     about: str = ""
+    plugins: tuple[str, ...] = ()
+    """Python files and modules that bring judges, rules, objectives ... of its own; see factory/plugins.py."""
     seed: Annotated[Count, Field(le=2**31 - 1)] = 0
     model: str = "smollm2-135m-instruct"
     """The start policy."""

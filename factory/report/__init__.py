@@ -373,6 +373,7 @@ def _provenance(
     return {
         "begun": held["at"] if held else None,
         "versions": dict(info.get("versions", {})),
+        "plugins": dict(info.get("plugins", {})),
         "threads": info.get("threads"),
         "prompts": {split: splits[split] for split in ("train", "heldout", "final") if split in splits},
         "sources": dict(sorted(Counter(row["source"] for row in prompts if row["source"]).items())),

@@ -404,6 +404,7 @@ def facts(report: RunReport) -> list[tuple[str, str]]:
     found += [(f"data: {name}", value) for name, value in (known.get("hashes") or {}).items()]
     found += [("seed", seed_of_recipe(report.recipe)), ("threads", str(known.get("threads") or ""))]
     found += [("versions", ", ".join(f"{name} {version}" for name, version in known.get("versions", {}).items()))]
+    found += [(f"plugin {Path(name).name}", content[:12]) for name, content in known.get("plugins", {}).items()]
     stages: dict[str, float] = {}
     for view in report.rounds:
         for stage, seconds in view.stages.items():

@@ -288,7 +288,7 @@ def provenance(store: Store, name: str) -> dict[str, Any]:
     said = [(mark, mark["detail"] or {}) for mark in done]
     return {
         "recipe": yaml.safe_load(held["recipe"] or "{}"),
-        **{key: held["info"].get(key) for key in ("versions", "models", "seed", "threads", "began", "from")},
+        **{key: held["info"].get(key) for key in ("versions", "models", "plugins", "seed", "threads", "began", "from")},
         "data": next((detail["data"] for _, detail in said if "data" in detail), None),
         "trainings": [
             {"round": mark["round"], "stage": mark["stage"], **detail["identity"]}

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from factory import recipe as recipes
+from factory import plugins, recipe as recipes
 from factory.faults import ConfigError, FactoryError
 from factory.schema import TABLES, Decision, Prompt, now
 from factory.stopping import RoundEvidence, champion
@@ -184,7 +184,7 @@ def open_run(store: Store, recipe: Recipe, name: str, begun: Mapping[str, Any] |
     changed = held is not None and work_of(held["recipe"]) != work_of(text)
     if held is None or (changed and nothing_done(store, name)):
         info = {"versions": versions(), "threads": _threads(recipe), "began": now().isoformat()}
-        info |= {"seed": recipe.seed, "models": models_of(recipe), **(begun or {})}
+        info |= {"seed": recipe.seed, "models": models_of(recipe), "plugins": _plugins(), **(begun or {})}
         store.put_run(name, text, info)
     elif changed:
         raise FactoryError(
@@ -193,6 +193,11 @@ def open_run(store: Store, recipe: Recipe, name: str, begun: Mapping[str, Any] |
             todo="go on with the recipe it was begun with, or give this one another name with --run",
         )
     return Run(store, recipe, name)
+
+
+def _plugins() -> dict[str, str]:
+    """The code of the user's own that this process has, by name, with the hash of each file."""
+    return {plugin.name: plugin.content() for plugin in plugins.load()}
 
 
 def nothing_done(store: Store, name: str) -> bool:
@@ -208,7 +213,7 @@ def work_of(text: str) -> dict[str, Any]:
     whole: dict[str, Any] = yaml.safe_load(text)
     with suppress(ConfigError):  # written by an earlier version: the keys that came since have their defaults
         whole = yaml.safe_load(recipes.dump(recipes.parse(text, where="the run's recipe")))
-    return {key: value for key, value in whole.items() if key != "budget"}
+    return {key: value for key, value in whole.items() if key not in ("budget", "plugins")}
 
 
 def models_of(recipe: Recipe) -> dict[str, str]:
