@@ -308,6 +308,20 @@ def test_nothing_to_train_on_is_said(store: Store, tiny_model: Path) -> None:
     assert not (store.folder / "out").exists()
 
 
+@pytest.mark.parametrize("place", ["train.logps.PackedForward.token_logps", "torch.optim.AdamW.step"])
+def test_memory_that_runs_out_beside_the_gradients_is_said(
+    place: str, store: Store, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference's pass, and the optimiser's state in the first step."""
+    store.append("preferences", [preference(i) for i in range(4)])
+    with monkeypatch.context() as short:
+        short.setattr(place, lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory.")))
+        with pytest.raises(FactoryError, match="out of memory") as caught:
+            train(store, tiny_model, "out")
+    assert "micro_batch_tokens" in caught.value.todo
+    assert train(store, tiny_model, "out").steps > 0
+
+
 def test_a_finished_training_is_handed_back(store: Store, tiny_model: Path, forwards: list[int]) -> None:
     store.append("preferences", [preference(i) for i in range(4)])
     first = train(store, tiny_model, "out")

@@ -46,6 +46,22 @@ def free_memory() -> None:
 
 
 @contextmanager
+def memory_for(what: str, where: str) -> Iterator[None]:
+    """While `what` is done: where the memory runs out, a FactoryError says so in place of a traceback."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as fault:
+        if not of_memory(fault):
+            raise
+        raise FactoryError(
+            f"out of memory in {what}",
+            where=where,
+            todo="take a smaller max_length or micro_batch_tokens, a lora adapter, checkpoint_activations: true, or "
+            "online fewer prompts and answers; `--plan` says what it takes. What was done is kept, and gone on from",
+        ) from fault
+
+
+@contextmanager
 def room_for(what: str, folder: Path, drafts: Sequence[str] = ()) -> Iterator[None]:
     """While `what` is written in `folder`: where the disk is full, the drafts there (patterns) are removed and a
     FactoryError says so; what was whole before stays."""

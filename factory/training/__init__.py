@@ -89,8 +89,9 @@ def train_policy(
     processes: several that share every batch and the model between them, on this host and perhaps others, where
     `help_train` is called; `out` is then a folder that all of them see.
     FactoryError: no rows, rows of strategies that were not named, a model that does not load, a loss that is not
-    finite, or an `out` that holds another training.
+    finite, memory or disk that ran out, or an `out` that holds another training.
     """
+    from train.shortages import memory_for
     from train.trainer import threads
 
     began = time.monotonic()
@@ -103,7 +104,7 @@ def train_policy(
         job.read({"run": run, "round": rounds, **(where or {})}, strategy)
     if done := job.finished():
         return done
-    with threads(count := _threads(out, config)):
+    with threads(count := _threads(out, config)), memory_for("the training", str(out)):
         rows = [] if config.online else job.with_reference()
         if together is not None:
             trained = job.train_together(rows, together, max(1, count // together.processes), progress)

@@ -52,13 +52,14 @@ def train_share(group: Group, work: Work | None, progress: Progress | None) -> T
     from train.batches import FixedRows
     from train.policy import kept_tensors, save_policy
     from train.processes import gathered, load_sharded
+    from train.shortages import memory_for
     from train.trainer import Trainer, threads
 
     told = group.from_first(lambda: work)
     if told is None:
         raise ValueError("the first process has no work")
     config, files = told.config, model_files(told.start)
-    with threads(config.threads or told.threads):
+    with threads(config.threads or told.threads), memory_for(f"process {group.rank}", str(told.out)):
         policy = load_sharded(
             group, files.base, files.adapter, lora=config.lora, dtype=config.dtype, seed=config.seed,
             base_name=told.base_name, head=told.head,
