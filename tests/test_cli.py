@@ -342,6 +342,27 @@ def test_commands_by_hand_take_the_newest_run_that_sampled_and_no_evaluation(sto
         assert good(*command, "--store", copy)["run"] == "hand"
 
 
+def test_answers_from_outside_are_labelled_paired_and_compared_without_naming_their_kind(tmp_path: Path) -> None:
+    rows, where = tmp_path / "scored.jsonl", str(tmp_path / "store")
+    lines = [{"prompt": f"Why {n}?", "completion": "word " * k, "score": k} for n in ("this", "that") for k in (1, 2)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = ("--heldout", "0", "--final", "0", "--store", where)
+    assert good("prompts", "add", str(rows), "--scale", "0:2", "--judge", "mine", *options)["judgments"] == 4
+    assert good("label", "--judge", "words", "--store", where)["run"] == "given"
+    assert good("agreement", "--gold", "mine", "--store", where)["run"] == "given"
+    assert good("pair", "--lead", "mine", "--store", where)["preferences"] == 2
+
+
+def test_demonstrations_are_labels_to_learn(tmp_path: Path) -> None:
+    rows, where = tmp_path / "demos.jsonl", str(tmp_path / "store")
+    rows.write_text('{"instruction": "Why?", "output": "Because."}\n')
+    train = ("train", "--method", "sft", "--store", where)
+    good("prompts", "add", str(rows), "--store", where)
+    refused = factory(*train)
+    assert (refused.exit_code, "prompts add FILE --label true" in refused.output) == (2, True)
+    assert good("prompts", "add", str(rows), "--label", "true", "--store", where)["labels"] == 1
+
+
 def test_the_start_is_measured_and_not_compared_with_itself(store: str) -> None:
     told = good("evaluate", "--engine", "scripted", "--limit", "2", "--run", "alone", "--store", store)
     assert told["pass_rate"][0] == 1

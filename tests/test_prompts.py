@@ -409,3 +409,21 @@ def test_what_is_no_scale_is_refused(text: str) -> None:
     with pytest.raises(FactoryError, match="is no scale"):
         scale_of(text)
     assert scale_of("1:10") == (1.0, 10.0)
+
+
+def test_answers_without_a_label_get_the_one_that_is_named(store: Store, add: Any) -> None:
+    add(
+        {"prompt": "Why?", "completion": "Because."},
+        {"prompt": "Who?", "completion": "He.", "label": False},
+        label=True,
+    )
+    assert {(row.completion[0]["content"], row.label) for row in store.rows(Label)} == {
+        ("Because.", True),
+        ("He.", False),
+    }
+    assert {p.messages[0]["content"]: p.reference for p in store.rows(Prompt)} == {"Why?": "Because.", "Who?": None}
+
+
+def test_answers_have_no_label_of_themselves(store: Store, add: Any) -> None:
+    add({"prompt": "Why?", "completion": "Because."})
+    assert not store.rows(Label)

@@ -57,7 +57,8 @@ def agreement(
 
     options.check_file(escalate, "--escalate")
     with options.opened(store) as opened:
-        name = options.newest(opened, "judgments", run, split=split)
+        kind = options.kind_of(opened, run, split, None) if run is None else "sample"
+        name = options.newest(opened, "judgments", run, split=split, kind=kind)
         found = gather(opened, run=name, round=round_number, split=split, keep_quarantined=keep_quarantined)
         report = of_evidence(found, level=level, prior=prior, seed=seed, spent=spending(opened, found))
         result: dict[str, Any] = {"run": name} | report.to_json()

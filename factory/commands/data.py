@@ -39,6 +39,9 @@ def add_prompts(
     scale: Annotated[
         str | None, typer.Option(help="Scale of the scores in it, LOW:HIGH such as 1:10; else rewards without ends.")
     ] = None,
+    label: Annotated[
+        Literal["true", "false"] | None, typer.Option(help="Label of answers without one; true: to learn, as by sft.")
+    ] = None,
     judge: Annotated[str, typer.Option(help="Name of the judge whose scores and winners these are.")] = "given",
     decontaminate: Annotated[
         list[str] | None,
@@ -66,6 +69,7 @@ def add_prompts(
             hub_config=hub_config,
             hub_split=hub_split,
             limit=limit,
+            label=None if label is None else label == "true",
             judge=judge,
             scale=ends,
             decontaminate=decontaminate or (),

@@ -36,7 +36,9 @@ def label(
         str, typer.Option(help="Pairs that pairwise judges see: all | against_best | verifier_ties | random:k.")
     ] = "all",
     split: Annotated[str, typer.Option(help="Split of the candidates' prompts.")] = "train",
-    kind: Annotated[str, typer.Option(help="Kind of the candidates: sample | revision | judgment ...")] = "sample",
+    kind: Annotated[
+        str | None, typer.Option(help="Kind of the candidates: revision | judgment ...; default: sample, else given.")
+    ] = None,
     canary_share: options.CanaryShare = 0.02,
     unsafe_exec: options.UnsafeExec = False,
     retry_failed: options.RetryFailed = False,
@@ -60,6 +62,7 @@ def label(
     spec = options.spec(engine, model, engine_option, engines=engines, concurrency=concurrency)
     with ExitStack() as stack:
         opened = stack.enter_context(options.opened(store))
+        kind = options.kind_of(opened, run, split, kind)
         found = options.newest(opened, "candidates", run, split=split, kind=kind)
         number = options.newest_round(opened, "candidates", found, round_number, split=split, kind=kind)
         panel = panel_of(named, chosen, spec, (matchups, kind), stack)

@@ -96,6 +96,18 @@ def dated(command: str, run: str | None) -> str:
     return run or f"{command}-{datetime.now(UTC):%Y-%m-%d}"
 
 
+def kind_of(store: Store, run: str | None, split: str, kind: str | None) -> str:
+    """The kind of answers meant: as given, else sample; where none were sampled, those that came with a data set."""
+    if kind is not None:
+        return kind
+    where = {"split": split} | ({} if run is None else {"run": run})
+    held = {row["kind"] for row in store.read("candidates", columns=["kind"], where=where)}
+    if "sample" in held or "given" not in held:
+        return "sample"
+    note("kind: given (no answers were sampled; --kind names another)")
+    return "given"
+
+
 def newest(store: Store, table: str, run: str | None, *, split: str | None = None, kind: str = "sample") -> str:
     """The run's name: as given, else the newest that has rows in `table`.
 
@@ -158,7 +170,7 @@ NEEDS = {
     "candidates": "make some with `factory generate`",
     "judgments": "make some with `factory label`",
     "preferences": "make some with `factory pair`",
-    "labels": "make some with `factory pair`",
+    "labels": "make some with `factory pair`, or of answers of a data set with `factory prompts add FILE --label true`",
     "rounds": "make some with `factory run`",
 }
 

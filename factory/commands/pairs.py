@@ -13,6 +13,8 @@ from factory.faults import FactoryError
 if TYPE_CHECKING:
     from factory.store import Store
 
+KINDS = "Kinds of candidates, such as revision; default: sample, else given; repeatable."
+
 
 def pair(
     strategy: Annotated[
@@ -91,7 +93,7 @@ def pair(
         str | None,
         typer.Option("--name", help="Name of its preferences and labels in the tables; default: the strategy."),
     ] = None,
-    kind: Annotated[list[str] | None, typer.Option("--kind", help="Kinds of candidates (sample); repeatable.")] = None,
+    kind: Annotated[list[str] | None, typer.Option("--kind", help=KINDS)] = None,
     split: Annotated[str, typer.Option(help="Split of the candidates' prompts.")] = "train",
     keep_quarantined: options.KeepQuarantined = False,
     seed: options.Seed = 0,
@@ -118,7 +120,8 @@ def pair(
     )
     with options.opened(store) as opened:
         table = "candidates" if strategies.facts(strategy).get("lineage") else "judgments"
-        name = options.newest(opened, table, run, split=split)
+        lone = options.kind_of(opened, run, split, None) if not kind else kind[0]
+        name = options.newest(opened, table, run, split=split, kind="given" if lone == "given" else "sample")
         number = options.newest_round(opened, table, name, round_number)
         report = make_pairs(
             opened,
@@ -136,7 +139,7 @@ def pair(
             consistency=_consistency(opened, name, number, weights, (lead, previous)),
             labels=LabelRule(label_by, threshold, quantiles, label_weights),
             split=split,
-            kind=kind or "sample",
+            kind=kind or lone,
             quarantine=not keep_quarantined,
             name=named,
             flip=flip,

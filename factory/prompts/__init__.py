@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -132,6 +133,7 @@ def add_prompts(
     hub_split: str = "train",
     limit: int | None = None,
     run: str = RUN,
+    label: bool | None = None,
     judge: str = JUDGE,
     scale: Scale | None = None,
     decontaminate: Sequence[str] = (),
@@ -141,11 +143,11 @@ def add_prompts(
 
     `mapping` names the source's column for a field ({"prompt": "question"}); `group_by` the column whose value keeps
     prompts together in one split. `heldout` and `final` are the shares of groups that go there (0.15 and 0.05 by
-    default; 0.25 and 0.15 of a bundled set). At most `limit` rows are read. Scores and winners become judgments by
-    `judge`; `scale` has the ends of the scores' scale, without it they are rewards without ends. Rows whose prompt one
-    of the sets named in `decontaminate` holds, by `rule` (`factory/prompts/decontamination.py`), are left out and
-    counted. Prompts without a named group are held in memory until all are read, since near-duplicates may come late;
-    all else is a stream.
+    default; 0.25 and 0.15 of a bundled set). At most `limit` rows are read. Answers that come without a label get
+    `label`. Scores and winners become judgments by `judge`; `scale` has the ends of the scores' scale, without it they
+    are rewards without ends. Rows whose prompt one of the sets named in `decontaminate` holds, by `rule`
+    (`factory/prompts/decontamination.py`), are left out and counted. Prompts without a named group are held in memory
+    until all are read, since near-duplicates may come late; all else is a stream.
     FactoryError when the source cannot be read, or when no row has a known shape.
     """
     fallback = BUNDLED_SHARES if bundled_prompts(source) else SHARES
@@ -156,7 +158,7 @@ def add_prompts(
     opened = open_source(source, hub_config=hub_config, hub_split=hub_split)
     reader = _Reader(mapping or {}, group_by, opened.name)
     ledger = _Ledger(store, opened.name, shares, Source(run, judge, scale))
-    examples = reader.examples(islice(opened.rows, limit))
+    examples = map(partial(_labelled, label), reader.examples(islice(opened.rows, limit)))
     clear_of = [text for other in decontaminate for text in texts_of(other)]
     while batch := list(islice(examples, _BATCH)):
         ledger.take(_clear(batch, clear_of, rule, ledger.report) if clear_of else batch)
@@ -165,6 +167,14 @@ def add_prompts(
     report.rows, report.replaced, report.unused = reader.rows, reader.replaced, reader.unused()
     report.failures = tuple(sorted([*reader.failures, *ledger.failures]))
     return report
+
+
+def _labelled(label: bool | None, example: Example) -> Example:
+    """The example, its answer under the label where it has one and no other."""
+    given = example.given
+    if label is None or given.answer is None or given.label is not None:
+        return example
+    return replace(example, given=given._replace(label=label))
 
 
 def texts_of(source: str, *, mapping: Mapping[str, str] | None = None, hub_split: str = "train") -> list[str]:
