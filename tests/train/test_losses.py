@@ -292,6 +292,19 @@ def test_gradients_agree_with_finite_differences(name: str) -> None:
     assert all(bool(grad.any()) for grad in torch.autograd.grad(loss(*inputs).sum(), inputs, allow_unused=False))
 
 
+@pytest.mark.parametrize("name", [n for n in losses.objectives.names() if losses.get(n).data == "pairs"])
+@pytest.mark.parametrize(("chosen", "rejected"), [(-2000.0, -1.0), (-1.0, -2000.0), (-1e4, -1e4), (0.0, 0.0)])
+def test_pairs_far_off_have_finite_losses_and_gradients(name: str, chosen: float, rejected: float) -> None:
+    """In float32, under a reference of -300 nats."""
+    c, r = (torch.tensor([value], requires_grad=True) for value in (chosen, rejected))
+    ref, length = torch.tensor([-300.0]), torch.tensor([5.0])
+    loss = losses.get(name)(PairLogps(c, r, ref, ref, length, length, c, r, ref, ref)).loss.sum()
+    loss.backward()
+    assert c.grad is not None
+    assert r.grad is not None
+    assert torch.isfinite(torch.cat([loss.detach()[None], c.grad, r.grad])).all()
+
+
 def test_the_gradient_of_dpo_is_that_of_the_paper() -> None:
     """d/d u_c = -beta s(-beta m): for m = 5, beta = .1: -.1 s(-.5) = -.0377540669."""
     chosen = pairs().chosen.requires_grad_()

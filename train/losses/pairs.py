@@ -210,7 +210,7 @@ def discopop(u_c: Tensor, u_r: Tensor, beta: float = 0.1, tau: float = 0.05) -> 
     d = beta (u_c - u_r)."""
     d = beta * (u_c - u_r)
     share = torch.sigmoid(d / tau)
-    return (1 - share) * log_sigmoid_link(d) + share * torch.exp(-d)
+    return (1 - share) * log_sigmoid_link(d) + torch.exp(F.logsigmoid(d / tau) - d)  # w e^-d, which 0 times inf is not
 
 
 # ------------------------------------------------------------------------------------- links on each answer's ratio
