@@ -440,6 +440,24 @@ def test_intervals_that_allow_for_looks_are_wider_the_more_looks() -> None:
     assert (first.look, third.look) == (1, 3)
 
 
+class OtherTokens(FakeScorer):
+    """The policy's tokenizer makes a token of a word, the start's two."""
+
+    def _one(self, policy: str, item: Item) -> Scored:
+        found = super()._one(policy, item)
+        split = found.tokens * (2 if policy == "start" else 1)
+        return found._replace(tokens=split, by_token=(found.logprob / split,) * split)
+
+
+def test_a_policy_with_another_tokenizer_is_measured_but_for_kl(store: Store) -> None:
+    measure(store, policy("start", 2), 0)
+    report = measure(store, policy("p1", 5), 1, scorer=OtherTokens())
+    assert (report.kl_sequence, report.kl_token, report.kl3_sequence, report.kl_on) == (None, None, None, "")
+    assert report.entropy is not None
+    assert report.relevance is not None
+    assert report.scored == PROMPTS
+
+
 def test_tempered_answers_give_a_log_ratio_unless_there_are_probes(store: Store) -> None:
     """At temperature .8 the answers themselves are scored; with probes, one more answer at 1 to each of 3 prompts."""
     tempered, scorer = Sampling(temperature=0.8, top_p=0.9), FakeScorer()

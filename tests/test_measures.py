@@ -199,6 +199,15 @@ def test_k3_by_hand() -> None:
     assert plain.sequence.value == pytest.approx(0.0)
 
 
+def test_over_other_tokens_there_is_no_kl() -> None:
+    """The start has another tokenizer, which makes two tokens of an answer that are three to the policy."""
+    ours = [Scored(-1.0, 1, (-1.0,)), Scored(-3.0, 3, (-1.0, -1.0, -1.0))]
+    theirs = [Scored(-2.0, 1, (-2.0,)), Scored(-4.0, 2, (-2.0, -2.0))]
+    assert measures.divergence(ours, theirs, ["a", "b"]) is None
+    assert measures.divergence_k3(ours, theirs, ["a", "b"]) is None
+    assert measures.divergence(ours[:1], theirs[:1], ["a"]) is not None
+
+
 def test_k3_needs_tokens() -> None:
     assert measures.divergence_k3([Scored(-1.0, 1)], [by_token(-1.0)], ["p"]) is None
     kept = measures.divergence_k3([Scored(-1.0, 1), by_token(-1.0)], [Scored(-2.0, 1), by_token(-2.0)], ["p", "q"])

@@ -259,6 +259,8 @@ def _caution(report: PolicyReport) -> None:
     """What a reader of the numbers has to know."""
     if report.independent is False:
         console.note("note: all that measures here also labelled: --judge names one that did not")
+    if report.scored and report.kl_sequence is None:
+        console.note("note: no KL is measured: the policy and its baseline split texts into different tokens")
     if report.kl_on == "tempered":
         console.note("note: KL is a log-ratio on tempered answers: --probes measures it on answers of temperature 1")
     if report.near_trained:

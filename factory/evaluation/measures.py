@@ -263,12 +263,16 @@ def divergence(
     """KL(policy || start) from the policy's own samples: the mean log-ratio ("k1": Schulman 2020), unbiased, at times
     below zero by chance. It is the KL where the answers were sampled from the policy as it is; with a temperature
     other than 1 or a cut at top_p it is a log-ratio on the tempered samples. An answer cut at its limit counts up to
-    there."""
-    if not policy:
+    there. None where the two split an answer into different numbers of tokens: over other tokens there is no KL."""
+    if not policy or _split_differently(policy, start):
         return None
     ratios = [p.logprob - s.logprob for p, s in zip(policy, start, strict=True)]
     tokens = [float(p.tokens) for p in policy]
     return Divergence(intervals.mean(ratios, clusters, seed=seed), intervals.ratio(ratios, tokens, clusters, seed=seed))
+
+
+def _split_differently(policy: Sequence[Scored], start: Sequence[Scored]) -> bool:
+    return any(p.tokens != s.tokens for p, s in zip(policy, start, strict=True))
 
 
 def divergence_k3(
@@ -280,8 +284,10 @@ def divergence_k3(
     Given what came before, each token's term has the KL of the two next-token distributions as its mean, so that their
     sum over an answer is unbiased for the sequence's KL, like k1, and varies less while the policies are near each
     other; far apart its rare large ratios make it vary more. Over whole answers r would be useless: exp of tens of
-    nats. None where no token's log-probability was kept; answers without are left out.
+    nats. None where no token's log-probability was kept (answers without are left out), and as in `divergence`.
     """
+    if _split_differently(policy, start):
+        return None
     terms, tokens, kept = [], [], []
     for p, s, cluster in zip(policy, start, clusters, strict=True):
         if p.by_token is not None and s.by_token is not None:

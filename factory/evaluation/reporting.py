@@ -124,7 +124,8 @@ def _independent(evidence: Evidence) -> bool | None:
 
 
 def _distances(found: Likelihoods, evidence: Evidence) -> dict[str, Any]:
-    """KL from the start (exactly zero for the start policy), entropy and relevance."""
+    """KL from the start (exactly zero for the start policy; none where its tokens are others), entropy and
+    relevance."""
     seed, clusters = evidence.seed, found.clusters
     if not found.start:
         return {}
@@ -136,7 +137,7 @@ def _distances(found: Likelihoods, evidence: Evidence) -> dict[str, Any]:
         "kl_token": moved and moved.token,
         "kl3_sequence": third and third.sequence,
         "kl3_token": third and third.token,
-        "kl_on": TEMPERED if evidence.tempered else UNTEMPERED,
+        "kl_on": "" if moved is None else TEMPERED if evidence.tempered else UNTEMPERED,
         "entropy": policy_health.entropy(found.policy or found.start, clusters, seed=seed),
         "relevance": measures.relevance(found.prompted, found.neutral, found.about, seed=seed),
         "scored": len(found.start),
