@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 
 from factory import plugins
 from factory.faults import ConfigError, FactoryError
@@ -101,6 +103,36 @@ def test_an_own_rule_and_recipe(factory: Factory, examples: Path) -> None:
     refused = factory("recipe", "check", str(recipe), "--set", "plugins=[calmer.py]")
     assert refused.returncode == 2
     assert f"there is no file '{examples / 'calmer.py'}'" in refused.stderr
+
+
+@pytest.mark.slow
+def test_stages_in_children_have_them_and_the_run_keeps_them(
+    factory: Factory, examples: Path, tiny_model: Path
+) -> None:
+    source = tiny_run.write_prompts(examples / "prompts.jsonl")
+    panel = [{"judge": "polite", "options": {"words": 3}}, {"judge": "pairwise", "engine": {"kind": "scripted"}}]
+    text = tiny_run.recipe_text(
+        tiny_model, source, plugins=["polite.py", "calm.py"], panel=panel, isolate="always",
+        stop={"max_rounds": 1, "any": [{"rule": "calm", "words": 1000}]}, evaluate={"max_tokens": 8, "limit": 4,
+        "independent": False},
+    )  # fmt: skip
+    (examples / "mine.yaml").write_text(text)
+    assert good(factory("run", "mine.yaml", "--run", "r", "--json"))["stopped_by"] == "max_rounds"
+    told = json.loads(factory("report", "--run", "r", "--format", "json").stdout)
+    kept = told["provenance"]["plugins"]
+    assert kept == {
+        str(examples / name): hashlib.sha256(EXAMPLES[name].encode()).hexdigest() for name in ("polite.py", "calm.py")
+    }
+    assert "polite" in {judge["judge"] for judge in told["rounds"][1]["agreement"]["judges"]}
+
+
+def test_an_installed_package_brings_its_own(factory: Factory, examples: Path) -> None:
+    (examples / "calm.py").rename(examples / "ours.py")
+    folder = examples / "ours-1.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: ours\nVersion: 1.0\n")
+    (folder / "entry_points.txt").write_text("[preference_factory.plugins]\nours = ours\n")
+    assert "plugin: ours: stopping rule calm" in " ".join(factory("doctor").stdout.split())
 
 
 def test_options_of_a_function_are_checked_and_named(factory: Factory) -> None:

@@ -98,7 +98,7 @@ def test_a_file_that_is_not_utf8_is_an_error_with_its_place(tmp_path: Path) -> N
     [
         ("generate: {temperatur: 1}", "generate.temperatur: there is no such key; did you mean 'temperature'?"),
         ("zzz: 1", "zzz: there is no such key. Known: about, budget, collect, engine, evaluate, generate, isolate, "
-         "label, model, name, pair, panel, prompts, revise, seed, stages, stop, train"),
+         "label, model, name, pair, panel, plugins, prompts, revise, seed, stages, stop, train"),
         ("stop: {any: [{rule: no_gain, patiens: 3}]}",
          "stop.any.0.patiens: there is no such key; did you mean 'patience'?"),
         ("generate: {n: four}", "generate.n: must be a whole number (given: 'four')"),

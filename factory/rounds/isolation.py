@@ -14,13 +14,10 @@ import os
 import signal
 import threading
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
 
 from factory.faults import FactoryError
+from factory.recipe import dump, parse
 from factory.rounds.runbook import Detail, Run
-
-if TYPE_CHECKING:
-    from factory.recipe import Recipe
 
 
 def in_child(run: Run, number: int, stage: str) -> Detail:
@@ -29,7 +26,7 @@ def in_child(run: Run, number: int, stage: str) -> Detail:
     answer, answering = context.Pipe(duplex=False)
     watched, held = context.Pipe(duplex=False)
     child = context.Process(
-        target=_child, args=(str(run.store.folder), run.recipe, run.name, number, stage, answering, watched)
+        target=_child, args=(str(run.store.folder), dump(run.recipe), run.name, number, stage, answering, watched)
     )
     child.start()
     answering.close()
@@ -84,7 +81,7 @@ def shortage(error: Exception, where: str) -> Exception:
 
 
 def _child(
-    folder: str, recipe: Recipe, name: str, number: int, stage: str, answering: Connection, watched: Connection
+    folder: str, text: str, name: str, number: int, stage: str, answering: Connection, watched: Connection
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal interrupts both: the parent says so, and ends this one
     threading.Thread(target=_end_with_parent, args=(watched,), daemon=True).start()
@@ -93,6 +90,7 @@ def _child(
 
     with Store.open(folder) as store, store.run_lock(name):
         try:
+            recipe = parse(text, where=f"run {name}")  # not the object: its rules may be a plugin's
             answering.send((None, perform(Run(store, recipe, name), number, stage)))
         except Exception as error:
             fault = shortage(error, f"run {name}, round {number}, {stage}")
