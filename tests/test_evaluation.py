@@ -547,6 +547,19 @@ def test_a_failed_answer_loses_at_equal_lengths_too(store: Store) -> None:
         assert found.value == pytest.approx(7 / 16, abs=1e-3)
 
 
+def test_a_judge_by_another_name_is_the_judge_that_labelled(store: Store) -> None:
+    """Of its kind, whatever it is called in the panel and here."""
+    measure(store, policy("start", 2), 0)
+    for name, labelled in (("other", {"words": ""}), ("words", {"words": ""}), ("words", {"length": "", "words": ""})):
+        member = PanelMember.of("words", name=name)
+        [said] = measure(store, policy("p1", 5), 1, judges=[member], labelled_by=labelled).judged
+        assert said.independent is False
+    [said] = measure(
+        store, policy("p1", 5), 1, judges=[PanelMember.of("words", name="verifier")], labelled_by={"rating": "m"}
+    ).judged
+    assert said.independent is True
+
+
 def test_a_verifier_judge_scores_both_sides(store: Store) -> None:
     measure(store, policy("start", 2), 0)
     member = PanelMember.of("verifier", name="strict")

@@ -96,7 +96,7 @@ def judged(
         judge(work, member, matchups.parse("all"), None)
     panel = verdicts.read(store.rows(Judgment, {"run": run, "round": round, "judge": member.name}))
     name, model = member.name, model_of(member)
-    alone = is_independent(name, str(getattr(member.judge, "kind_name", name)), model, labelled_by)
+    alone = is_independent(name, member.registered or name, model, labelled_by)
     return _counted(panel, name, versus, alone, seed)
 
 

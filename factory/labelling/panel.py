@@ -37,6 +37,7 @@ class PanelMember:
     engine: Engine | None = None
     matchups: str | None = None
     prompts: int | None = None  # it sees the candidates of at most so many prompts, drawn by the seed
+    registered: str = ""  # what kind of judge it is, whatever it is called here; "" for one that is not registered
 
     @classmethod
     def of(
@@ -64,7 +65,7 @@ class PanelMember:
             known = ", ".join(p for p in inspect.signature(build).parameters if p != "name")
             raise FactoryError(f"judge {judge!r}: {fault}", todo=f"its options are {known}") from fault
         needed.check(called, needed.typed(build, options or {}))
-        return cls(called, build(name=called, **(options or {})), engine, matchups, prompts)
+        return cls(called, build(name=called, **(options or {})), engine, matchups, prompts, judge)
 
 
 def _for_engine(build: Callable[..., Any], engine: Engine | None, options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -77,8 +77,6 @@ def notes(recipe: Recipe) -> Iterator[str]:
 def labelled_by(recipe: Recipe) -> dict[str, str]:
     """Who says what is better in training, by name and by kind, with the model behind each; the verifier too where it
     rewards the policy's own answers."""
-    from factory.judges import judges
-
     found: dict[str, str] = {}
     for step in recipe.stages:
         here = recipe.at(step)
@@ -87,14 +85,19 @@ def labelled_by(recipe: Recipe) -> dict[str, str]:
             parts = here.train.reward or ()
             found |= {} if parts else {"verifier": ""}
         for part in parts:
-            asked = part.model or ("policy" if part.judge in {"self_reward", "implicit"} else "start")
-            own = recipe.model if asked == "start" else asked
-            spec = part.engine or here.engine
-            model = (
-                (spec.model or own) if judges.facts(part.judge).get("asks") else str(part.options.get("model") or "")
-            )
+            model = _model_behind(here, part)
             found |= {part.judge: model, recipe.member_name(part): model}
     return found
+
+
+def _model_behind(here: Recipe, part: PanelPart) -> str:
+    """The name of the model that a judge asks, or is; "" of one without."""
+    from factory.judges import judges
+
+    if not judges.facts(part.judge).get("asks"):
+        return str(part.options.get("model") or "")
+    asked = part.model or ("policy" if part.judge in {"self_reward", "implicit"} else "start")
+    return (part.engine or here.engine).model or (here.model if asked == "start" else asked)
 
 
 def _evaluation_judge(recipe: Recipe) -> Iterator[str]:
@@ -104,14 +107,18 @@ def _evaluation_judge(recipe: Recipe) -> Iterator[str]:
 
 def _evaluation(recipe: Recipe) -> Iterator[str]:
     """Something that measures has not labelled, or the recipe admits that nothing does."""
+    from factory.evaluation.judged import is_independent
+
     part = recipe.evaluate.judge
     with suppress(FactoryError):  # a judge of the panel that is unknown is told of already
         labels = labelled_by(recipe)
-        other = part is not None and not {part.judge, recipe.member_name(part)} & set(labels)
+        other = part is not None and is_independent(
+            recipe.member_name(part), part.judge, _model_behind(recipe, part), labels
+        )
         if recipe.evaluate.independent and "verifier" in labels and not other:
             yield (
                 "evaluate.independent: the verifier labels and measures, so that its measure is an echo: name a judge "
-                "that is not in the panel in evaluate.judge, or admit it with independent: false"
+                "that is not in the panel, nor its model, in evaluate.judge, or admit it with independent: false"
             )
 
 
