@@ -363,6 +363,16 @@ def test_demonstrations_are_labels_to_learn(tmp_path: Path) -> None:
     assert good("prompts", "add", str(rows), "--label", "true", "--store", where)["labels"] == 1
 
 
+def test_a_judge_whose_judgments_failed_is_told_of_with_what_helps(store: str, tmp_path: Path) -> None:
+    copy, script = str(tmp_path / "store"), tmp_path / "unsure.yaml"
+    shutil.copytree(store, copy)
+    script.write_text("- asks: true\n  answer_logprobs: {A: -9, B: -9}\n")
+    judge = ("--judge", "unsure=pairwise", "--engine", "scripted", "--model", str(script))
+    told = factory("label", *judge, "--store", copy)
+    assert told.exit_code == 1
+    assert " failed: low_mass (little probability is on valid answers: another -J unsure.prefix" in told.stderr
+
+
 def test_the_start_is_measured_and_not_compared_with_itself(store: str) -> None:
     told = good("evaluate", "--engine", "scripted", "--limit", "2", "--run", "alone", "--store", store)
     assert told["pass_rate"][0] == 1

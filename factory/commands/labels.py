@@ -24,6 +24,16 @@ JUDGES = (
 )
 
 
+CURES = {
+    "no_verdict": "the text is not exactly one answer: -J {name}.form=json, -J {name}.reasoning=first, or another model",
+    "low_mass": "little probability is on valid answers: another -J {name}.prefix, or a larger model",
+    "cut": "its answer is longer than its max_tokens: -J {name}.max_tokens=N",
+    "unsupported": "this endpoint goes on with no turn that was begun: -J {name}.prefix=''",
+    "too_long": "prompt and answers are longer than the model takes",
+}
+"""What helps against frequent failures of a judge."""
+
+
 def label(
     judge: Annotated[list[str], typer.Option("--judge", help=JUDGES)],
     judge_option: options.JudgeOptions = None,
@@ -84,10 +94,13 @@ def label(
 
 
 def _tell(panel: Sequence[PanelMember], report: LabelReport) -> None:
-    """What ended a judge early, and people's verdicts that were on nothing shown."""
+    """What ended a judge early, why judgments failed, and people's verdicts that were on nothing shown."""
     for row in report.judges:
         if row.fault:
             console.note(f"error: {row.judge}: {row.fault}")
+        for reason, count in sorted(row.failures.items(), key=lambda each: -each[1]):
+            cure = CURES.get(reason, "").format(name=row.judge)
+            console.note(f"note: {row.judge}: {count} failed: {reason}" + (f" ({cure})" if cure else ""))
     for member in panel:
         if unheard := getattr(member.judge, "unheard", 0):
             console.note(f"note: {member.name}: {unheard} verdicts of the file are on answers that were not shown")

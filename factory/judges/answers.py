@@ -25,6 +25,7 @@ MOST_LETTERS = 50_000
 """A longer text is not looked through."""
 
 BLANKS = " \t\r\n"
+THINKING = ("<think>", "</think>")
 
 _NOUN = r"(?:answer|verdict|choice|response|option|rating|score)"
 _LEAD = (
@@ -68,7 +69,7 @@ def said(completion: Completion, valid: Iterable[str], min_mass: float, prefix: 
         return _weigh(completion.answer_logprobs, answers, min_mass)
     if completion.finish_reason == "length":
         return _cut()
-    return _chosen(exactly_one(completion.text, answers, prefix, suffix), answers, completion.text)
+    return _chosen(exactly_one(_text(completion), answers, prefix, suffix), answers, completion.text)
 
 
 def said_first(completion: Completion, valid: Iterable[str], min_mass: float, prefix: str = "") -> Said:
@@ -113,7 +114,7 @@ def in_json(completion: Completion, field: str, valid: Iterable[str], reasons: s
         return _failed(completion)
     if completion.finish_reason == "length":
         return _cut()
-    found = json_object(completion.text)
+    found = json_object(_text(completion))
     if found is None or not set(found) <= {field, reasons}:
         return _chosen(None, answers, completion.text)
     rest = found.get(reasons) if reasons else ""
@@ -137,7 +138,17 @@ def _chosen(answer: str | None, answers: Sequence[str], text: object) -> Said:
 
 
 def _text(completion: Completion) -> str:
-    return completion.text[:MOST_LETTERS] if isinstance(completion.text, str) else ""
+    return without_thoughts(completion.text)[:MOST_LETTERS] if isinstance(completion.text, str) else ""
+
+
+def without_thoughts(text: str) -> str:
+    """The text after the block of thoughts that it begins with, as models write it whose server does not take it out;
+    all of it where there is none, or where the block has no end or another in it."""
+    bare = text.lstrip(BLANKS)
+    thoughts, end, rest = bare.removeprefix(THINKING[0]).partition(THINKING[1])
+    if not bare.startswith(THINKING[0]) or not end or THINKING[0] in thoughts or THINKING[1] in rest:
+        return text
+    return rest
 
 
 # ---------------------------------------------------------------------------------------------------- distributions

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import hostile
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -33,6 +35,13 @@ def winner(said: answers.Said) -> str | None:
 TEXTS = {
     "a letter": ("A", "A"),
     "a letter in brackets": ("[[B]]", "B"),
+    "a letter after thoughts": ("<think>\nA is short, B is not.\n</think>\n\n**B**", "B"),
+    "empty thoughts": ("<think></think>A", "A"),
+    "thoughts without an end": ("<think>A", None),
+    "thoughts after the letter": ("A <think>or B?</think>", None),
+    "two blocks of thoughts": ("<think>x</think>A<think>y</think>B", None),
+    "an end of thoughts that came twice": ("<think>x</think>A</think>B", None),
+    "thoughts and a text": ("<think>x</think>I think it is A, all in all", None),
     "the prefix said again": ("The better answer is (A)", "A"),
     "the bracket closed that the prefix opens": ("A)", "A"),
     "with a stop": ("The answer is B.", "B"),
@@ -347,3 +356,16 @@ def test_reading_is_linear() -> None:
         for reader in READERS:
             assert reader(spoken(text)).failure == "no_verdict"
         assert answers.several(spoken(text), NAMES, {})["help"].failure == "no_verdict"
+
+
+@pytest.mark.parametrize(
+    ("read", "text"),
+    [
+        (lambda said: answers.said_first(said, AB, 0.5), "<think>Score: 1</think>\nB\nIt is longer."),
+        (lambda said: answers.said_last(said, AB, ["verdict"]), "<think>Verdict: A</think>\nIt is longer.\nVerdict: B"),
+        (lambda said: answers.in_json(said, "verdict", AB), '<think>{"verdict": "A"}</think>\n{"verdict": "B"}'),
+        (lambda said: answers.several(said, {"tone": AB}, {})["tone"], "<think>tone: A</think>\ntone: B"),
+    ],
+)
+def test_thoughts_before_an_answer_say_nothing(read: Callable[[Completion], answers.Said], text: str) -> None:
+    assert winner(read(spoken(text))) == "B"
