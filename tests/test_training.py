@@ -412,6 +412,31 @@ def test_settings_are_checked_all_at_once() -> None:
     assert all(part in text for part in ("epochs", "batchsize", "beta is in (0, inf]", "no parameter 'gamma'"))
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"lr": 1}, "lr: there is no such key; did you mean 'learning_rate'?"),
+        ({"max_steps": 3}, "did you mean 'epochs'?"),
+        ({"online": {"max_steps": 3}}, "did you mean 'steps'?"),
+        ({"bach_size": 3}, "did you mean 'batch_size'?"),
+        ({"lora.rank": 3}, "lora.rank: there is no such key; did you mean 'r'?"),
+        ({"gradient_accumulation_steps": 3}, "Known: add, batch_size"),
+        ({"learning_rate": "much"}, "learning_rate: must be a number (given: 'much')"),
+        ({"beta": 0.1}, "beta: is a parameter of dpo, not a setting of the trainer (-p beta=...)"),
+    ],
+)
+def test_a_wrong_setting_is_answered_with_the_right_one(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_of(method="dpo", settings=given, parameters={})
+    assert said in caught.value.text()
+
+
+def test_a_setting_may_lead_into_another() -> None:
+    lora = config_of(method="dpo", settings={"lora.r": 4, "lora.alpha": 8}, parameters={}).lora
+    assert lora is not None
+    assert (lora.r, lora.alpha, lora.dropout) == (4, 8, 0)
+
+
 def test_settings_become_a_configuration() -> None:
     config = config_of(
         method="ipo", settings={"learning_rate": "5e-7", "lora": None}, parameters={"length_normalised": True}

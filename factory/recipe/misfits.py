@@ -32,6 +32,25 @@ KINDS: Mapping[str, str] = {
     **dict.fromkeys(("tuple_type", "list_type"), "a list"),
 }
 """What is wanted, by pydantic's name of the fault."""
+ALSO_CALLED: Mapping[str, tuple[str, ...]] = {
+    "lr": ("learning_rate",),
+    **dict.fromkeys(("num_epochs", "num_train_epochs"), ("epochs",)),
+    "max_steps": ("steps", "epochs"),
+    "per_device_train_batch_size": ("batch_size",),
+    "warmup_ratio": ("warmup",),
+    "lr_scheduler_type": ("schedule",),
+    "max_grad_norm": ("clip",),
+    "save_steps": ("save_every",),
+    "gradient_checkpointing": ("checkpoint_activations",),
+    "report_to": ("observers",),
+    "num_generations": ("n",),
+    **dict.fromkeys(("max_new_tokens", "max_completion_length"), ("max_tokens",)),
+    "rank": ("r",),
+    "lora_alpha": ("alpha",),
+    "lora_dropout": ("dropout",),
+    "target_modules": ("target",),
+}
+"""What other trainers call a key, and what it may be here."""
 BOUNDS = {
     "greater_than_equal": "{ge} or more",
     "greater_than": "above {gt}",
@@ -125,7 +144,8 @@ def _misfit(key: Key, faults: Sequence[Any], model: type[BaseModel], data: Any) 
         return Misfit(key, "is missing", lacking=True)
     if first["type"] == "extra_forbidden":
         known = known_keys(model, data, key[:-1])
-        meant = nearest(str(key[-1]), known)
+        meant = next((name for name in ALSO_CALLED.get(str(key[-1]), ()) if name in known), None)
+        meant = meant or nearest(str(key[-1]), known)
         hint = f"; did you mean {meant!r}?" if meant else f". Known: {', '.join(sorted(known))}"
         return Misfit(key, f"there is no such key{hint}", meant=meant)
     value = _at(data, key)

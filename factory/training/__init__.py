@@ -36,15 +36,26 @@ if TYPE_CHECKING:
 
 
 def config_of(*, method: str, settings: Mapping[str, Any], parameters: Mapping[str, Any]) -> TrainConfig:
-    """A checked TrainConfig from loose settings. ConfigError with every fault at once."""
+    """A checked TrainConfig from loose settings; a key may lead into another, as lora.r does. ConfigError with every
+    fault at once."""
     from pydantic import ValidationError
 
+    from factory.recipe import dotted, misfits
+    from train import losses
+
     faults: list[str] = []
+    data: dict[str, Any] = {}
+    of_the_method = losses.get(method).defaults.keys()
+    for key, value in settings.items():
+        if key in of_the_method and key not in TrainConfig.model_fields:
+            faults.append(f"{key}: is a parameter of {method}, not a setting of the trainer (-p {key}=...)")
+        else:
+            dotted.put(data, key, value, key)
+    data |= {"method": method, "parameters": dict(parameters)}
     try:
-        config = TrainConfig(**{**settings, "method": method, "parameters": dict(parameters)})
+        config = TrainConfig.model_validate(data)
     except ValidationError as error:
-        for fault in error.errors():
-            faults.append(f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}")
+        faults.extend(misfit.text() for misfit in misfits.found(error, TrainConfig, data))
         config = TrainConfig(method=method)
     try:
         (config if not faults else TrainConfig.model_construct(method=method, parameters=dict(parameters))).check()
