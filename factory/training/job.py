@@ -54,6 +54,7 @@ class Job:
     def read(self, where: Mapping[str, Any], strategy: str | Sequence[str] | None) -> None:
         """Take the rows of the store. FactoryError: there are none, or of ways that were not named."""
         self.data = stored(self.store, self.objective, where, strategy, self.start.base, self.config)
+        self._refuse_other_tokens()
 
     def ask(self, prompts: Sequence[str] | None, rewards: Rewards | None, run: str, number: int) -> None:
         """Take the prompts that the policy answers itself, and who rewards it. FactoryError: there are none, or the
@@ -69,6 +70,24 @@ class Job:
             self.store.folder, run, number, rewards,
         )  # fmt: skip
         self.data = Data(list(found))
+        self._refuse_other_tokens()
+
+    def _refuse_other_tokens(self) -> None:
+        """FactoryError: the reference is another model, to which the ids of these rows are other tokens."""
+        from train.conversations import plain
+        from train.policy import load_tokenizer
+
+        if self.reference.base == self.start.base or not self.objective.reference:
+            return
+        texts = self.data.rows if self.online else [part for row in self._scored() for part in row]
+        used = sorted({i for ids in texts for i in plain(ids)})
+        ours, theirs = (load_tokenizer(each.base).convert_ids_to_tokens(used) for each in (self.start, self.reference))
+        if ours != theirs:
+            raise FactoryError(
+                "the reference reads other tokens than the model in training: its log-probs would be of other texts",
+                where=self.reference.name,
+                todo=f"name a reference with the tokenizer of {self.start.name}, or leave it out: the start itself",
+            )
 
     @property
     def identity(self) -> dict[str, str]:
