@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 BUSY_TRIES = 6  # of one call at an endpoint that has too much, before it is a failure
 BUSY_PAUSE = 0.5  # seconds, twice as long each time, where the endpoint does not say how long
 LONGEST_BUSY_PAUSE = 30.0
+TOLD_PAUSE = 4.0  # seconds of waiting from which a person is told of it
 BYTES_A_TOKEN = 3.0  # to foresee a prompt's tokens; what was really used corrects it
 OTHER_NAME: dict[str, LimitName] = {
     "max_tokens": "max_completion_tokens",
@@ -225,10 +226,12 @@ class Attempts:
                 f"the endpoint asks to wait for {asked:.0f} s", where=endpoint.shown,
                 todo=f"run again then, or set longest_wait (now {longest:g} s)",
             )  # fmt: skip
-        if endpoint.window.pushed_back(sent, time.monotonic()):
+        if shrunk := endpoint.window.pushed_back(sent, time.monotonic()):
             endpoint.busy += 1
             log.info("%s has too much: %.0f calls at once from here on", endpoint.shown, endpoint.window.size)
         wait = min(BUSY_PAUSE * 2 ** max(0, endpoint.busy - 1), LONGEST_BUSY_PAUSE) if asked is None else asked
+        if shrunk and wait >= TOLD_PAUSE:
+            log.warning("%s has too much (HTTP %d): asked again in %.3g s", endpoint.shown, reply.status, wait)
         self.ways.endpoints.hold(endpoint, wait)
         self.busy += 1
         return self.busy < BUSY_TRIES

@@ -13,7 +13,7 @@ from aiohttp import web
 from asked import Serve, ask, engine_for
 from fault_server import FaultServer, after, error, good
 
-from factory.engines import Burst
+from factory.engines import Burst, attempts
 from factory.engines.flights import TOGETHER
 from factory.engines.openai import AT_ONCE
 from factory.schema import Request, Sampling
@@ -140,6 +140,21 @@ def test_more_calls_are_made_at_once_again_when_they_are_served(serve: Serve) ->
     completions = list(engine_for(server, concurrency=16).generate([ask(n=300)]))
     assert [completion.failure for completion in completions] == [None] * 300
     assert server.most_at_once >= 12
+
+
+def test_a_person_is_told_of_long_waits_alone(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An endpoint that has too much for ever: pauses of 0.02, 0.04, 0.08 ... s; those of 0.08 s and more are told."""
+    monkeypatch.setattr(attempts, "BUSY_PAUSE", 0.02)
+    monkeypatch.setattr(attempts, "TOLD_PAUSE", 0.08)
+    server = serve(error(429))
+    [completion] = engine_for(server, concurrency=1).generate([ask()])
+    assert completion.failure is not None
+    assert completion.failure.kind == "rate_limited"
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    waits = ("0.08", "0.16", "0.32", "0.64")
+    assert told == [f"{server.url} has too much (HTTP 429): asked again in {wait} s" for wait in waits]
 
 
 def test_a_pace_is_kept(serve: Serve) -> None:
