@@ -373,6 +373,19 @@ def test_a_judge_whose_judgments_failed_is_told_of_with_what_helps(store: str, t
     assert " failed: low_mass (little probability is on valid answers: another -J unsure.prefix" in told.stderr
 
 
+def test_a_query_writes_all_rows_in_the_form_that_the_file_s_name_says(store: str, tmp_path: Path) -> None:
+    many = "SELECT range AS n FROM range(1200)"
+    lines, comma = tmp_path / "rows.jsonl", tmp_path / "rows.csv"
+    for out in (lines, comma):
+        assert factory("query", many, "--out", str(out), "--store", store).exit_code == 0
+    assert [json.loads(line)["n"] for line in lines.read_text().splitlines()] == list(range(1200))
+    assert comma.read_text().splitlines() == ["n", *map(str, range(1200))]
+    printed = factory("query", many, "--format", "csv", "--store", store)
+    assert (len(printed.stdout.splitlines()), "cut after 1,000 rows" in printed.stderr) == (1001, True)
+    wrong = factory("query", many, "--out", str(tmp_path / "rows.xls"), "--store", store)
+    assert (wrong.exit_code, "no format named 'xls'" in wrong.stderr) == (2, True)
+
+
 def test_the_start_is_measured_and_not_compared_with_itself(store: str) -> None:
     told = good("evaluate", "--engine", "scripted", "--limit", "2", "--run", "alone", "--store", store)
     assert told["pass_rate"][0] == 1

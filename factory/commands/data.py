@@ -14,6 +14,9 @@ from factory import console
 from factory.commands import options
 from factory.faults import FactoryError
 
+MOST_PRINTED = 1000
+"""Rows of a query that are printed where nobody says how many."""
+
 
 def add_prompts(
     source: Annotated[
@@ -173,11 +176,16 @@ def generate(
 
 def query(
     sql: Annotated[str, typer.Argument(help="One SELECT over the store's tables and views (see `factory schema`).")],
-    form: Annotated[str, typer.Option("--format", help="table | json | csv | parquet")] = "table",
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="table | json | jsonl | csv | parquet; default: by --out, else table."),
+    ] = None,
     parameter: Annotated[
         list[str] | None, typer.Option("--param", "-p", help="name=value for $name, or a value for ?; repeatable.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most rows to print; says when it cut.")] = 1000,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Most rows; says when it cut. Default: 1000 to print, all to --out.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write instead of stdout.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds after which the query is ended.")] = 60.0,
     store: options.StoreFolder = options.STORE,
@@ -188,6 +196,9 @@ def query(
     from factory.query.render import render
 
     options.check_file(out, "--out")
+    ending = "" if out is None else out.suffix.removeprefix(".")
+    form = form or ("table" if ending in ("", "txt") else ending)
+    limit = MOST_PRINTED if limit is None and out is None else limit
     with options.opened(store) as opened:
         result = queries.run(opened, sql, queries.parse_parameters(parameter or []), limit=limit, seconds=timeout)
     width = shutil.get_terminal_size().columns if out is None and sys.stdout.isatty() else None

@@ -27,7 +27,8 @@ MIN_COLUMN = 8
 
 
 def render(data: pa.Table, form: str, *, width: int | None = None) -> bytes:
-    """`data` in the form table, json, csv or parquet. width: characters a line of the table may have (None: any).
+    """`data` in the form table, json, jsonl, csv or parquet. width: characters that a line of the table may have (None:
+    any).
 
     FactoryError: no such form.
     """
@@ -77,9 +78,17 @@ def _rows(data: pa.Table) -> list[list[Any]]:
 
 def as_json(data: pa.Table) -> bytes:
     """A JSON list with one object a line."""
+    return ("[" + ",\n ".join(_objects(data)) + "]\n").encode()
+
+
+def as_jsonl(data: pa.Table) -> bytes:
+    """A JSON object a line."""
+    return "".join(f"{line}\n" for line in _objects(data)).encode()
+
+
+def _objects(data: pa.Table) -> list[str]:
     names = _names(data)
-    lines = [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in _rows(data)]
-    return ("[" + ",\n ".join(lines) + "]\n").encode()
+    return [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in _rows(data)]
 
 
 def as_csv(data: pa.Table) -> bytes:
@@ -166,6 +175,7 @@ def _fitted(cell: str, width: int, at_right: bool) -> str:
 _FORMS: dict[str, Callable[[pa.Table], bytes]] = {
     "table": lambda data: as_text(data).encode(),
     "json": as_json,
+    "jsonl": as_jsonl,
     "csv": as_csv,
     "parquet": as_parquet,
 }
