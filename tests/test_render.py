@@ -35,6 +35,12 @@ def test_json_has_one_object_a_line() -> None:
     assert json.loads(render(DATA.slice(0, 0), "json")) == []
 
 
+def test_jsonl_is_the_json_a_line_each() -> None:
+    lines = render(DATA, "jsonl").decode().split("\n")
+    assert [json.loads(line) for line in lines[:-1]] == json.loads(render(DATA, "json"))
+    assert (lines[-1], render(DATA.slice(0, 0), "jsonl")) == ("", b"")
+
+
 def test_csv_reads_back() -> None:
     rows = list(csv.DictReader(io.StringIO(render(DATA, "csv").decode(), newline="")))
     assert rows[1]["name"] == 'a, "quoted"\nline'
@@ -105,6 +111,6 @@ def test_odd_types_have_json() -> None:
 
 
 def test_a_wrong_form_is_named() -> None:
-    assert FORMS == ("table", "json", "csv", "parquet")
+    assert FORMS == ("table", "json", "jsonl", "csv", "parquet")
     with pytest.raises(FactoryError, match="did you mean 'json'"):
         render(DATA, "jsno")
