@@ -233,3 +233,12 @@ def test_a_stage_may_come_again_with_settings_of_its_own() -> None:
 def test_stages_that_cannot_be_are_refused(stages: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse(LEAST + f"stages: {stages}\n")
+
+
+@pytest.mark.parametrize("name", ["least", *recipes.bundled_recipes()])
+def test_a_recipe_that_was_written_and_read_is_the_same_to_the_digit(name: str) -> None:
+    """A default of 32 that comes back as 32.0 would be another training, and another content hash of its policy."""
+    more = "train: {config: {lora: {}, online: {}, kl_budget: 3}}\n"
+    read = parse(LEAST + more) if name == "least" else recipes.load(name)
+    again = parse(recipes.dump(read))
+    assert repr(again.model_dump()) == repr(read.model_dump())

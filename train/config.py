@@ -33,7 +33,7 @@ class LoraSpec(Strict):
 
     r: int = Field(default=16, ge=1)
     """Rank."""
-    alpha: float = Field(default=32, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """The adapter's output is scaled by alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the adapter's inputs that is dropped in training."""
