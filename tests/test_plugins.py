@@ -19,6 +19,7 @@ import tiny_run
 from factory import plugins
 from factory.faults import ConfigError, FactoryError
 from factory.registry import Registry
+from factory.store import Store
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = {
@@ -124,6 +125,20 @@ def test_stages_in_children_have_them_and_the_run_keeps_them(
         str(examples / name): hashlib.sha256(EXAMPLES[name].encode()).hexdigest() for name in ("polite.py", "calm.py")
     }
     assert "polite" in {judge["judge"] for judge in told["rounds"][1]["agreement"]["judges"]}
+
+
+def test_a_recipe_that_a_store_keeps_brings_nothing_in(factory: Factory, examples: Path) -> None:
+    """Who reports on a store that came from somewhere runs no code of it."""
+    (examples / "evil.py").write_text("from pathlib import Path\nPath('ran').touch()\n")
+    text = "name: x\nplugins: [evil.py]\npanel: [{judge: verifier}]\nstop: {any: [{rule: evil}]}\n"
+    with Store.open(examples / "store", create=True) as store:
+        store.put_run("r", text, {})
+    for command in (("report", "--run", "r", "--format", "md"), ("status",), ("status", "--run", "r")):
+        factory(*command)
+        assert not (examples / "ran").exists()
+    (examples / "x.yaml").write_text(text)
+    factory("recipe", "check", "x.yaml")
+    assert (examples / "ran").exists()
 
 
 def test_an_installed_package_brings_its_own(factory: Factory, examples: Path) -> None:

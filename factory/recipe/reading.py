@@ -71,7 +71,7 @@ class Read(NamedTuple):
 def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name or path, with `a.b=c` overrides. ConfigError lists every fault at once."""
     path = find(name)
-    return _sound(examine(text_of(path), where=str(path), overrides=overrides), str(path))
+    return _sound(examine_file(path, overrides), str(path))
 
 
 def text_of(path: Path) -> str:
@@ -83,7 +83,8 @@ def text_of(path: Path) -> str:
 
 
 def parse(text: str, *, where: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe that a YAML text holds. ConfigError lists every fault of its form at once."""
+    """The recipe that a YAML text holds, such as one kept with a run: its plugins are not imported, since a store may
+    come from anywhere. ConfigError lists every fault of its form at once."""
     return _sound(examine(text, where=where, overrides=overrides), where)
 
 
@@ -100,7 +101,13 @@ STANDINS: Mapping[str, Any] = {"name": "recipe", "judge": "rating"}
 """What takes the place of a key that is lacking, while the rest is looked at."""
 
 
-def examine(text: str, *, where: str, overrides: Sequence[str] = ()) -> Read:
+def examine_file(path: Path, overrides: Sequence[str] = ()) -> Read:
+    """`examine` of a file's text, after its plugins are imported; they are looked for from here and beside it, and kept
+    by their whole paths. FactoryError: one cannot be had."""
+    return examine(text_of(path), where=str(path), overrides=overrides, beside=path.parent)
+
+
+def examine(text: str, *, where: str, overrides: Sequence[str] = (), beside: Path | None = None) -> Read:
     """The recipe that a YAML text holds, as far as it holds one, with every fault. FactoryError: it is no mapping, or
     an override cannot be read."""
     try:
@@ -113,7 +120,8 @@ def examine(text: str, *, where: str, overrides: Sequence[str] = ()) -> Read:
         )
     for override in overrides:
         _override(data, override)
-    _use_plugins(data, where)
+    if beside is not None:
+        _use_plugins(data, beside)
     found: list[misfits.Misfit] = []
     recipe = _as_far_as_it_fits(data, found)
     out = [one.key[:-1] if one.lacking and len(one.key) > 1 else one.key for one in found]
@@ -125,12 +133,11 @@ def examine(text: str, *, where: str, overrides: Sequence[str] = ()) -> Read:
     return read._replace(recipe=mended, faults=(*read.faults, *own))
 
 
-def _use_plugins(data: dict[str, Any], where: str) -> None:
-    """Before anything of a recipe is looked at: what it names may come from them. A file is looked for from here and
-    beside the recipe, and is kept by its whole path. FactoryError: one cannot be had."""
+def _use_plugins(data: dict[str, Any], beside: Path) -> None:
+    """Before anything of a recipe is looked at: what it names may come from them."""
     named = data.get("plugins")
     if isinstance(named, list) and all(isinstance(name, str) for name in named):
-        data["plugins"] = plugins.use(named, Path(where).parent)
+        data["plugins"] = plugins.use(named, beside)
         plugins.load()
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import yaml
+
 from factory.faults import FactoryError
 
 if TYPE_CHECKING:
@@ -77,12 +79,15 @@ def _rewards(recipe: Recipe) -> set[str]:
 
 
 def _read(recipe: str) -> Recipe | None:
-    """The recipe; None where there is none, or it was written for another version."""
+    """The recipe but for its rules, which may be a plugin's; None where there is none, or it was written for another
+    version."""
     from factory.recipe import parse
 
     try:
-        return parse(recipe, where="the run's recipe") if recipe else None
-    except FactoryError:
+        whole = yaml.safe_load(recipe)
+        told = {key: value for key, value in whole.items() if key != "stop"} if isinstance(whole, dict) else {}
+        return parse(yaml.safe_dump(told), where="the run's recipe") if told else None
+    except (FactoryError, yaml.YAMLError):
         return None
 
 

@@ -32,7 +32,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of that name or path, sound. ConfigError with every fault of form and every name and option that is
     not known, all at once."""
     path = recipes.find(name)
-    read = recipes.examine(recipes.text_of(path), where=str(path), overrides=overrides)
+    read = recipes.examine_file(path, overrides)
     named = faults(read.recipe, whole=not read.faults) if read.recipe is not None else ()
     found = [*read.faults, *(fault for fault in named if read.stands(fault))]
     if found or read.recipe is None:
