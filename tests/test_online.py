@@ -112,6 +112,23 @@ def test_the_first_update_on_samples_has_ratio_one(method: str, tiny_model: Path
         assert not seen.value.any()
 
 
+def test_a_batch_of_ppo_s_has_advantages_without_a_common_part(tiny_model: Path, tmp_path: Path) -> None:
+    """Rewards of 0 or more would make every answer more likely before the critic has learnt."""
+    found = {}
+    for whiten in (True, False):
+        spec = OnlineSpec(steps=1, prompts=3, n=3, max_tokens=8, whiten=whiten)
+        loop = trainer(load(tiny_model), config("ppo", spec), tmp_path / str(whiten), Every(lambda i: float(i % 2)))
+        rows = [row for row in loop.source.batch(0).rows if isinstance(row, SampleRow)]
+        assert all(len(row.advantage) == len(row.completion) for row in rows)
+        found[whiten] = torch.tensor([a for row in rows for a in row.advantage])
+    assert found[True].mean() == pytest.approx(0, abs=1e-5)
+    assert found[True].std() == pytest.approx(1, abs=1e-3)
+    assert found[False].min() >= 0
+    torch.testing.assert_close(
+        found[True], (found[False] - found[False].mean()) / found[False].std(), rtol=1e-3, atol=1e-3
+    )
+
+
 def test_a_batch_of_all_prompts_is_one_epoch_however_many_were_asked_for(tiny_model: Path, tmp_path: Path) -> None:
     loop = trainer(load(tiny_model), config("grpo", OnlineSpec(steps=1, prompts=99, n=2, max_tokens=1)), tmp_path)
     assert loop.source.batch(0).epoch == 1.0
@@ -129,15 +146,20 @@ def test_answers_without_a_verdict_are_left_out(tiny_model: Path, tmp_path: Path
 def test_a_batch_that_teaches_nothing_is_said_and_changes_nothing(tiny_model: Path, tmp_path: Path) -> None:
     policy = load(tiny_model)
     before = {name: p.detach().clone() for name, p in policy.trainable().items()}
-    lines = (
-        trainer(
-            policy, config("grpo", OnlineSpec(steps=2, prompts=2, n=2, max_tokens=4)), tmp_path, Every(lambda i: None)
-        )
-        .run()
-        .lines
-    )
-    assert [(line["rows"], line["unjudged"], "reward" in line) for line in lines] == [(0, 4, False)] * 2
+    settings = config("grpo", OnlineSpec(steps=2, prompts=2, n=2, max_tokens=4))
+    done = trainer(policy, settings, tmp_path, Every(lambda i: None)).run()
+    assert [(line["rows"], line["unjudged"], "reward" in line) for line in done.lines] == [(0, 4, False)] * 2
     assert all(torch.equal(p, before[name]) for name, p in policy.trainable().items())
+    [warning] = done.warnings
+    assert warning.startswith("none of 2 steps had anything to learn from")
+    again = trainer(load(tiny_model), settings, tmp_path, Every(lambda i: None)).run()
+    assert again.warnings == [warning]
+
+
+def test_a_step_that_learns_is_enough(tiny_model: Path, tmp_path: Path) -> None:
+    some = Every(lambda i: float(i))
+    loop = trainer(load(tiny_model), config("grpo", OnlineSpec(steps=1, prompts=2, n=2, max_tokens=4)), tmp_path, some)
+    assert loop.run().warnings == []
 
 
 def test_pairs_made_on_the_spot_are_best_over_worst(tiny_model: Path, tmp_path: Path) -> None:

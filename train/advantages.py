@@ -86,6 +86,18 @@ def estimates(rewards: Tensor, values: Tensor, gamma: float = 1.0, lam: float = 
     return advantages, advantages + values
 
 
+def whitened(advantages: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
+    """The advantages of each answer's tokens, less their mean over all tokens, over their deviation (n - 1 for n, as
+    TRL's masked_whiten; arXiv 2006.05990 measures what it does elsewhere). Rewards are mostly 0 or more: without a
+    baseline every answer would be made more likely, and a critic that has not learnt yet is none."""
+    every = torch.tensor([a for of_answer in advantages for a in of_answer], dtype=torch.float64)
+    if len(every) < 2:
+        return [tuple(of_answer) for of_answer in advantages]
+    scale = (every.var() + 1e-8).rsqrt()
+    mean = every.mean()
+    return [tuple(((torch.tensor(a, dtype=torch.float64) - mean) * scale).tolist()) for a in advantages]
+
+
 def _rewards(answers: Sequence[Sampled]) -> Tensor:
     return torch.tensor([[a.reward for a in answers]], dtype=torch.float64)
 
@@ -108,9 +120,10 @@ def left_out(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit]:
     return _whole(answers, leave_one_out(_rewards(held)))
 
 
-@ways.register("gae", reads=("kl_weight", "gamma", "lam"), least=1)
+@ways.register("gae", reads=("kl_weight", "gamma", "lam", "whiten"), least=1)
 def by_critic(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit]:
-    """PPO's: at each token -kl_weight (log pi_old - log ref), and the judge's reward at the last one."""
+    """PPO's: at each token -kl_weight (log pi_old - log ref), and the judge's reward at the last one. They are whitened
+    afterwards, over all of the batch (`whitened`)."""
     found = []
     for answer in answers:
         if answer.value is None:

@@ -71,6 +71,8 @@ class OnlineSpec(Strict):
     """ppo: discount of later rewards."""
     lam: float = Field(default=0.95, ge=0, le=1)
     """ppo: lambda of the advantages, from one step (0) to the whole answer (1)."""
+    whiten: bool = True
+    """ppo: are the advantages of a batch's tokens centred and scaled? A critic that has not learnt is no baseline."""
     eta: float = Field(default=0.5, ge=0, le=1)
     """bond: share of the backward KL."""
     anchor_weight: float = Field(default=0.0, ge=0)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from factory.schema import digest, seed_of
-from train.advantages import Sampled, least, ways
+from train.advantages import Sampled, least, ways, whitened
 from train.batches import Batch, Row
 from train.config import OnlineSpec
 from train.data import Ids, PairRow, SampleRow
@@ -266,7 +266,9 @@ class OnlineRows:
             for answer, credit in zip(found, ways.get(self.objective.advantage)(found, self.spec), strict=True):
                 if credit is not None:
                     rows.append(_row(g.prompt, answer, credit.advantage, credit.returns))
-        return _less_baseline(rows) if is_bond else rows
+        if is_bond:
+            return _less_baseline(rows)
+        return _whitened(rows) if self.objective.critic and self.spec.whiten else rows
 
     def _scored(self, groups: Sequence[Group]) -> list[tuple[list[TokenScores], list[TokenScores]]]:
         """Of every group's answers, under the policy and under the reference (bond: the anchor)."""
@@ -345,6 +347,11 @@ def _row(prompt: Sequence[int], a: Sampled, advantage: tuple[float, ...], return
     values = () if a.value is None else tuple(a.value.tolist())
     old, ref = tuple(a.old.tolist()), tuple(a.ref.tolist())
     return SampleRow(tuple(prompt), a.completion, a.reward, advantage, old, ref, values, returns)
+
+
+def _whitened(rows: Sequence[Row]) -> list[Row]:
+    own = [row for row in rows if isinstance(row, SampleRow)]
+    return [row._replace(advantage=a) for row, a in zip(own, whitened([r.advantage for r in own]), strict=True)]
 
 
 def _less_baseline(rows: Sequence[Row]) -> list[Row]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from factory.faults import FactoryError
-from train.advantages import Credit, Sampled, below_all, estimates, group_advantages, leave_one_out, ways
+from train.advantages import Credit, Sampled, below_all, estimates, group_advantages, leave_one_out, ways, whitened
 from train.config import OnlineSpec
 
 
@@ -54,6 +54,16 @@ def test_ppo_pays_at_the_last_token_and_for_the_kl_at_each() -> None:
     assert credit is not None
     assert credit.advantage == pytest.approx((0.9, 0.95))
     assert credit.returns == pytest.approx((0.9, 0.95))
+
+
+def test_ppo_s_advantages_are_whitened_over_all_tokens() -> None:
+    """1, 3 and 8: mean 4, variance (9 + 1 + 16) / 2 = 13."""
+    found = whitened([(1.0, 3.0), (8.0,)])
+    assert found[0] == pytest.approx((-3 / 13**0.5, -1 / 13**0.5))
+    assert found[1] == pytest.approx((4 / 13**0.5,))
+    assert whitened([(2.0, 2.0), (2.0,)]) == [(0.0, 0.0), (0.0,)]
+    assert whitened([(2.0,)]) == [(2.0,)]
+    assert whitened([]) == []
 
 
 def test_bond_compares_with_the_anchors_answers() -> None:
