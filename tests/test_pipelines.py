@@ -56,3 +56,4 @@ def test_a_recipe_runs_to_its_end(name: str, tiny_model: Path, prompts: Path, ru
     policy = tmp_path / "store" / "runs" / "tiny" / "round-1" / "policy"
     assert (policy / "adapter_model.safetensors").is_file()
     assert last["report"]["training"]["steps"] > 0
+    assert "loss" in last["report"]["training"]["last"]  # there was something to learn from

@@ -194,7 +194,7 @@ def shrunk(name: str, model: Path, prompts: Path, rules: Path, **more: Any) -> s
         config |= small
         config["lora"] = {"r": 4}
         if config.get("online"):
-            config["online"] |= {"steps": 2, "prompts": 2, "n": 2, "max_tokens": 6}
+            config["online"] |= {"steps": 2, "prompts": 4, "n": 3, "max_tokens": 6}
     for step in data["stages"]:
         if step["stage"] == "revise":  # a random model's critiques are none
             step["set"]["engine"] = {"kind": "scripted", "model": str(rules)}

@@ -172,7 +172,19 @@ class Trainer:
                         with shortages.room_for("a checkpoint", home, ["writing-*"]):
                             self._save(home, step + 1)
                     crash.point("train.after_step")
+            self._tell_if_idle(metrics.lines)
         return Trained(metrics.lines, self.warnings)
+
+    def _tell_if_idle(self, lines: Sequence[Line]) -> None:
+        """Warn where no step had anything to learn from, so that the policy is what it was."""
+        if lines and all(line.get("rows") == 0 for line in lines):
+            text = (
+                f"none of {len(lines)} steps had anything to learn from: the policy is as it began. Take prompts whose "
+                "answers differ in reward, a finer reward, more answers (n), or a higher temperature; the column "
+                "`failure` of the table judgments says why answers have no reward."
+            )
+            self.warnings.append(text)
+            log.warning(text)
 
     def _go_on(self, home: Path) -> int:
         """From the last whole checkpoint, if there is one; the steps that are done."""
