@@ -118,10 +118,13 @@ def _tried(name: str) -> Plugin | FactoryError:
     try:
         module = _run_file(Path(name)) if _is_file(name) else import_module(name)
     except Exception as error:  # noqa: BLE001 - another's code, told of by where it failed
+        absent = isinstance(error, ModuleNotFoundError) and error.name in {name, name.partition(".")[0]}
         return FactoryError(
             f"the plugin {name!r} cannot be loaded: {type(error).__name__}: {error}",
             where=_place_of(error, name),
-            todo=f"mend it, or leave it out (--plugin, a recipe's plugins, {VARIABLE})",
+            todo="name its file (ending in .py), or let Python find it (PYTHONPATH=.)"
+            if absent
+            else f"mend it, or leave it out (--plugin, a recipe's plugins, {VARIABLE})",
         )
     finally:
         _importing.clear()

@@ -168,6 +168,9 @@ def test_the_doctor_lists_them_and_says_what_is_wrong(factory: Factory, examples
     assert re.search(r"fail +plugin: the plugin '.*broken.py' cannot be loaded: OSError: no way \(.*, line 3\)", broken)
     empty = factory("recipe", "show", "quickstart", plugins="empty.py")
     assert (empty.returncode, "enters nothing" in empty.stderr) == (2, True)
+    unknown = factory("--plugin", "calmest", "recipe", "show", "quickstart")
+    assert "No module named 'calmest'" in unknown.stderr
+    assert "to do: name its file (ending in .py), or let Python find it (PYTHONPATH=.)" in unknown.stderr
     gone = factory("--plugin", "gone.py", "doctor")
     assert (gone.returncode, "there is no file" in gone.stderr) == (2, True)
 
