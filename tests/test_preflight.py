@@ -300,3 +300,24 @@ def test_the_evaluation_s_judge_is_looked_up() -> None:
 )
 def test_a_stage_comes_after_what_it_works_on(stages: str, said: str) -> None:
     assert any(said in fault for fault in told(LEAST + f"stages: {stages}\n"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("pair.combine=weighted", "pair.judge_weights={verifer: 1}"), "did you mean 'verifier'"),
+        (("pair.combine=weighted",), "combine weighted needs weights of judges"),
+        (("pair.judge_weights={verifier: 1}",), "combine lead takes no weights of judges"),
+        (("pair.judge_families={verifier: ours}",), "combine lead takes no families of judges"),
+    ],
+)
+def test_weights_and_families_are_of_judges_that_are_heard(overrides: tuple[str, ...], said: str) -> None:
+    """Else a run would label everything before its pairing is refused."""
+    [fault] = told(LEAST, *overrides)
+    assert fault.startswith("pair: ")
+    assert said in fault
+
+
+def test_weights_of_a_judge_that_another_stage_hears_are_sound() -> None:
+    stages = "stages: [generate, label, {stage: label, name: more, set: {panel: [{judge: words}]}}, pair, train]\n"
+    assert told(LEAST + stages, "pair.combine=weighted", "pair.judge_weights={verifier: 2, words: 1}") == []

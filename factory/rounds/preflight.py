@@ -61,6 +61,7 @@ def faults(recipe: Recipe, *, whole: bool = True) -> Iterator[str]:
     found |= dict.fromkeys(_evaluation_judge(recipe))
     if whole:
         found |= dict.fromkeys(_order(recipe))
+        found |= dict.fromkeys(_combined(recipe))
         found |= dict.fromkeys(_told("budget.max_cost", partial(_prices, recipe)))
         found |= dict.fromkeys(_evaluation(recipe))
     yield from found
@@ -177,6 +178,19 @@ CHECKS: dict[str, Callable[[Recipe], Iterator[str]]] = {
     "train": _of_train,
 }
 NEEDS = {"revise": "generate", "label": "generate", "collect": "label", "pair": "generate"}
+
+
+def _combined(recipe: Recipe) -> Iterator[str]:
+    """Weights and families of judges go with the way to combine, and are of judges that some stage hears."""
+    from factory.pairing.combining import rule_of, ways
+
+    panels = [recipe.at(step).panel for step in recipe.stages if step.stage == "label"]
+    heard = sorted({recipe.member_name(part) for panel in panels for part in panel})
+    for part in (recipe.at(step).pair for step in recipe.stages if step.stage == "pair"):
+        if not heard or part.combine not in ways():
+            continue
+        combined = partial(rule_of, heard, combine=part.combine, lead=heard[0], break_ties=False, tie_margin=0.0)
+        yield from _told("pair", partial(combined, weights=part.judge_weights, families=part.judge_families))
 
 
 def _order(recipe: Recipe) -> Iterator[str]:
