@@ -603,6 +603,11 @@ def test_the_labellers_of_a_policy_are_those_of_its_run(store: Store) -> None:
     store.append("judgments", said)
     folder = store.folder / "runs" / "made" / "round-1" / "policy"
     assert labellers_of(store, str(folder)) == {"rating": "m"}  # what measured held-out answers has not labelled
+    rules = Judgment(
+        key="3", judge="rules", prompt_key=trained.key, candidate_a="c", detail={"all_met": True}, **row  # type: ignore[arg-type]
+    )  # fmt: skip
+    store.append("judgments", [rules])
+    assert labellers_of(store, str(folder)) == {"rating": "m", "rules": "", "verifier": ""}  # by another name
     assert labellers_of(store, "smollm2-135m-instruct") is None
     assert labellers_of(store, str(store.folder / "runs" / "other" / "policy")) is None
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from factory import verdicts
 from factory.evaluation import length_control
+from factory.evaluation.answers import VERIFIER
 from factory.labelling import matchups
 from factory.labelling.judging import judge
 from factory.labelling.panel import PanelMember, Work, locks_of
@@ -48,14 +49,17 @@ def is_independent(name: str, kind: str, model: str, labelled_by: Labellers | No
 
 def labellers_of(store: Store, policy: str) -> Labellers | None:
     """Who labelled what a policy of this store was trained on: the judges of its run's judgments on prompts of the
-    train split. None where the policy is from elsewhere, or its run has no judgments."""
+    train split, the verifier by its kind too, as it is what grades here. None where the policy is from elsewhere, or
+    its run has no judgments."""
     home, path = store.folder.resolve() / "runs", Path(policy).resolve()
     if not path.is_relative_to(home) or path == home:
         return None
     run = path.relative_to(home).parts[0]
     trained = {row["key"] for row in store.read("prompts", columns=["key"], where={"split": "train"})}
-    rows = store.read("judgments", columns=["judge", "judge_model", "prompt_key"], where={"run": run})
-    return {row["judge"]: row["judge_model"] for row in rows if row["prompt_key"] in trained} or None
+    columns = ["judge", "judge_model", "prompt_key", "detail"]
+    rows = [row for row in store.read("judgments", columns=columns, where={"run": run}) if row["prompt_key"] in trained]
+    verified = any("all_met" in (row["detail"] or {}) for row in rows)  # which no other judge tells
+    return {row["judge"]: row["judge_model"] for row in rows} | ({VERIFIER: ""} if verified else {}) or None
 
 
 def model_of(member: PanelMember) -> str:
