@@ -386,6 +386,16 @@ def test_a_query_writes_all_rows_in_the_form_that_the_file_s_name_says(store: st
     assert (wrong.exit_code, "no format named 'xls'" in wrong.stderr) == (2, True)
 
 
+def test_status_tells_of_what_single_commands_made(store: str) -> None:
+    said = factory("status", "--store", store).stdout
+    assert said.startswith("no runs yet")
+    [line] = [line.split() for line in said.splitlines() if line.startswith("hand")]
+    counts = ("candidates", "judgments", "preferences", "labels")
+    asked = ", ".join(f"(SELECT count(*) FROM {table} WHERE run = 'hand') AS {table}" for table in counts)
+    [held] = good("query", f"SELECT {asked}", "--store", store)
+    assert line == ["hand", *(str(held[table]) for table in counts)]
+
+
 def test_the_start_is_measured_and_not_compared_with_itself(store: str) -> None:
     told = good("evaluate", "--engine", "scripted", "--limit", "2", "--run", "alone", "--store", store)
     assert told["pass_rate"][0] == 1

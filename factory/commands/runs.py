@@ -153,13 +153,23 @@ def status(
             console.watch(lambda: _look(opened, run_name, store, last=WATCHED), every)
             return
         found = _found(opened, run_name, store)
-    text = "\n\n".join(_block(item) for item in found) or NO_RUNS
+        by_hand = "" if found else _by_hand(opened)
+    text = "\n\n".join(_block(item) for item in found) or "\n".join(filter(None, (NO_RUNS, by_hand)))
     console.emit(found, as_json=as_json, text=text)
 
 
 NO_RUNS = "no runs yet: factory run quickstart"
 WATCHED = 12
 """Stages of a run that --watch shows, the newest: a screen has no more room."""
+
+
+def _by_hand(opened: Store) -> str:
+    """What single commands left in the store, run by run."""
+    tables = ("candidates", "judgments", "preferences", "labels")
+    counts = {table: Counter(row["run"] for row in opened.read(table, columns=["run"])) for table in tables}
+    names = sorted({name for counted in counts.values() for name in counted})
+    rows = [{"run": name, **{table: counts[table][name] for table in tables}} for name in names]
+    return f"by single commands:\n{console.table(rows)}" if rows else ""
 
 
 def _look(opened: Store, run_name: str | None, folder: Path, last: int) -> tuple[str, bool]:
