@@ -122,6 +122,7 @@ def examine(text: str, *, where: str, overrides: Sequence[str] = (), beside: Pat
         _override(data, override)
     if beside is not None:
         _use_plugins(data, beside)
+    plugins.load()  # one that does not load is no fault of the keys that it would have answered
     found: list[misfits.Misfit] = []
     recipe = _as_far_as_it_fits(data, found)
     out = [one.key[:-1] if one.lacking and len(one.key) > 1 else one.key for one in found]
@@ -138,7 +139,6 @@ def _use_plugins(data: dict[str, Any], beside: Path) -> None:
     named = data.get("plugins")
     if isinstance(named, list) and all(isinstance(name, str) for name in named):
         data["plugins"] = plugins.use(named, beside)
-        plugins.load()
 
 
 def _as_far_as_it_fits(data: Any, found: list[misfits.Misfit]) -> Recipe | None:
