@@ -427,3 +427,12 @@ def test_answers_without_a_label_get_the_one_that_is_named(store: Store, add: An
 def test_answers_have_no_label_of_themselves(store: Store, add: Any) -> None:
     add({"prompt": "Why?", "completion": "Because."})
     assert not store.rows(Label)
+
+
+@pytest.mark.parametrize("header", ["prompt;chosen;rejected", "prompt\tchosen\trejected"])
+def test_cells_that_no_comma_parts_are_told_of(store: Store, tmp_path: Path, header: str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(f"{header}\n{header}\n")
+    with pytest.raises(FactoryError, match="not parted by commas") as fault:
+        add_prompts(store, str(path))
+    assert fault.value.todo == "write the file with commas"
