@@ -266,9 +266,10 @@ def test_ranks_are_scores_from_1_to_0() -> None:
     ]  # fmt: skip
 
 
-def test_right_answers_are_no_answers_of_models() -> None:
-    assert shape_of({"question": "Who?", "answers": ["Ada", "Lovelace"]}) is None
-    prompt = shape_of({"prompt": "Who?", "answers": ["Ada", "Lovelace"]})
+@pytest.mark.parametrize("right", [["Ada", "Lovelace"], [{"text": "Ada", "answer_start": 3}]])
+def test_right_answers_are_no_answers_of_models(right: list[Any]) -> None:
+    assert shape_of({"question": "Who?", "answers": right}) is None
+    prompt = shape_of({"prompt": "Who?", "answers": right})
     assert prompt is not None
     assert prompt.name == "prompt"
 

@@ -69,9 +69,14 @@ def number(value: Any, column: str) -> float | None:
 
 
 def are_answers(value: Any, scores: Any, column: str) -> bool:
-    """Is the list one of answers of models? A list of texts named `answers` and without scores is of right answers."""
-    listed = isinstance(value, list) and bool(value)
-    return listed and (column != "answers" or scores is not None or all(isinstance(each, Mapping) for each in value))
+    """Is the list one of answers of models? One named `answers` and without scores or ranks is of right answers."""
+    if not isinstance(value, list) or not value:
+        return False
+    return column != "answers" or scores is not None or any(map(_is_graded, value))
+
+
+def _is_graded(answer: Any) -> bool:
+    return isinstance(answer, Mapping) and any(answer.get(name) is not None for name in (*SCORES, "rank"))
 
 
 def several(answers: Sequence[Any], scores: Any, models: Any) -> list[Scored]:
