@@ -412,6 +412,16 @@ def test_settings_are_checked_all_at_once() -> None:
     assert all(part in text for part in ("epochs", "batchsize", "beta is in (0, inf]", "no parameter 'gamma'"))
 
 
+def test_what_is_sound_beside_a_fault_is_checked_too() -> None:
+    given = {"epochs": 0, "kl_budget": 3, "online": {"steps": 2, "n": 1}}
+    with pytest.raises(ConfigError) as caught:
+        config_of(method="grpo", settings=given, parameters={"beta": -1})
+    assert [fault.split()[0] for fault in caught.value.faults] == ["epochs:", "beta", "online.n:"]
+    with pytest.raises(ConfigError) as caught:
+        config_of(method="dpo", settings={"epochs": 0, "kl_budget": 3}, parameters={})
+    assert [fault.split()[0] for fault in caught.value.faults] == ["epochs:", "kl_budget:"]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from factory.faults import ConfigError, FactoryError
+from factory.faults import ConfigError
 
 if TYPE_CHECKING:
     from train.losses import Objective
@@ -183,20 +183,26 @@ class TrainConfig(Strict):
         return value
 
     def check(self) -> None:
-        """FactoryError when the method is unknown, its parameters are not right, or it does not go with where its
-        answers come from; ConfigError with every setting that it would pass over. Loads torch."""
+        """FactoryError when the method is unknown; ConfigError with every parameter that is not right, with what does
+        not go with where its answers come from, and with every setting that it would pass over. Loads torch."""
         from train import losses
 
         objective = losses.get(self.method)
-        objective.check(self.parameters)
+        faults: list[str] = []
+        try:
+            objective.check(self.parameters)
+        except ConfigError as found:
+            faults.extend(found.faults)
         if objective.data == "groups" and self.online is None:
-            raise FactoryError(
-                f"{self.method} trains on answers that the policy samples",
-                todo="set online (for example online: {steps: 50, n: 4})",
+            faults.append(
+                f"online: {self.method} trains on answers that the policy samples: set it (online: {{steps: 50, n: 4}})"
             )
         if self.online is not None and objective.data not in ("groups", "pairs"):
-            raise FactoryError(f"{self.method} trains on {objective.data} of the store", todo="leave online out")
-        if faults := [*self._passed_over(objective), *self._online_passed_over(objective.advantage)]:
+            faults.append(f"online: {self.method} trains on {objective.data} of the store: leave it out")
+        elif self.online is not None:
+            faults.extend(self._online_passed_over(objective.advantage, self.online))
+        faults.extend(self._passed_over(objective))
+        if faults:
             raise ConfigError(faults, where="settings of the training")
 
     def _passed_over(self, objective: Objective) -> Iterator[str]:
@@ -214,14 +220,11 @@ class TrainConfig(Strict):
         if self.kl_budget is not None and not measures_kl:
             yield f"kl_budget: {self.method} measures no KL as it trains; kto does, and online methods with a reference"
 
-    def _online_passed_over(self, way: str) -> Iterator[str]:
+    def _online_passed_over(self, way: str, spec: OnlineSpec) -> Iterator[str]:
         """Settings of an online training that mean nothing to the method, or leave it nothing to learn. `way`: to
         advantages, "" for pairs."""
         from train import advantages
 
-        spec = self.online
-        if spec is None:
-            return
         others = {name for each in advantages.ways.names() for name in advantages.reads(each)} - advantages.reads(way)
         for name in sorted(others):
             if getattr(spec, name) != type(spec).model_fields[name].default:

@@ -55,15 +55,29 @@ def config_of(*, method: str, settings: Mapping[str, Any], parameters: Mapping[s
     try:
         config = TrainConfig.model_validate(data)
     except ValidationError as error:
-        faults.extend(misfit.text() for misfit in misfits.found(error, TrainConfig, data))
-        config = TrainConfig(method=method)
+        found = misfits.found(error, TrainConfig, data)
+        faults.extend(misfit.text() for misfit in found)
+        config = _less(data, misfits.without(data, found, {}))
     try:
-        (config if not faults else TrainConfig.model_construct(method=method, parameters=dict(parameters))).check()
+        config.check()
     except ConfigError as error:
         faults.extend(error.faults)
     if faults:
         raise ConfigError(faults, where="settings of the training")
     return config
+
+
+def _less(data: Mapping[str, Any], sound: Mapping[str, Any]) -> TrainConfig:
+    """The settings less what is wrong with them, to look at the rest; or method and parameters alone."""
+    from pydantic import ValidationError
+
+    from train.config import OnlineSpec
+
+    try:
+        return TrainConfig.model_validate(sound)
+    except ValidationError:
+        online = OnlineSpec() if data.get("online") else None
+        return TrainConfig.model_construct(method=data["method"], parameters=data["parameters"], online=online)
 
 
 def needs(config: TrainConfig) -> str:

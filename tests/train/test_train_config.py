@@ -102,11 +102,23 @@ def test_a_setting_that_the_method_would_pass_over_is_refused(settings: dict[str
 
 def test_all_that_would_be_passed_over_is_told_at_once() -> None:
     wrong = {"method": "grpo", "online": {"n": 1, "eta": 0.1}, "add": {"sft": 1}, "best": {}, "train_on": "every_turn"}
+    wrong |= {"parameters": {"beta": -1}}
     with pytest.raises(ConfigError) as caught:
         TrainConfig(**wrong).check()  # type: ignore[arg-type]
     assert [fault.partition(":")[0] for fault in caught.value.faults] == [
-        "best", "train_on", "add", "online.eta", "online.n",
+        "beta is in [0, inf], not -1", "online.eta", "online.n", "best", "train_on", "add",
     ]  # fmt: skip
+
+
+def test_a_method_that_samples_and_a_wrong_parameter_are_told_together() -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(method="grpo", parameters={"beta": -1}).check()
+    assert caught.value.faults == (
+        "beta is in [0, inf], not -1",
+        "online: grpo trains on answers that the policy samples: set it (online: {steps: 50, n: 4})",
+    )
+    with pytest.raises(ConfigError, match="online: kto trains on labels of the store: leave it out"):
+        TrainConfig(method="kto", online=OnlineSpec()).check()
 
 
 @pytest.mark.parametrize(
