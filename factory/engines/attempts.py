@@ -184,6 +184,8 @@ class Attempts:
         or of this one until it is given up."""
         engine, endpoints = self.engine, self.ways.endpoints
         if reply.failure is not None:
+            if reply.sent and reply.failure.kind == "timeout":
+                endpoint.reached = True  # it took the call, and may be at work
             if reply.failure.passing:
                 endpoints.strike(endpoint)
             if reply.sent:

@@ -2,8 +2,8 @@
 
 An endpoint that has failed STRIKES times without an answer in between is asked for one token within a deadline: only
 an answer counts, since servers are seen dead behind a /health or /version that says 200. Until it gives one, no call
-goes there. When none is left the run waits GONE_AFTER seconds for one to come back; where not even a connection was
-ever made, it ends at once.
+goes there. When none is left the run waits GONE_AFTER seconds for one to come back, also for one that takes calls but
+has answered none in time; where nothing has ever taken a call, it ends at once.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Endpoint:
         self.strikes = 0  # failures in a row
         self.lost_at = 0.0  # monotonic time of the first of them
         self.alive = True
-        self.reached = False  # has it ever sent anything?
+        self.reached = False  # has it ever sent anything, or taken a call and let it wait?
         self.answered = False  # has it ever answered?
         self.session = session(address, headers(address, auth, key))
 

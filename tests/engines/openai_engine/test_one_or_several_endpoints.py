@@ -148,6 +148,28 @@ def test_endpoints_that_stay_away_end_the_run(serve: Serve, monkeypatch: pytest.
     assert len(server.seen) >= 2 + STRIKES
 
 
+def test_an_endpoint_that_is_slow_from_the_start_is_waited_for(serve: Serve) -> None:
+    """A server that still loads takes calls and answers none in time: it is no wrong address."""
+    loaded = threading.Event()
+
+    async def loading(body: dict[str, Any], server: FaultServer) -> web.StreamResponse:
+        while not loaded.is_set():
+            await asyncio.sleep(0.01)
+        return await good(body, server)
+
+    engine = engine_for(serve(loading), concurrency=1, timeout=0.05)
+    tries = engine._open().ways.endpoints
+    with ThreadPoolExecutor(1) as beside:
+        found = beside.submit(lambda: [completion.failure for completion in engine.generate([ask(n=STRIKES + 2)])])
+        while tries.every[0].alive:
+            time.sleep(0.001)
+        time.sleep(0.2)  # some health checks, none of which is answered in time
+        loaded.set()
+        failures = found.result(timeout=20)
+    assert [failure is None for failure in failures] == [*[False] * STRIKES, True, True]
+    assert {failure.kind for failure in failures if failure} == {"timeout"}
+
+
 def test_an_endpoint_that_comes_back_goes_on(serve: Serve) -> None:
     server = serve(in_turn(good, *[reset] * 12, good))
     failures = [c.failure for c in engine_for(server, concurrency=1).generate([ask(n=14)])]
