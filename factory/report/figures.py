@@ -68,6 +68,10 @@ def _measures(reports: Sequence[PolicyReport]) -> list[_Measure]:
         _Measure("Held-out pass rate", "Answers that meet every constraint.", [("passed", _field("pass_rate"))],
                  whole_percent),
         _Measure(
+            "Gain since the start", "In pass rate; and with bounds that hold at all rounds' looks together.",
+            [("alone", _field("gain")), ("at every look", _field("gain_anytime"))], whole_percent,
+        ),
+        _Measure(
             "Win rate against the start", "By constraints met, ties half; and as it would be at equal lengths.",
             [("wins", _field("win_rate")), ("at equal lengths", _field("length_controlled"))], whole_percent,
         ),

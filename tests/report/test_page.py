@@ -58,18 +58,27 @@ def test_eight_lines_of_a_measure_are_told_apart() -> None:
 def test_the_measures_are_one_picture_that_names_its_lines() -> None:
     report = run_report()
     views = [
-        replace(view, report=view.report and replace(view.report, kl3_sequence=Estimate(4.0, 3.0, 5.0)))
+        replace(
+            view,
+            report=view.report
+            and replace(
+                view.report,
+                kl3_sequence=Estimate(4.0, 3.0, 5.0),
+                gain_anytime=view.report.gain and Estimate(view.report.gain.value, -0.5, 0.5),
+            ),
+        )
         for view in report.rounds
     ]
     drawn = ElementTree.fromstring(written(replace(report, rounds=views), "svg"))
     captions = [text for text in drawn.iter(f"{SVG}text") if text.get("class") == "caption"]
-    assert [text.text for text in captions][:3] == [
-        "Held-out pass rate", "Win rate against the start", "KL from the start",
+    assert [text.text for text in captions][:4] == [
+        "Held-out pass rate", "Gain since the start", "Win rate against the start", "KL from the start",
     ]  # fmt: skip
     assert list(captions[0]) == []
-    assert [span.text for span in captions[2]] == ["k1", "k3"]
-    assert len({span.get("fill") for span in captions[2]}) == 2
-    assert len(list(drawn.iter(f"{SVG}polyline"))) == len(captions) + 1
+    assert [span.text for span in captions[1]] == ["alone", "at every look"]
+    assert [span.text for span in captions[3]] == ["k1", "k3"]
+    assert len({span.get("fill") for span in captions[3]}) == 2
+    assert len(list(drawn.iter(f"{SVG}polyline"))) == len(captions) + 2
 
 
 def test_nothing_measured_is_no_picture() -> None:
@@ -98,9 +107,9 @@ def test_the_page_tells_tables_charts_and_pairs() -> None:
     ):
         assert head in seen.text
     titles = [attrs["aria-label"] for tag, attrs in seen.tags if tag == "svg"]
-    measured = ["Held-out pass rate", "Win rate against the start", "KL from the start", "Length", "Relevance"]
-    assert titles[:6] == [*measured, "Distinct words"]
-    assert titles[6:] == [
+    measured = ["Held-out pass rate", "Gain since the start", "Win rate against the start", "KL from the start"]
+    assert titles[:7] == [*measured, "Length", "Relevance", "Distinct words"]
+    assert titles[7:] == [
         "Pass rate against KL",
         "Held-out answers",
         "Chosen and rejected",
