@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file
 
 from factory import crash, resources
-from factory.faults import ConfigError, FactoryError
+from factory.faults import ConfigError, FactoryError, LockedError
 from factory.judges.verifier import VerifierJudge
 from factory.schema import Candidate, Label, Message, Preference, Prompt, digest, now
 from factory.store import Store
+from factory.store.locks import held
 from factory.training import config_of, needs, plan_training, train_policy
 from factory.training.best_of import best
 from factory.training.rewards import RewardPart, Rewards
@@ -632,3 +633,16 @@ def test_an_online_training_is_of_its_reward_which_is_closed(
     assert train(store, tiny_model, "out", config, reward=replace(one, max_tokens=10**6)) == result
     with pytest.raises(FactoryError, match="policy of another training"):
         train(store, tiny_model, "out", config, reward=two)
+
+
+def test_two_at_once_do_not_write_into_one_folder(store: Store, tiny_model: Path) -> None:
+    store.append("preferences", [preference(i) for i in range(4)])
+    out = store.folder / "out"
+    out.mkdir()
+    with (
+        held(out / "writing.lock", "the folder of the training"),
+        pytest.raises(LockedError, match=f"the folder of the training is held by process {os.getpid()}"),
+    ):
+        train(store, tiny_model, "out")
+    assert not (out / "policy").exists()
+    assert train(store, tiny_model, "out").rows == 4

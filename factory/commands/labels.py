@@ -25,7 +25,7 @@ JUDGES = (
 
 
 CURES = {
-    "no_verdict": "the text is not exactly one answer: -J {name}.form=json, -J {name}.reasoning=first, or another model",
+    "no_verdict": "the text is not one answer alone: -J {name}.form=json, -J {name}.reasoning=first, or another model",
     "low_mass": "little probability is on valid answers: another -J {name}.prefix, or a larger model",
     "cut": "its answer is longer than its max_tokens: -J {name}.max_tokens=N",
     "unsupported": "this endpoint goes on with no turn that was begun: -J {name}.prefix=''",

@@ -28,7 +28,7 @@ def run_lock(folder: Path, run: str) -> Iterator[None]:
     locks.mkdir(parents=True, exist_ok=True)
     inherited = os.environ.get(VARIABLE) == str(locks)
     name = f"child-{os.getpid()}" if inherited else "run"
-    with _held(locks / f"{name}.lock", run):
+    with held(locks / f"{name}.lock", f"run {run}"):
         if inherited:
             yield
             return
@@ -56,7 +56,8 @@ def _is_held(path: Path) -> bool:
 
 
 @contextmanager
-def _held(path: Path, run: str) -> Iterator[None]:
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock file, which stands for `what`. LockedError says which process holds it already."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(path, timeout=0)
@@ -64,7 +65,7 @@ def _held(path: Path, run: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise held_by(note, f"run {run}") from None
+        raise held_by(note, what) from None
     try:
         note.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": now().isoformat()}))
         yield

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from factory.faults import ConfigError, FactoryError
 from factory.resources import model_files
 from factory.store.filesystem import sync, sync_contents
+from factory.store.locks import held
 from factory.training.job import Job
 from factory.training.processes import several, train_share
 from factory.training.result import TrainResult, result_of
@@ -114,7 +116,8 @@ def train_policy(
     processes: several that share every batch and the model between them, on this host and perhaps others, where
     `help_train` is called; `out` is then a folder that all of them see.
     FactoryError: no rows, rows of strategies that were not named, a model that does not load, a loss that is not
-    finite, memory or disk that ran out, or an `out` that holds another training.
+    finite, memory or disk that ran out, or an `out` that holds another training. LockedError: another process trains
+    into `out`.
     """
     from train.shortages import memory_for
     from train.trainer import threads
@@ -129,7 +132,7 @@ def train_policy(
         job.read({"run": run, "round": rounds, **(where or {})}, strategy)
     if done := job.finished():
         return done
-    with threads(count := _threads(out, config)), memory_for("the training", str(out)):
+    with _alone_in(out), threads(count := _threads(out, config)), memory_for("the training", str(out)):
         rows = [] if config.online else job.with_reference()
         if together is not None:
             trained = job.train_together(rows, together, max(1, count // together.processes), progress)
@@ -143,6 +146,18 @@ def train_policy(
     )  # fmt: skip
     job.publish(result)
     return result
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold the folder of a training: two that write checkpoints into it would take each other's for their own."""
+    out.mkdir(parents=True, exist_ok=True)
+    lock = out / "writing.lock"
+    with held(lock, "the folder of the training"):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def plan_training(
