@@ -142,13 +142,14 @@ def _text(completion: Completion) -> str:
 
 
 def without_thoughts(text: str) -> str:
-    """The text after the block of thoughts that it begins with, as models write it whose server does not take it out;
-    all of it where there is none, or where the block has no end or another in it."""
+    """The text after the block of thoughts that it begins with, as models write it whose server does not take it out,
+    or after the end of one that the prompt had begun; nothing where the block has no end. All of the text where there
+    is no block, or more than one."""
     bare = text.lstrip(BLANKS)
     thoughts, end, rest = bare.removeprefix(THINKING[0]).partition(THINKING[1])
-    if not bare.startswith(THINKING[0]) or not end or THINKING[0] in thoughts or THINKING[1] in rest:
-        return text
-    return rest
+    if not end:
+        return "" if bare.startswith(THINKING[0]) else text
+    return text if THINKING[0] in thoughts or THINKING[1] in rest else rest
 
 
 # ---------------------------------------------------------------------------------------------------- distributions

@@ -100,7 +100,7 @@ class RubricJudge:
     max_tokens: int | None = None
     form: Form = "token"
     reference: bool = False
-    reader: str = field(default="2", init=False)
+    reader: str = field(default="3", init=False)
     kind: Literal["pointwise", "pairwise"] = field(default="pointwise", init=False)
 
     def __post_init__(self) -> None:

@@ -66,7 +66,7 @@ class PairwiseJudge:
     reasoning_tokens: int = 256
     examples: str | Sequence[Mapping[str, Any]] = ()
     reference: bool = False
-    reader: str = field(default="3", init=False)
+    reader: str = field(default="4", init=False)
     kind: Literal["pointwise", "pairwise"] = field(default="pairwise", init=False)
     words: Words = field(default=ANSWERS, init=False, repr=False)
 

@@ -38,7 +38,7 @@ class RatingJudge:
     form: Form = "token"
     together: bool = False
     reference: bool = False
-    reader: str = field(default="3", init=False)
+    reader: str = field(default="4", init=False)
     kind: Literal["pointwise", "pairwise"] = field(default="pointwise", init=False)
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ class SelfRewardJudge:
     min_mass: float = 0.5
     max_tokens: int | None = None
     reference: bool = False
-    reader: str = field(default="2", init=False)
+    reader: str = field(default="3", init=False)
     kind: Literal["pointwise", "pairwise"] = field(default="pointwise", init=False)
 
     def __post_init__(self) -> None:

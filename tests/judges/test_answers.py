@@ -37,6 +37,8 @@ TEXTS = {
     "a letter in brackets": ("[[B]]", "B"),
     "a letter after thoughts": ("<think>\nA is short, B is not.\n</think>\n\n**B**", "B"),
     "empty thoughts": ("<think></think>A", "A"),
+    "the end of thoughts that the prompt began": ("A is short, B is not.\n</think>\n\n**B**", "B"),
+    "thoughts that the prompt began and no letter": ("B\n</think>\nBoth are good.", None),
     "thoughts without an end": ("<think>A", None),
     "thoughts after the letter": ("A <think>or B?</think>", None),
     "two blocks of thoughts": ("<think>x</think>A<think>y</think>B", None),
@@ -369,3 +371,12 @@ def test_reading_is_linear() -> None:
 )
 def test_thoughts_before_an_answer_say_nothing(read: Callable[[Completion], answers.Said], text: str) -> None:
     assert winner(read(spoken(text))) == "B"
+
+
+@pytest.mark.parametrize(("finish", "failure"), [("stop", "no_verdict"), ("length", "cut")])
+def test_thoughts_without_an_end_say_nothing(finish: str, failure: str) -> None:
+    """Also where a line of theirs looks like the verdict."""
+    assert answers.said_first(spoken("<think>\nB\nlong", finish), AB, 0.5).failure == failure
+    assert answers.said_last(spoken("<think>Longer.\nVerdict: A", finish), AB, ["verdict"]).failure == failure
+    tones = answers.several(spoken("<think>\ntone: A\nuse: B", finish), {"tone": AB, "use": AB}, {})
+    assert [said.failure for said in tones.values()] == [failure, failure]
