@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from factory.prompts.shapes import FIELDS, Example, RowError, mapped, read_row, shape_of
+from factory.prompts.shapes import FIELDS, Example, RowError, Said, mapped, read_row, shape_of
 
 U, A = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 S = {"role": "system", "content": "Be brief."}
@@ -292,11 +292,30 @@ def test_two_answers_with_a_winner(word: Any, winner: str) -> None:
         assert (given.messages, [said.text for said in given.said], given.winner) == ([U], ["Because.", "No."], winner)
 
 
+@pytest.mark.parametrize(("strength", "winner"), [(-3, "a"), ("-1", "a"), (0, "tie"), (0.5, "b"), (2, "b")])
+def test_two_answers_with_the_strength_of_a_preference(strength: Any, winner: str) -> None:
+    """HelpSteer2's columns, and HelpSteer3's."""
+    row = {"prompt": "Why?", "response_1": "Because.", "response_2": "No.", "preference_strength": strength}
+    third = {"context": [U], "response1": "Because.", "response2": "No.", "overall_preference": strength}
+    for one in (row, third):
+        given = read(one).given
+        assert (given.messages, [said.text for said in given.said], given.winner) == ([U], ["Because.", "No."], winner)
+
+
+def test_a_response_is_a_completion() -> None:
+    row = {"prompt": "Why?", "response": "Because.", "helpfulness": 3}
+    assert read(row).given.answer == "Because."
+    assert read(mapped(row, {"score": "helpfulness"})).given.said == (Said("Because.", 3.0),)
+    assert read({**row, "label": "no"}).given.label is False
+
+
 @pytest.mark.parametrize(
     ("row", "column"),
     [
         ({"prompt": "Why?", "response_a": "x", "response_b": "y", "winner": "first"}, "winner"),
         ({"prompt": "Why?", "response_a": "x", "response_b": "x", "winner": "a"}, "response_b"),
+        ({"prompt": "Why?", "response_1": "x", "response_2": "y", "preference_strength": "much"}, "strength"),
+        ({"prompt": "Why?", "response_1": "x", "response_2": "y", "preference_strength": ""}, "strength"),
         ({"prompt": "Why?", "answers": ["x", "y"], "scores": [1]}, "scores"),
         ({"prompt": "Why?", "answers": ["x"], "scores": [True]}, "scores"),
         ({"prompt": "Why?", "generations": [{"said": "x"}]}, "answers"),

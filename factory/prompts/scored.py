@@ -1,8 +1,8 @@
 """Answers that came with what somebody said of them: scores, ranks, and which of two is better.
 
 Read as common sets have it: UltraFeedback's completions with an overall score, distilabel's generations with ratings,
-Nectar's answers with ranks, an arena's two responses with a winner, score_chosen and score_rejected. A score's scale is
-the user's to name; one without a scale is a reward without ends.
+Nectar's answers with ranks, an arena's two responses with a winner, HelpSteer's with a strength, score_chosen and
+score_rejected. A score's scale is the user's to name; one without a scale is a reward without ends.
 """
 
 from __future__ import annotations
@@ -132,3 +132,11 @@ def winner(value: Any) -> Winner:
     if bare not in _SIDES:
         raise ColumnError("winner", f"must be a, b or tie, not {value!r:.40}")
     return _SIDES[bare]
+
+
+def leaning(value: Any) -> Winner:
+    """Which of two answers is better, by how much the second is: below 0 the first. ColumnError: it is no number."""
+    strength = number(value, "strength")
+    if strength is None:
+        raise ColumnError("strength", "empty")
+    return "tie" if strength == 0 else "a" if strength < 0 else "b"

@@ -413,6 +413,14 @@ _SIDES: Final = ("response_a", "response_b")
 
 
 def _comparison(row: Values) -> Given:
+    return _compared(row, scored.winner(row["winner"]))
+
+
+def _leaning(row: Values) -> Given:
+    return _compared(row, scored.leaning(row["strength"]))
+
+
+def _compared(row: Values, winner: Winner) -> Given:
     if row.get("prompt") is None:
         messages, *texts = _implicit(row, *_SIDES)
     else:
@@ -423,7 +431,7 @@ def _comparison(row: Values) -> Given:
     said = tuple(
         Said(text, model=_plain(row, model)) for text, model in zip(texts, ("model_a", "model_b"), strict=True)
     )
-    return Given(messages, said=said, winner=scored.winner(row["winner"]))
+    return Given(messages, said=said, winner=winner)
 
 
 def _messages(row: Values) -> Given:
@@ -477,6 +485,19 @@ _ALSO_GRADES: Final = {
     "score_rejected": ("rejected_score", "rejected_rating"),
 }
 
+_OF_TWO: Final = ("prompt", "model_a", "model_b", "input")
+_ALSO_OF_TWO: Final = {
+    "prompt": _QUESTIONS,
+    "response_a": ("answer_a", "completion_a", "conversation_a", "response_1", "response1"),
+    "response_b": ("answer_b", "completion_b", "conversation_b", "response_2", "response2"),
+}
+_ALSO_STRENGTH: Final = {
+    **_ALSO_OF_TWO,
+    "prompt": (*_QUESTIONS, "context"),
+    "strength": ("preference_strength", "overall_preference"),
+}
+_ALSO_COMPLETION: Final = {"completion": ("response",)}
+
 SHAPES: Final = (
     Shape(
         "preference", ("prompt", "chosen", "rejected"), _preference, (*_GRADES, "input"),
@@ -484,17 +505,11 @@ SHAPES: Final = (
         fits=lambda row: row.get("prompt") is not None or not _is_whole(row["chosen"]),
     ),
     Shape("preference", ("chosen", "rejected"), _implicit_preference, _GRADES, also=_ALSO_GRADES),
-    Shape(
-        "comparison", (*_SIDES, "winner"), _comparison, ("prompt", "model_a", "model_b", "input"),
-        also={
-            "prompt": _QUESTIONS,
-            "response_a": ("answer_a", "completion_a", "conversation_a"),
-            "response_b": ("answer_b", "completion_b", "conversation_b"),
-        },
-    ),
+    Shape("comparison", (*_SIDES, "winner"), _comparison, _OF_TWO, also=_ALSO_OF_TWO),
+    Shape("comparison", (*_SIDES, "strength"), _leaning, _OF_TWO, also=_ALSO_STRENGTH),
     _SEVERAL,
-    Shape("label", ("prompt", "completion", "label"), _label),
-    Shape("completion", ("prompt", "completion"), _completion, ("score", "model")),
+    Shape("label", ("prompt", "completion", "label"), _label, also=_ALSO_COMPLETION),
+    Shape("completion", ("prompt", "completion"), _completion, ("score", "model"), also=_ALSO_COMPLETION),
     Shape("messages", ("messages",), _messages),
     Shape("sharegpt", ("conversations",), _sharegpt),
     Shape("alpaca", ("instruction",), _alpaca, ("input", "output")),
