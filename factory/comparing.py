@@ -148,7 +148,7 @@ def compare(store: Store, runs: Sequence[str], groups: Mapping[str, Sequence[str
 
 def course_of(store: Store, run: str) -> Course:
     """A run as the store holds it, also one at work. FactoryError: there is none, or none of its rounds is done."""
-    flow = opened(store, run)
+    flow = opened(store, run, rules=False)
     rows = {row.round: row.report for row in store.rows(Round, {"run": run})}
     reports = {number: PolicyReport.from_json(row["report"]) for number, row in sorted(rows.items())}
     if not reports:
@@ -223,7 +223,7 @@ def _doer(flow: Run, number: int, step: str) -> Run | None:
     origin = (flow.done(number, step) or {}).get("shared")
     if origin is None:
         return flow
-    return _doer(opened(flow.store, origin), number, step) if flow.store.get_run(origin) else None
+    return _doer(opened(flow.store, origin, rules=False), number, step) if flow.store.get_run(origin) else None
 
 
 def _tokens(flow: Run, number: int, *, online: bool) -> float:

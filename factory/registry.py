@@ -15,6 +15,7 @@ from factory import plugins
 from factory.faults import FactoryError
 
 T = TypeVar("T")
+ONES_OWN = "name one of these, or bring your own: factory --plugin FILE (docs/extending.md)"
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -23,12 +24,12 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return near[0] if near else None
 
 
-def unknown_name(kind: str, name: str, known: Iterable[str]) -> FactoryError:
+def unknown_name(kind: str, name: str, known: Iterable[str], todo: str = "") -> FactoryError:
     """The error for a name that is not known, with the nearest that is."""
     names = sorted(known)
     near = nearest(name, names)
     hint = f"; did you mean {near!r}?" if near else "."
-    return FactoryError(f"no {kind} named {name!r}{hint} Known: {', '.join(names)}")
+    return FactoryError(f"no {kind} named {name!r}{hint} Known: {', '.join(names)}", todo=todo)
 
 
 class Registry(Generic[T]):
@@ -60,7 +61,7 @@ class Registry(Generic[T]):
         """The thing of that name, imported if need be. FactoryError names the nearest known name."""
         plugins.load()
         if name not in self._entries:
-            raise unknown_name(self.kind, name, self._entries)
+            raise unknown_name(self.kind, name, self._entries, ONES_OWN)
         entry = self._entries[name]
         if isinstance(entry, str):
             module, attribute = entry.split(":")
@@ -73,7 +74,7 @@ class Registry(Generic[T]):
         """What was declared with the entry."""
         plugins.load()
         if name not in self._facts:
-            raise unknown_name(self.kind, name, self._facts)
+            raise unknown_name(self.kind, name, self._facts, ONES_OWN)
         return self._facts[name]
 
     def names(self) -> list[str]:

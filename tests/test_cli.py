@@ -155,6 +155,7 @@ def test_train_and_evaluate_by_hand(store: str, tiny_model: Path) -> None:
     ("arguments", "code", "said"),
     [
         (["label", "--judge", "verifer"], 2, "did you mean 'verifier'"),
+        (["label", "--judge", "polite"], 2, "bring your own: factory --plugin FILE"),
         (["generate", "--engine", "transfomers"], 2, "did you mean 'transformers'"),
         (["pair", "--strategy", "best"], 2, "best_worst"),
         (["train", "--method", "simppo"], 2, "did you mean 'simpo'"),

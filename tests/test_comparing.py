@@ -10,14 +10,15 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 from judged import AT
 from typer.testing import CliRunner
 
 from factory.cli import app
 from factory.comparing import Comparison, Course, Line, Setting, compare, course_of, mean_of, picture
-from factory.faults import FactoryError
+from factory.faults import ConfigError, FactoryError
 from factory.recipe import Recipe, dump, parse
-from factory.rounds import do
+from factory.rounds import branching, do
 from factory.rounds.runbook import Run
 from factory.schema import Candidate, Estimate, Judged, PolicyReport, Round, digest
 from factory.store import Store
@@ -109,6 +110,17 @@ def test_a_run_is_told_round_by_round_with_what_making_it_took(store: Store) -> 
     assert [[value and value.value for value in each] for each in made] == [[0, 0, 0], [42.5, 80, 200], [85, 160, 600]]
     assert second.pass_rate == near(0.5)
     assert course.judges == ("rating",)
+
+
+def test_a_run_whose_rules_are_a_plugins_that_is_not_here_can_be_compared(store: Store) -> None:
+    text = (store.get_run("a") or {})["recipe"]
+    own = yaml.safe_dump({**yaml.safe_load(text), "stop": {"any": [{"rule": "of_a_plugin"}]}})
+    store.put_run("c", own, {})
+    close(store, "c", 0, 0.2)
+    assert course_of(store, "c").lines[0].round == 0
+    with pytest.raises(ConfigError, match="no stopping rule named 'of_a_plugin'") as raised:
+        branching.opened(store, "c")
+    assert "--plugin" in raised.value.todo
 
 
 def test_what_is_shared_is_charged_as_if_it_had_been_done(store: Store) -> None:

@@ -12,10 +12,10 @@ own. Before the rounds the start is evaluated, after each the policy, after all 
 """
 
 from factory.recipe.parts import EnginePart, EvaluatePart, PairPart, PanelPart, RewardJudge, Step
-from factory.recipe.reading import MEND, Read, bundled_recipes, dump, examine_file, find, load, parse
+from factory.recipe.reading import MEND, Read, bundled_recipes, dump, examine_file, find, load, parse, parse_but_rules
 from factory.recipe.whole import FRAME, Recipe, disagreements
 
 __all__ = [
     "FRAME", "MEND", "EnginePart", "EvaluatePart", "PairPart", "PanelPart", "Read", "Recipe", "RewardJudge", "Step",
-    "bundled_recipes", "disagreements", "dump", "examine_file", "find", "load", "parse",
+    "bundled_recipes", "disagreements", "dump", "examine_file", "find", "load", "parse", "parse_but_rules",
 ]  # fmt: skip

@@ -85,15 +85,22 @@ def text_of(path: Path) -> str:
 def parse(text: str, *, where: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe that a YAML text holds, such as one kept with a run: its plugins are not imported, since a store may
     come from anywhere. ConfigError lists every fault of its form at once."""
-    return _sound(examine(text, where=where, overrides=overrides), where)
+    return _sound(examine(text, where=where, overrides=overrides), where, f"{MEND}, or name its plugins (--plugin)")
+
+
+def parse_but_rules(text: str, *, where: str) -> Recipe:
+    """`parse` for those who only look at a run: without its stopping rules, which may be a plugin's."""
+    whole = yaml.safe_load(text)
+    told = {key: value for key, value in whole.items() if key != "stop"} if isinstance(whole, dict) else whole
+    return parse(yaml.safe_dump(told), where=where)
 
 
 MEND = "mend these keys, or override with --set"
 
 
-def _sound(read: Read, where: str) -> Recipe:
+def _sound(read: Read, where: str, todo: str = MEND) -> Recipe:
     if read.faults or read.recipe is None:
-        raise ConfigError(read.faults, where=where, todo=MEND)
+        raise ConfigError(read.faults, where=where, todo=todo)
     return read.recipe
 
 

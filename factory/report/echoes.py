@@ -81,12 +81,10 @@ def _rewards(recipe: Recipe) -> set[str]:
 def _read(recipe: str) -> Recipe | None:
     """The recipe but for its rules, which may be a plugin's; None where there is none, or it was written for another
     version."""
-    from factory.recipe import parse
+    from factory.recipe import parse_but_rules
 
     try:
-        whole = yaml.safe_load(recipe)
-        told = {key: value for key, value in whole.items() if key != "stop"} if isinstance(whole, dict) else {}
-        return parse(yaml.safe_dump(told), where="the run's recipe") if told else None
+        return parse_but_rules(recipe, where="the run's recipe") if recipe else None
     except (FactoryError, yaml.YAMLError):
         return None
 

@@ -60,12 +60,14 @@ def point_of(store: Store, text: str, recipe: Recipe) -> Point:
     return Point(origin.name, chosen)
 
 
-def opened(store: Store, name: str) -> Run:
-    """A run as it was begun. FactoryError: there is none of that name."""
+def opened(store: Store, name: str, *, rules: bool = True) -> Run:
+    """A run as it was begun; without its stopping `rules`, which may be a plugin's, where it is only looked at.
+    FactoryError: there is none of that name."""
     held = store.get_run(name)
     if held is None:
         raise FactoryError(f"no run named {name!r}", where=str(store.folder), todo="factory status lists the runs")
-    return Run(store, recipes.parse(held["recipe"], where=f"run {name}"), name)
+    read = recipes.parse if rules else recipes.parse_but_rules
+    return Run(store, read(held["recipe"], where=f"run {name}"), name)
 
 
 def _newest(store: Store, recipe: Recipe) -> str:
