@@ -163,6 +163,7 @@ def test_train_and_evaluate_by_hand(store: str, tiny_model: Path) -> None:
         (["query", "DROP TABLE prompts"], 2, ""),
         (["run", "quickstart", "--dry-run", "--from", "round-1"], 2, "--dry-run plans whole runs"),
         (["run", "quickstrat", "--dry-run"], 2, "did you mean 'quickstart'"),
+        (["run", "quickstart", "--run", "given"], 2, "holds the answers and verdicts that were brought in"),
         (["status", "--run", "nothing"], 2, "no run named"),
         (["generate", "--split", "nothing"], 2, "no prompts"),
         (["generate", "--engine", "openai", "--model", "m", "-E", "base_url="], 2, "base_url: no value"),

@@ -78,10 +78,15 @@ def run(
 def opened_for(loaded: Recipe, folder: Path, run_name: str | None, *, begun: bool = False) -> Iterator[Store]:
     """The store, for a run: made now unless it must hold something already (`begun`: an earlier run). What would be
     refused as soon as the run began is refused before a store is made."""
+    from factory.prompts import RUN
     from factory.rounds.runbook import models_of
     from factory.store import check_run_name
     from factory.store.journal import FILE
 
+    if run_name == RUN:
+        raise FactoryError(
+            f"the run {RUN!r} holds the answers and verdicts that were brought in", where="--run", todo="name another"
+        )
     check_run_name(run_name or options.dated(loaded.name, None))
     if not (folder / FILE).is_file():
         models_of(loaded)
