@@ -18,7 +18,9 @@ import tiny_run
 
 from factory import plugins
 from factory.faults import ConfigError, FactoryError
+from factory.recipe import parse
 from factory.registry import Registry
+from factory.rounds import runbook
 from factory.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -231,6 +233,17 @@ def test_one_that_failed_fails_again_with_the_same_words(
 
     monkeypatch.delitem(judges._entries, "half")
     monkeypatch.delitem(judges._facts, "half")
+
+
+def test_a_run_that_goes_on_with_a_changed_plugin_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = parse("name: x\npanel: [{judge: verifier}]\n", where="x")
+    with Store.open(tmp_path / "store", create=True) as store:
+        for folder, content, told in (("a", "1", False), ("b", "1", False), ("b", "2", True)):
+            monkeypatch.setattr(runbook, "_plugins", lambda at=f"/{folder}/own.py", hashed=content: {at: hashed})
+            runbook.open_run(store, recipe, "r")
+            assert ("the plugin /b/own.py was changed since the run began" in capsys.readouterr().err) == told
 
 
 def test_files_that_are_not_there_are_all_told_of(fresh: None) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from factory import plugins, recipe as recipes
+from factory import console, plugins, recipe as recipes
 from factory.faults import ConfigError, FactoryError
 from factory.schema import TABLES, Decision, Prompt, now
 from factory.stopping import RoundEvidence, champion
@@ -192,7 +192,17 @@ def open_run(store: Store, recipe: Recipe, name: str, begun: Mapping[str, Any] |
             where=str(store.run_folder(name) / "recipe.yaml"),
             todo="go on with the recipe it was begun with, or give this one another name with --run",
         )
+    else:
+        _tell_of_other_code(held["info"].get("plugins") or {})
     return Run(store, recipe, name)
+
+
+def _tell_of_other_code(begun: Mapping[str, str]) -> None:
+    """A note of each plugin that is not as it was when the run began; one that was moved is known by its file name."""
+    known = {Path(name).name: content for name, content in begun.items()}
+    for name, content in _plugins().items():
+        if known.get(Path(name).name, content) != content:
+            console.note(f"note: the plugin {name} was changed since the run began: what is done stays as it was")
 
 
 def _plugins() -> dict[str, str]:
