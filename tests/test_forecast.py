@@ -78,7 +78,8 @@ MEASURED = {
 def test_the_plan_is_what_a_run_asks_for(
     name: str, stages: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Six prompts a round; of four answers each. Two pairs a prompt in both orders with a canary: (12 + 1) x 2."""
+    """Six prompts a round; of four answers each. Two pairs a prompt in both orders with a canary: (12 + 1) x 2. Where
+    both evaluations happen to draw the same answer of the start for their canary, the second pays nothing for it."""
     (tmp_path / "rules.yaml").write_text(json.dumps(RULES))
     data = recipes.load(name).model_dump(mode="json")
     data |= {"engine": {"kind": "scripted"}, "isolate": "never"}
@@ -95,6 +96,9 @@ def test_the_plan_is_what_a_run_asks_for(
     monkeypatch.setattr(ScriptedEngine, "render", with_model)
     with Store.open(tmp_path / "store", create=True) as store:
         made = asked(store, recipe)
+        heard = [(row["round"], row["call_key"]) for row in store.read("judgments", where={"judge": "other"})]
+        again = {key for number, key in heard if number == 1} & {key for number, key in heard if number == 2}
+        made["evaluate"] += len(again)
         prompts = dict(Counter(row["split"] for row in store.read("prompts", columns=["split"])))
     assert made == stages | {"start": 4 + 3, "evaluate": 2 * (4 + 3 + (4 + 1) * 2)}
     planned: Counter[str] = Counter()
