@@ -10,8 +10,9 @@ import pytest
 
 from factory import constraints
 from factory.prompts import add_prompts
-from factory.prompts.expected import ColumnError, expected
+from factory.prompts.expected import expected
 from factory.prompts.shapes import FIELDS, read_row, shape_of
+from factory.prompts.sources import RowError
 from factory.schema import Prompt
 from factory.store import Store
 
@@ -111,7 +112,7 @@ def test_schemas() -> None:
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_names_its_column(row: dict[str, Any], column: str) -> None:
-    with pytest.raises(ColumnError) as told:
+    with pytest.raises(RowError) as told:
         expected(row)
     assert told.value.column == column
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from factory.prompts.shapes import FIELDS, Example, RowError, Said, mapped, read_row, shape_of
+from factory.prompts.shapes import FIELDS, Example, Said, mapped, read_row, shape_of
+from factory.prompts.sources import RowError
 
 U, A = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}
 S = {"role": "system", "content": "Be brief."}

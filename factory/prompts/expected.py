@@ -14,19 +14,11 @@ from typing import Any, Final, NamedTuple
 
 from factory.constraints import faults
 from factory.constraints.stated import one_number, statements
+from factory.prompts.sources import RowError
 
 Values = Mapping[str, Any]
 COLUMNS: Final = ("answer", "choices", "tests", "entry_point", "test_setup", "json_schema")
 SHORT: Final = 80  # characters that an answer may have to be compared as a text
-
-
-class ColumnError(ValueError):
-    """A column that cannot be read, and why."""
-
-    def __init__(self, column: str, reason: str) -> None:
-        super().__init__(f"{column}: {reason}")
-        self.column = column
-        self.reason = reason
 
 
 class Expected(NamedTuple):
@@ -37,12 +29,12 @@ class Expected(NamedTuple):
 
 
 def expected(row: Values) -> Expected:
-    """The constraints of a row's columns `COLUMNS`. ColumnError: one of them cannot be read."""
+    """The constraints of a row's columns `COLUMNS`. RowError: one of them cannot be read."""
     answer, reference = _answer(row)
     made = [("answer", answer), ("tests", _tests(row)), ("json_schema", _schema(row.get("json_schema")))]
     for column, constraint in made:
         if constraint is not None and (found := faults([constraint])):
-            raise ColumnError(column, "; ".join(fault.partition(": ")[2] for fault in found))
+            raise RowError(column, "; ".join(fault.partition(": ")[2] for fault in found))
     return Expected([constraint for _, constraint in made if constraint is not None], reference)
 
 
@@ -55,7 +47,7 @@ def _json(value: Any, column: str) -> Any:
     except (ValueError, RecursionError) as error:
         if column == "tests":
             return value  # Python, then
-        raise ColumnError(column, "not JSON") from error
+        raise RowError(column, "not JSON") from error
 
 
 def _text(row: Values, column: str) -> str | None:
@@ -63,7 +55,7 @@ def _text(row: Values, column: str) -> str | None:
     if value is None or value == "":
         return None
     if not isinstance(value, str):
-        raise ColumnError(column, f"must be a text, not {type(value).__name__}")
+        raise RowError(column, f"must be a text, not {type(value).__name__}")
     return value
 
 
@@ -109,7 +101,7 @@ def _of_choices(value: Any, choices: Any) -> dict[str, Any]:
     """The right letter: by label, by number from 0, or by the text of the choice."""
     labels, texts = _labels(choices)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ColumnError("answer", f"must be a letter, a number from 0, or the text of a choice, not {value!r:.100}")
+        raise RowError("answer", f"must be a letter, a number from 0, or the text of a choice, not {value!r:.100}")
     known = [label for label in (str(value), str(value).strip()) if label in labels]
     if known:
         at = labels.index(known[0])
@@ -118,7 +110,7 @@ def _of_choices(value: Any, choices: Any) -> dict[str, Any]:
     elif isinstance(value, str) and texts.count(value.strip()) == 1:
         at = texts.index(value.strip())
     else:
-        raise ColumnError("answer", f"{value!r:.100} is none of the choices {', '.join(labels)}")
+        raise RowError("answer", f"{value!r:.100} is none of the choices {', '.join(labels)}")
     return {"kind": "choice", "answer": string.ascii_uppercase[at], "choices": texts}
 
 
@@ -133,7 +125,7 @@ def _labels(choices: Any) -> tuple[list[str], list[str]]:
         labels, texts = list(string.ascii_uppercase), choices
     right = isinstance(texts, list) and isinstance(labels, list) and 2 <= len(texts) <= 26
     if not right or not all(isinstance(t, str) and t.strip() for t in texts):
-        raise ColumnError("choices", "must be a list of 2 to 26 texts, or {label: [...], text: [...]}")
+        raise RowError("choices", "must be a list of 2 to 26 texts, or {label: [...], text: [...]}")
     return [str(label) for label in labels[: len(texts)]], [t.strip() for t in texts]
 
 
@@ -161,14 +153,14 @@ def _tests(row: Values) -> dict[str, Any] | None:
 def _cases(value: Mapping[str, Any]) -> list[dict[str, Any]]:
     inputs, outputs = (value.get(f"{side}s", value.get(side)) for side in ("input", "output"))
     if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
-        raise ColumnError("tests", "must have as many inputs as outputs")
+        raise RowError("tests", "must have as many inputs as outputs")
     return [{"input": a, "output": b} for a, b in zip(inputs, outputs, strict=True)]
 
 
 def _case(case: Mapping[str, Any], entry_point: str | None) -> dict[str, Any]:
     """A case with its sides as they are compared: texts for a program, values for a function."""
     if not {"input", "output"} <= set(case):
-        raise ColumnError("tests", "has a case without input or output")
+        raise RowError("tests", "has a case without input or output")
     if entry_point is None:
         return {side: _lines(case[side]) for side in ("input", "output")}
     given, due = case["input"], case["output"]
@@ -176,7 +168,7 @@ def _case(case: Mapping[str, Any], entry_point: str | None) -> dict[str, Any]:
         try:
             given, due = [json.loads(line) for line in given.split("\n") if line.strip()], json.loads(due)
         except (ValueError, TypeError):
-            raise ColumnError("tests", "has a functional case that is not JSON") from None
+            raise RowError("tests", "has a functional case that is not JSON") from None
     return {"input": given, "output": due}
 
 
@@ -184,7 +176,7 @@ def _lines(side: Any) -> str:
     if isinstance(side, list) and all(isinstance(line, str) for line in side):
         return "\n".join(side)
     if not isinstance(side, str):
-        raise ColumnError("tests", "has cases of values, which need entry_point, the function to call")
+        raise RowError("tests", "has cases of values, which need entry_point, the function to call")
     return side
 
 

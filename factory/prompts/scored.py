@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from factory.faults import FactoryError
+from factory.prompts.sources import RowError
 
 Scale = tuple[float, float]
 Winner = Literal["a", "b", "tie"]
@@ -23,15 +24,6 @@ SHARE: Final[Scale] = (0.0, 1.0)
 _SIDES: Final[Mapping[str, Winner]] = {"a": "a", "1": "a", "b": "b", "2": "b"}
 _TIES: Final = frozenset(("tie", "tie (bothbad)", "both", "neither", "draw"))
 _BEFORE_SIDES: Final = ("model_", "response_", "answer_", "completion_", "conversation_", "assistant_")
-
-
-class ColumnError(ValueError):
-    """A column that cannot be read, and why."""
-
-    def __init__(self, column: str, reason: str) -> None:
-        super().__init__(f"{column}: {reason}")
-        self.column = column
-        self.reason = reason
 
 
 class Scored(NamedTuple):
@@ -56,7 +48,7 @@ def scale_of(text: str) -> Scale:
 
 
 def number(value: Any, column: str) -> float | None:
-    """A score; None where there is none. ColumnError: it is no number."""
+    """A score; None where there is none. RowError: it is no number."""
     if value is None or value == "":
         return None
     try:
@@ -64,7 +56,7 @@ def number(value: Any, column: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
-        raise ColumnError(column, f"must be a number, not {value!r:.40}")
+        raise RowError(column, f"must be a number, not {value!r:.40}")
     return score
 
 
@@ -81,7 +73,7 @@ def _is_graded(answer: Any) -> bool:
 
 def several(answers: Sequence[Any], scores: Any, models: Any) -> list[Scored]:
     """The answers of one prompt; scores and models stand with them or in lists of their own. An answer that is null was
-    never given. ColumnError: the lists differ in length, or an answer has no text or no number for a score."""
+    never given. RowError: the lists differ in length, or an answer has no text or no number for a score."""
     beside = {"scores": _beside(scores, "scores", len(answers)), "models": _beside(models, "models", len(answers))}
     found = [
         _one(answer, score, model) for answer, score, model in zip(answers, *beside.values(), strict=True)
@@ -98,7 +90,7 @@ def _beside(value: Any, column: str, length: int) -> Sequence[Any]:
         return [None] * length
     if not isinstance(value, list) or len(value) != length:
         count = len(value) if isinstance(value, list) else "no list"
-        raise ColumnError(column, f"must be a list as long as the answers ({length}), not {count}")
+        raise RowError(column, f"must be a list as long as the answers ({length}), not {count}")
     return value
 
 
@@ -106,7 +98,7 @@ def _one(answer: Any, score: Any, model: Any) -> Scored:
     if isinstance(answer, Mapping) and "role" not in answer and "from" not in answer:
         said = next((answer[name] for name in TEXTS if answer.get(name) is not None), None)
         if said is None:
-            raise ColumnError("answers", f"an answer has none of {', '.join(TEXTS)}")
+            raise RowError("answers", f"an answer has none of {', '.join(TEXTS)}")
         score = score if score is not None else next((answer[n] for n in SCORES if answer.get(n) is not None), None)
         model = model if model is not None else answer.get("model")
         answer = said
@@ -124,19 +116,19 @@ def _shares(ranks: Sequence[float]) -> list[float]:
 
 
 def winner(value: Any) -> Winner:
-    """Which of two answers is better. ColumnError: it says neither."""
+    """Which of two answers is better. RowError: it says neither."""
     said = str(value).strip().lower()
     bare = next((said.removeprefix(before) for before in _BEFORE_SIDES if said.startswith(before)), said)
     if bare in _TIES:
         return "tie"
     if bare not in _SIDES:
-        raise ColumnError("winner", f"must be a, b or tie, not {value!r:.40}")
+        raise RowError("winner", f"must be a, b or tie, not {value!r:.40}")
     return _SIDES[bare]
 
 
 def leaning(value: Any) -> Winner:
-    """Which of two answers is better, by how much the second is: below 0 the first. ColumnError: it is no number."""
+    """Which of two answers is better, by how much the second is: below 0 the first. RowError: it is no number."""
     strength = number(value, "strength")
     if strength is None:
-        raise ColumnError("strength", "empty")
+        raise RowError("strength", "empty")
     return "tie" if strength == 0 else "a" if strength < 0 else "b"

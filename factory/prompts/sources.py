@@ -37,6 +37,15 @@ class RowFault(NamedTuple):
     reason: str
 
 
+class RowError(Exception):
+    """A row that cannot be read: the column at fault and the reason."""
+
+    def __init__(self, column: str, reason: str) -> None:
+        super().__init__(f"{column}: {reason}")
+        self.column = column
+        self.reason = reason
+
+
 class Source(NamedTuple):
     """A data source: the name that its rows are kept under, and its rows."""
 
