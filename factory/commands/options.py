@@ -101,7 +101,7 @@ def kind_of(store: Store, run: str | None, split: str, kind: str | None) -> str:
     if kind is not None:
         return kind
     where = {"split": split} | ({} if run is None else {"run": run})
-    held = {row["kind"] for row in store.read("candidates", columns=["kind"], where=where)}
+    held = store.table("candidates", ["kind"], where).column("kind").unique().to_pylist()
     if "sample" in held or "given" not in held:
         return "sample"
     note("kind: given (no answers were sampled; --kind names another)")

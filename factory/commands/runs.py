@@ -171,10 +171,16 @@ WATCHED = 12
 def _by_hand(opened: Store) -> str:
     """What single commands left in the store, run by run."""
     tables = ("candidates", "judgments", "preferences", "labels")
-    counts = {table: Counter(row["run"] for row in opened.read(table, columns=["run"])) for table in tables}
+    counts = {table: _by_run(opened, table) for table in tables}
     names = sorted({name for counted in counts.values() for name in counted})
     rows = [{"run": name, **{table: counts[table][name] for table in tables}} for name in names]
     return f"by single commands:\n{console.table(rows)}" if rows else ""
+
+
+def _by_run(opened: Store, table: str) -> Counter[str]:
+    """How many rows of the table each run has."""
+    counted = opened.table(table, ["run"]).column("run").value_counts().to_pylist()
+    return Counter({each["values"]: each["counts"] for each in counted})
 
 
 def _look(opened: Store, run_name: str | None, folder: Path, last: int) -> tuple[str, bool]:

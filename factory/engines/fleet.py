@@ -431,7 +431,7 @@ def _child(spec: EngineSpec, environment: Mapping[str, str], messages: str, ends
         threading.Thread(target=_render, args=(engine, ends.questions), daemon=True).start()
         try:
             _serve(engine, ends.link)
-        except (EOFError, OSError):  # the parent is gone, as the watcher sees too: it has to clear up first
+        except (EOFError, ConnectionError):  # the parent is gone, as the watcher sees too: it has to clear up first
             watcher.join(PATIENCE)
 
 
