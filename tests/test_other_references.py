@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from tiny_models import build_tiny_model
+from training_rows import CONFIG, preference, prompt
 
 from factory.faults import FactoryError
 from factory.store import Store
 from factory.training import train_policy
-from tests.test_training import CONFIG, preference, prompt
 from train.config import OnlineSpec, TrainConfig
 
 

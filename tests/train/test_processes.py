@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_rows import CONFIG, label, preference
 
 from factory import crash
 from factory.faults import ConfigError, EndpointError, FactoryError
 from factory.store import Store
 from factory.training import help_train, train_policy
 from tests.test_isolation import ended
-from tests.test_training import CONFIG, label, preference
 from tests.train.conftest import SMALL, pair_rows
 from tests.train.test_trainer import METHODS, OPTIONS, config, rows_for
 from train import losses

@@ -1,94 +1,28 @@
-"""From the store's rows to a policy's folder: what is read, what is kept, what a kill leaves, what is refused."""
+"""What is read of the store and left out, what becomes of it, what is handed back and refused."""
 
 from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
-import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from training_rows import CONFIG, asked, candidate, label, preference, prompt, said, train
 
-from factory import crash, resources
-from factory.faults import ConfigError, FactoryError, LockedError
+from factory import resources
+from factory.faults import FactoryError, LockedError
 from factory.judges.verifier import VerifierJudge
-from factory.schema import Candidate, Label, Message, Preference, Prompt, digest, now
+from factory.schema import Message
 from factory.store import Store
 from factory.store.locks import held
-from factory.training import config_of, needs, plan_training, train_policy
-from factory.training.best_of import best
 from factory.training.rewards import RewardPart, Rewards
-from train import logps
-from train.config import BestSpec, LoraSpec, OnlineSpec, TrainConfig
-from train.metrics import read, timeless
+from train.config import OnlineSpec
+from train.metrics import read
 from train.policy import load_tokenizer
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["torch", "transformers", "peft", "pyarrow.dataset", "factory.training", "train.trainer"])
-CONFIG = TrainConfig(learning_rate=1e-2, batch_size=4, threads=1, dtype="float32", lora=LoraSpec(r=4), save_every=2)
-WORDS = ("sea", "river", "bread", "music", "glass", "story", "answer", "letter", "mountain", "sentence")
-
-
-def said(text: str) -> list[Message]:
-    return [{"role": "assistant", "content": text}]
-
-
-def asked(i: int) -> list[Message]:
-    return [{"role": "user", "content": f"Tell me something about {WORDS[i % 10]} number {i}."}]
-
-
-def preference(i: int, chosen: str = "", rejected: str = "Never.", round: int = 1) -> Preference:
-    return Preference(
-        key=digest("preference", i, round), run="r", round=round, prompt=asked(i),
-        chosen=said(chosen or f"The {WORDS[i % 10]} is old."), rejected=said(rejected), prompt_key=str(i),
-        chosen_key=f"c{i}", rejected_key=f"d{i}", margin=1.0, at=now(),
-    )  # fmt: skip
-
-
-def label(i: int) -> Label:
-    return Label(
-        key=digest("label", i), run="r", round=1, prompt=asked(i), completion=said(f"{WORDS[i % 10]}, {i}."),
-        label=i % 2 == 0, prompt_key=str(i), candidate_key=f"c{i}", weight=1.0 + i % 2, at=now(),
-    )  # fmt: skip
-
-
-def candidate(key: str, finish_reason: str) -> Candidate:
-    return Candidate(
-        key=key, run="r", round=1, prompt_key="0", split="train", model="tiny", finish_reason=finish_reason, at=now()
-    )
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(tmp_path / "store", create=True) as opened:
-        yield opened
-
-
-@pytest.fixture
-def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of prompts of every forward pass without gradients."""
-    counts: list[int] = []
-    whole = logps.PackedForward.token_logps
-
-    def counted(self: logps.PackedForward, groups: Any, *, spread: bool = False) -> Any:
-        if not torch.is_grad_enabled():
-            counts.append(len(groups))
-        return whole(self, groups, spread=spread)
-
-    monkeypatch.setattr(logps.PackedForward, "token_logps", counted)
-    return counts
-
-
-def train(store: Store, start: Path | str, out: str, config: TrainConfig = CONFIG, **more: Any) -> Any:
-    settings: dict[str, Any] = {"run": "r", "rounds": [1], "out": store.folder / out, "config": config}
-    return train_policy(store, start=str(start), **(settings | more))
 
 
 def test_preferences_become_a_policy(store: Store, tiny_model: Path) -> None:
@@ -111,10 +45,6 @@ def test_labels_become_a_policy(store: Store, tiny_model: Path) -> None:
     assert result.last["rewards/margins"] > result.first["rewards/margins"]
     assert result.first["kl"] >= 0
     assert len(store.read("logps")) == 20  # every answer after its own prompt, and after another
-
-
-def prompt(i: int, split: str) -> Prompt:
-    return Prompt(key=str(i), messages=asked(i), split=split, group=str(i), at=now())
 
 
 @pytest.mark.parametrize(("method", "table", "row"), [("dpo", "preferences", preference), ("kto", "labels", label)])
@@ -338,196 +268,6 @@ def test_another_trainings_folder_is_refused(store: Store, tiny_model: Path) -> 
         train(store, tiny_model, "out", CONFIG.model_copy(update={"seed": 5}))
 
 
-# --------------------------------------------------------------------------------------------------------- kills
-
-
-def _train(folder: str, model: str, method: str, crash_at: str) -> None:
-    os.environ[crash.VARIABLE] = crash_at
-    torch.set_num_threads(1)
-    logps.DEFAULT_BATCH_TOKENS["cpu"] = 200  # several batches of scoring
-    with Store.open(folder) as store:
-        train(store, model, "out", CONFIG.model_copy(update={"method": method}))
-
-
-def run_child(*arguments: str) -> int | None:
-    child = FORKS.Process(target=_train, args=arguments)
-    child.start()
-    child.join(120)
-    return child.exitcode
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store after a DPO training that nobody killed."""
-    folder = tmp_path_factory.mktemp("whole") / "store"
-    with Store.open(folder, create=True) as store:
-        store.append("preferences", [preference(i) for i in range(10)])
-    assert run_child(str(folder), str(tiny_model), "dpo", "") == 0
-    return folder
-
-
-@pytest.mark.parametrize(
-    "point",
-    [
-        "train.after_score:2",
-        "train.after_step:3",
-        "train.mid_checkpoint:2",
-        "train.before_policy",
-        "train.after_policy",
-    ],
-)
-def test_a_killed_training_ends_the_same(point: str, uninterrupted: Path, tiny_model: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "store"
-    with Store.open(folder, create=True) as store:
-        store.append("preferences", [preference(i) for i in range(10)])
-    assert run_child(str(folder), str(tiny_model), "dpo", point) == -signal.SIGKILL
-    assert run_child(str(folder), str(tiny_model), "dpo", "") == 0
-
-    ours, theirs = folder / "out", uninterrupted / "out"
-    name = "policy/adapter_model.safetensors"
-    wanted, got = load_file(theirs / name), load_file(ours / name)
-    assert wanted.keys() == got.keys()
-    assert all(torch.equal(wanted[key], got[key]) for key in wanted)
-    lines = [[timeless(line) for line in read(out / "metrics.jsonl")] for out in (ours, theirs)]
-    assert lines[0] == lines[1]
-    assert sorted(p.name for p in ours.iterdir()) == ["metrics.jsonl", "policy"]
-    with Store.open(folder) as left, Store.open(uninterrupted) as right:
-        columns = ["key", "logprob", "tokens"]
-        assert left.read("logps", columns=columns) == right.read("logps", columns=columns)
-
-
-def test_every_point_of_training_is_in_the_kill_test() -> None:
-    points = {name for name in crash.POINTS if name.startswith("train.")}
-    assert points == {
-        "train.after_score", "train.after_step", "train.mid_checkpoint", "train.before_policy", "train.after_policy"
-    }  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------------ settings
-
-
-def test_settings_are_checked_all_at_once() -> None:
-    with pytest.raises(ConfigError) as caught:
-        config_of(method="cdpo", settings={"epochs": 0, "batchsize": 3}, parameters={"beta": -1, "gamma": 2})
-    text = str(caught.value)
-    assert all(part in text for part in ("epochs", "batchsize", "beta is in (0, inf]", "no parameter 'gamma'"))
-
-
-def test_what_is_sound_beside_a_fault_is_checked_too() -> None:
-    given = {"epochs": 0, "kl_budget": 3, "online": {"steps": 2, "n": 1}}
-    with pytest.raises(ConfigError) as caught:
-        config_of(method="grpo", settings=given, parameters={"beta": -1})
-    assert [fault.split()[0] for fault in caught.value.faults] == ["epochs:", "beta", "online.n:"]
-    with pytest.raises(ConfigError) as caught:
-        config_of(method="dpo", settings={"epochs": 0, "kl_budget": 3}, parameters={})
-    assert [fault.split()[0] for fault in caught.value.faults] == ["epochs:", "kl_budget:"]
-
-
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"lr": 1}, "lr: there is no such key; did you mean 'learning_rate'?"),
-        ({"max_steps": 3}, "did you mean 'epochs'?"),
-        ({"online": {"max_steps": 3}}, "did you mean 'steps'?"),
-        ({"bach_size": 3}, "did you mean 'batch_size'?"),
-        ({"lora.rank": 3}, "lora.rank: there is no such key; did you mean 'r'?"),
-        ({"gradient_accumulation_steps": 3}, "Known: add, batch_size"),
-        ({"learning_rate": "much"}, "learning_rate: must be a number (given: 'much')"),
-        ({"beta": 0.1}, "beta: is a parameter of dpo, not a setting of the trainer (-p beta=...)"),
-    ],
-)
-def test_a_wrong_setting_is_answered_with_the_right_one(given: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        config_of(method="dpo", settings=given, parameters={})
-    assert said in caught.value.text()
-
-
-def test_a_setting_may_lead_into_another() -> None:
-    lora = config_of(method="dpo", settings={"lora.r": 4, "lora.alpha": 8}, parameters={}).lora
-    assert lora is not None
-    assert (lora.r, lora.alpha, lora.dropout) == (4, 8, 0)
-
-
-def test_settings_become_a_configuration() -> None:
-    config = config_of(
-        method="ipo", settings={"learning_rate": "5e-7", "lora": None}, parameters={"length_normalised": True}
-    )
-    assert (config.method, config.learning_rate, config.lora) == ("ipo", 5e-7, None)
-    with pytest.raises(FactoryError, match="did you mean"):
-        config_of(method="dop", settings={}, parameters={})
-
-
-def test_a_method_knows_its_table() -> None:
-    tables = {name: needs(TrainConfig(method=name)) for name in ("dpo", "kto", "sft", "reward_model")}
-    assert tables == {"dpo": "preferences", "kto": "labels", "sft": "labels", "reward_model": "preferences"}
-    assert needs(TrainConfig(method="grpo", online=OnlineSpec())) == "prompts"
-    with pytest.raises(FactoryError, match="answers that the policy samples"):
-        needs(TrainConfig(method="grpo"))
-    with pytest.raises(FactoryError, match="trains on labels of the store"):
-        needs(TrainConfig(method="kto", online=OnlineSpec()))
-
-
-def test_threads_are_measured_once_and_kept(store: Store, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from factory.engines import transformers as engine
-
-    monkeypatch.setattr(engine, "default_threads", lambda: 2)
-    store.append("preferences", [preference(i) for i in range(2)])
-    before = torch.get_num_threads()
-    train(store, tiny_model, "out", CONFIG.model_copy(update={"threads": None}))
-    monkeypatch.setattr(engine, "default_threads", lambda: pytest.fail("measured again"))
-    assert (store.folder / "out" / "threads").read_text() == "2"
-    assert torch.get_num_threads() == before
-
-
-# --------------------------------------------------------------------------------------------------------- plans
-
-
-def test_a_plan_says_what_the_reference_has_yet_to_score_and_loads_no_weights(
-    store: Store, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.append("preferences", [preference(i) for i in range(8)])
-
-    def planned(config: TrainConfig = CONFIG, **more: Any) -> Any:
-        return plan_training(store, run="r", rounds=[1], start=str(tiny_model), config=config, **more)
-
-    with monkeypatch.context() as without:
-        without.setattr("transformers.PreTrainedModel.from_pretrained", None)
-        before = planned()
-    assert (before.rows, before.steps, before.processes) == (8, 4, 1)
-    assert before.reference_operations > 0
-    assert list(before.facts()) == ["model", "data", "memory", "of which", "work", "time"]
-    assert json.loads(json.dumps(before.to_json()))["memory"]["total"] == before.memory.total
-    train(store, tiny_model, "out")
-    assert planned().reference_operations == 0
-    assert planned(CONFIG.model_copy(update={"method": "simpo"})).reference_operations == 0
-    assert before.memory.reference == 0
-
-
-def test_a_plan_has_another_reference_in_memory(store: Store, tiny_model: Path, tmp_path: Path) -> None:
-    from tiny_models import build_tiny_model
-
-    other = build_tiny_model(tmp_path / "other", seed=1)
-    store.append("preferences", [preference(i) for i in range(4)])
-    found = plan_training(store, run="r", rounds=[1], start=str(tiny_model), reference=str(other), config=CONFIG)
-    assert found.memory.reference == 4 * (found.parameters - found.learning)
-
-
-def test_a_plan_of_an_online_training_tells_its_memory_and_tokens_to_sample(store: Store, tiny_model: Path) -> None:
-    store.append("prompts", [prompt(i, "train") for i in range(3)])
-    spec = OnlineSpec(steps=3, prompts=2, n=4, max_tokens=5, updates=2)
-
-    def planned(**settings: Any) -> Any:
-        config = CONFIG.model_copy(update={"method": "grpo", "online": spec, **settings})
-        return plan_training(store, run="r", rounds=[0], start=str(tiny_model), config=config)
-
-    found = planned()
-    assert (found.rows, found.answers, found.sampled, found.steps) == (24, 24, 24 * 5, 2 * 3)
-    assert found.memory.total > found.memory.weights > 0
-    assert found.reference_operations > 0
-    assert found.facts()["samples"] == "24 answers, 120 tokens at most"
-    assert planned(online=spec.model_copy(update={"max_tokens": 50})).memory.activations > found.memory.activations
-
-
 # ---------------------------------------------------------------------------------------------- rows as they are given
 
 
@@ -556,60 +296,6 @@ def test_cuts_are_counted_in_rows_and_tokens(store: Store, tiny_model: Path, cap
     cuts = [max(0, n - 12) for n in whole]
     assert result.truncated_tokens == sum(cuts) > 0
     assert f"are cut to the limits on length, by {sum(cuts)} tokens in all" in caplog.text
-
-
-# ------------------------------------------------------------------------------------- the best answer to each prompt
-
-
-def scored(i: int, answer: int, score: float) -> Label:
-    key = f"c{i}-{answer}"
-    return Label(
-        key=key, run="r", round=1, prompt=asked(i), completion=said(f"{WORDS[answer]}, {i}."), label=score >= 0.5,
-        prompt_key=str(i), candidate_key=key, score=score, at=now(),
-    )  # fmt: skip
-
-
-def test_raft_learns_the_best_answer_to_each_prompt_and_says_so(store: Store, tiny_model: Path) -> None:
-    scores = ((0.9, 0.6, 0.1), (0.2, 0.1, 0.0), (0.7, 0.7, 0.3), (0.5, 1.0, 0.9))
-    store.append("labels", [scored(i, j, score) for i, each in enumerate(scores) for j, score in enumerate(each)])
-    raft = CONFIG.model_copy(update={"method": "raft", "epochs": 1})
-    result = train(store, tiny_model, "raft", raft)
-    assert (result.rows, dict(result.skipped)) == (3, {})
-    assert result.best == {
-        "prompts": 4, "answers": 12, "taken": 3, "tied": 1, "single": 0, "without": {"no answer passed": 1},
-    }  # fmt: skip
-    kept = json.loads(Path(result.policy, "training.json").read_text())
-    assert (kept["result"]["method"], kept["result"]["best"]) == ("raft", result.best)
-    assert train(store, tiny_model, "raft", raft) == result  # the folder gives back what it was
-    learnt = best(store.rows(Label), BestSpec(), CONFIG.seed).rows
-    where = {"candidate_key": [row.candidate_key for row in learnt]}
-    same = train(store, tiny_model, "sft", raft.model_copy(update={"method": "sft"}), where=where)
-    assert (same.rows, same.best) == (3, {})
-    weights = [load_file(Path(each.policy, "adapter_model.safetensors")) for each in (result, same)]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-def test_raft_without_a_good_answer_says_what_to_do(store: Store, tiny_model: Path) -> None:
-    store.append("labels", [scored(i, j, 0.1 * j) for i in range(3) for j in range(3)])
-    raft = CONFIG.model_copy(update={"method": "raft"})
-    with pytest.raises(FactoryError, match=r"none of 3 prompts has a best answer to learn: no answer passed \(3\)"):
-        train(store, tiny_model, "out", raft)
-    worse = config_of(method="raft", settings={"best": {"passing": False, "min_score": 0.15}}, parameters={})
-    assert train(store, tiny_model, "out", worse.model_copy(update={"threads": 1, "epochs": 1})).rows == 3
-
-
-def test_a_plan_of_raft_counts_the_answers_that_are_taken(store: Store, tiny_model: Path) -> None:
-    store.append("labels", [scored(i, j, 0.5 + 0.1 * j) for i in range(3) for j in range(3)])
-    found = plan_training(
-        store, run="r", rounds=[1], start=str(tiny_model), config=CONFIG.model_copy(update={"method": "raft"})
-    )
-    assert found.rows == 3
-
-
-def test_what_is_the_best_is_for_raft_alone() -> None:
-    with pytest.raises(ConfigError, match="sft learns all rows; raft learns the best"):
-        config_of(method="sft", settings={"best": {"min_score": 0.5}}, parameters={})
-    assert needs(config_of(method="raft", settings={}, parameters={})) == "labels"
 
 
 # -------------------------------------------------------------------------------------------------------- its reward
