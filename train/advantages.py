@@ -1,8 +1,9 @@
 """From rewards to advantages: what the answers to one prompt are worth against each other, or against a critic.
 
 An objective on groups names its way in its facts (`advantage`). A new way is one function with one registration, which
-declares the settings that it alone `reads` and the answers to a prompt that it needs at `least`. All take what is known
-of the sampled answers and give an advantage for each answer's tokens.
+declares the settings that it alone `reads`, the answers to a prompt that it needs at `least`, and what becomes of the
+advantages `over` the whole batch. All take what is known of the sampled answers and give an advantage for each
+answer's tokens.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class Credit:
 
 Way = Callable[[Sequence[Sampled], OnlineSpec], Sequence[Credit | None]]
 """The credit of each answer; None: the answer is not learnt from."""
+Advantage = tuple[float, ...]
+"""Of each token of an answer."""
+OverBatch = Callable[[Sequence[Advantage], OnlineSpec], Sequence[Advantage]]
 ways: Registry[Way] = Registry("way to advantages")
 
 
@@ -52,6 +56,12 @@ def reads(way: str) -> set[str]:
 def least(way: str) -> int:
     """Answers to a prompt, with verdicts, that a way needs; two make a pair."""
     return int(ways.facts(way)["least"]) if way else 2
+
+
+def over_batch(way: str, advantages: Sequence[Advantage], spec: OnlineSpec) -> Sequence[Advantage]:
+    """The advantages of a batch's answers, once all of them are known."""
+    over: OverBatch | None = ways.facts(way).get("over")
+    return advantages if over is None else over(advantages, spec)
 
 
 def group_advantages(rewards: Tensor, *, scale: bool = True) -> Tensor:
@@ -86,18 +96,6 @@ def estimates(rewards: Tensor, values: Tensor, gamma: float = 1.0, lam: float = 
     return advantages, advantages + values
 
 
-def whitened(advantages: Sequence[Sequence[float]]) -> list[tuple[float, ...]]:
-    """The advantages of each answer's tokens, less their mean over all tokens, over their deviation (n - 1 for n, as
-    TRL's masked_whiten; arXiv 2006.05990 measures what it does elsewhere). Rewards are mostly 0 or more: without a
-    baseline every answer would be made more likely, and a critic that has not learnt yet is none."""
-    every = torch.tensor([a for of_answer in advantages for a in of_answer], dtype=torch.float64)
-    if len(every) < 2:
-        return [tuple(of_answer) for of_answer in advantages]
-    scale = (every.var() + 1e-8).rsqrt()
-    mean = every.mean()
-    return [tuple(((torch.tensor(a, dtype=torch.float64) - mean) * scale).tolist()) for a in advantages]
-
-
 def _rewards(answers: Sequence[Sampled]) -> Tensor:
     return torch.tensor([[a.reward for a in answers]], dtype=torch.float64)
 
@@ -120,10 +118,25 @@ def left_out(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit]:
     return _whole(answers, leave_one_out(_rewards(held)))
 
 
-@ways.register("gae", reads=("kl_weight", "gamma", "lam", "whiten"), least=1)
+def whitened(advantages: Sequence[Advantage]) -> list[Advantage]:
+    """The advantages of each answer's tokens, less their mean over all tokens, over their deviation (n - 1 for n, as
+    TRL's masked_whiten; arXiv 2006.05990 measures what it does elsewhere). Rewards are mostly 0 or more: without a
+    baseline every answer would be made more likely, and a critic that has not learnt yet is none."""
+    every = torch.tensor([a for of_answer in advantages for a in of_answer], dtype=torch.float64)
+    if len(every) < 2:
+        return [tuple(of_answer) for of_answer in advantages]
+    scale = (every.var() + 1e-8).rsqrt()
+    mean = every.mean()
+    return [tuple(((torch.tensor(a, dtype=torch.float64) - mean) * scale).tolist()) for a in advantages]
+
+
+def _whitened_if_asked(advantages: Sequence[Advantage], spec: OnlineSpec) -> Sequence[Advantage]:
+    return whitened(advantages) if spec.whiten else advantages
+
+
+@ways.register("gae", reads=("kl_weight", "gamma", "lam", "whiten"), least=1, over=_whitened_if_asked)
 def by_critic(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit]:
-    """PPO's: at each token -kl_weight (log pi_old - log ref), and the judge's reward at the last one. They are whitened
-    afterwards, over all of the batch (`whitened`)."""
+    """PPO's: at each token -kl_weight (log pi_old - log ref), and the judge's reward at the last one."""
     found = []
     for answer in answers:
         if answer.value is None:
@@ -146,15 +159,21 @@ def below_all(anchors: int) -> float:
     return -(anchors - 1) * 2.0**anchors * math.log(2)
 
 
-@ways.register("bond", reads=("eta", "anchor_weight", "anchor_rate"), least=3)
+def less_baseline(advantages: Sequence[Advantage], spec: OnlineSpec) -> list[Advantage]:
+    """BOND's, of the policy's own answer and the anchor's best in turn, with the mean worth of the batch's own answers
+    taken off each of these (2407.14622, section 5.2)."""
+    mean = sum(own[0] for own in advantages[::2]) / max(1, len(advantages[::2]))
+    return [tuple(a - mean for a in each) if i % 2 == 0 else each for i, each in enumerate(advantages)]
+
+
+@ways.register("bond", reads=("eta", "anchor_weight", "anchor_rate"), least=3, over=less_baseline)
 def bond(answers: Sequence[Sampled], spec: OnlineSpec) -> list[Credit | None]:
     """J-BOND's (arXiv 2407.14622, section 5.2): the first answer is the policy's, the others are the anchor's.
 
     The anchor's best gets 1 - eta (the forward KL: it is to be imitated), its others are not learnt from. The policy's
     answer gets eta (r + log anchor - log pi) + kl (log anchor - log pi): the backward KL, and the paper's further
     regularisation to the anchor (`anchor_weight`). r is `below_all` where its reward is below all of the anchor's (an
-    equal one is not below: best-of-n's p counts ties), else 0. The baseline is taken off over the batch by whoever puts
-    the groups together.
+    equal one is not below: best-of-n's p counts ties), else 0.
     """
     own, *anchors = answers
     if len(anchors) < 2:

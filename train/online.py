@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from factory.schema import digest, seed_of
-from train.advantages import Sampled, least, ways, whitened
+from train.advantages import Sampled, least, over_batch, ways
 from train.batches import Batch, Row
 from train.config import OnlineSpec
 from train.data import Ids, PairRow, SampleRow
@@ -257,7 +257,7 @@ class OnlineRows:
         usable = [(g, rewards) for g, rewards in kept if len(rewards) >= least(self.objective.advantage)]
         if is_bond and self.measures_kl:
             self.said["kl"] = self._kl([Group(g.prompt, g.completions[:1]) for g, _ in usable])
-        rows: list[Row] = []
+        rows: list[SampleRow] = []
         for (g, rewards), (own, ref) in zip(usable, self._scored([g for g, _ in usable]), strict=True):
             found = [
                 Sampled(tuple(c), r, o.logps, f.logps, o.values)
@@ -266,9 +266,8 @@ class OnlineRows:
             for answer, credit in zip(found, ways.get(self.objective.advantage)(found, self.spec), strict=True):
                 if credit is not None:
                     rows.append(_row(g.prompt, answer, credit.advantage, credit.returns))
-        if is_bond:
-            return _less_baseline(rows)
-        return _whitened(rows) if self.objective.critic and self.spec.whiten else rows
+        whole = over_batch(self.objective.advantage, [row.advantage for row in rows], self.spec)
+        return [row._replace(advantage=advantage) for row, advantage in zip(rows, whole, strict=True)]
 
     def _scored(self, groups: Sequence[Group]) -> list[tuple[list[TokenScores], list[TokenScores]]]:
         """Of every group's answers, under the policy and under the reference (bond: the anchor)."""
@@ -347,17 +346,3 @@ def _row(prompt: Sequence[int], a: Sampled, advantage: tuple[float, ...], return
     values = () if a.value is None else tuple(a.value.tolist())
     old, ref = tuple(a.old.tolist()), tuple(a.ref.tolist())
     return SampleRow(tuple(prompt), a.completion, a.reward, advantage, old, ref, values, returns)
-
-
-def _whitened(rows: Sequence[Row]) -> list[Row]:
-    own = [row for row in rows if isinstance(row, SampleRow)]
-    return [row._replace(advantage=a) for row, a in zip(own, whitened([r.advantage for r in own]), strict=True)]
-
-
-def _less_baseline(rows: Sequence[Row]) -> list[Row]:
-    """BOND's rows, the policy's own answer and the anchor's best in turn, with the mean worth of the batch's own
-    answers taken off each of these (2407.14622, section 5.2)."""
-    own = [row for row in rows[::2] if isinstance(row, SampleRow)]
-    mean = sum(row.advantage[0] for row in own) / max(1, len(own))
-    less = [row._replace(advantage=tuple(a - mean for a in row.advantage)) for row in own]
-    return [less[i // 2] if i % 2 == 0 else row for i, row in enumerate(rows)]
