@@ -439,7 +439,7 @@ if __name__ == "__main__":
 def test_no_worker_outlives_its_parent(how: signal.Signals, tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(sys.path)  # what this process imports, its own helpers of tests too
     parent = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
     )
@@ -483,7 +483,7 @@ def test_two_hosts_meet(tmp_path: Path) -> None:
         place = f"localhost:{free.getsockname()[1]}"
     script = tmp_path / "helper.py"
     script.write_text(HELPER)
-    path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(sys.path)  # what this process imports, its own helpers of tests too
     helper = subprocess.Popen(
         [sys.executable, str(script), place], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
     )
