@@ -31,7 +31,7 @@ from factory.judges.words import words_of
 from factory.labelling.matchups import current
 from factory.registry import unknown_name
 from factory.schema import Candidate, Estimate, Judgment, Prompt
-from factory.stats import intervals
+from factory.stats import intervals, quantiles
 
 if TYPE_CHECKING:
     from factory.evaluation.likelihoods import Scorer
@@ -316,7 +316,7 @@ def _hacking(name: str, by_n: Mapping[int, Sequence[float]], seed: int) -> Hacki
     later = [n for n in sorted(by_n) if n > best]
     if not later:
         return Hacking(name, best, None, None)
-    level = 1 - (1 - intervals.LEVEL) / len(later)
+    level = 1 - (1 - quantiles.LEVEL) / len(later)
     losses = {
         n: intervals.mean([a - b for a, b in zip(by_n[n], by_n[best], strict=True)], level=level, seed=seed)
         for n in later

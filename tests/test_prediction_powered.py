@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
-from factory.stats.clusters import t_of
+from factory.stats.quantiles import t_of
 from factory.trust.prediction_powered import powered_mean
 
 

@@ -156,7 +156,7 @@ def compare(
     prompts = held_prompts(store, split, limit, until)
     ours, theirs = (baseline_of(store, run, number, split, prompts, verifier) for number in (round, baseline_round))
     wins = measures.win_rate(ours.graded, theirs.graded, seed=seed)
-    gain = measures.gain(ours.graded, theirs.graded, seed=seed)
+    gain = measures.gain(ours.graded, theirs.graded)
     if are_the_same(ours.slots, theirs.slots):
         return Comparison(wins and measures.EVEN, gain and measures.NOTHING)
     return Comparison(wins, gain)

@@ -24,7 +24,8 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from factory.schema import Estimate
-from factory.stats.intervals import LEVEL, UNKNOWN, wilson
+from factory.stats.intervals import UNKNOWN, wilson
+from factory.stats.quantiles import LEVEL, expanded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,8 +59,8 @@ class Fit(NamedTuple):
 
 
 def fit(compared: Sequence[Compared], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Fit | None:
-    """The model, and its win rate with lengths taken for equal; percentile bootstrap over clusters, the model fitted
-    anew to each draw. None with fewer than FEWEST comparisons that have lengths."""
+    """The model, and its win rate with lengths taken for equal; bootstrap over clusters with expanded percentiles,
+    the model fitted anew to each draw. None with fewer than FEWEST comparisons that have lengths."""
     import numpy as np
 
     with_lengths = sum(c.longer is not None for c in compared)
@@ -87,7 +88,7 @@ def fit(compared: Sequence[Compared], *, level: float = LEVEL, resamples: int = 
     drawn = np.empty(resamples)
     for k in range(resamples):
         drawn[k] = rate(np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))]), coefficients)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, expanded(level, len(groups)))
     if not low < high:  # all draws agree: no certainty, but too little to draw from
         return Fit(ability, length, hardness, wilson(value * len(places), len(places), level))
     return Fit(ability, length, hardness, Estimate(value, float(low), float(high)))

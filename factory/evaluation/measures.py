@@ -49,12 +49,10 @@ class Scored(NamedTuple):
 # ------------------------------------------------------------------------------------------ grades, alone and paired
 
 
-def pass_rate(answers: Sequence[Graded], *, seed: int = 0) -> Estimate | None:
-    """Share of graded answers that meet every constraint; Wilson with one answer a prompt, else clustered bootstrap."""
-    graded = [a for a in answers if a.passed is not None]
-    if not graded:
-        return None
-    return intervals.share([float(bool(a.passed)) for a in graded], [a.prompt_key for a in graded], seed=seed)
+def pass_rate(answers: Sequence[Graded]) -> Estimate | None:
+    """Share of graded answers that meet every constraint."""
+    graded = [(bool(a.passed), a.prompt_key) for a in answers if a.passed is not None]
+    return intervals.rate([passed for passed, _ in graded], [key for _, key in graded]) if graded else None
 
 
 def mean_score(answers: Sequence[Graded], *, seed: int = 0) -> Estimate | None:
@@ -75,27 +73,26 @@ def by_kind(answers: Sequence[Graded], *, seed: int = 0) -> dict[str, Estimate]:
     }
 
 
-def gain(answers: Sequence[Graded], baseline: Sequence[Graded], *, seed: int = 0) -> Estimate | None:
+def gain(answers: Sequence[Graded], baseline: Sequence[Graded]) -> Estimate | None:
     """Pass rate minus the baseline's over the prompts that both answered, each prompt with the same weight."""
-    ours, theirs = _rates_by_prompt(answers), _rates_by_prompt(baseline)
+    ours, theirs = _passed_by_prompt(answers), _passed_by_prompt(baseline)
     common = [key for key in ours if key in theirs]
-    if not common:
-        return None
-    return intervals.paired_shares([ours[key] for key in common], [theirs[key] for key in common], seed=seed)
+    return intervals.paired_shares([ours[key] for key in common], [theirs[key] for key in common]) if common else None
 
 
 def gains_by_prompt(answers: Sequence[Graded], baseline: Sequence[Graded]) -> list[float]:
     """The gain of each prompt that both answered, -1 to 1, in the order of their keys."""
-    ours, theirs = _rates_by_prompt(answers), _rates_by_prompt(baseline)
-    return [ours[key] - theirs[key] for key in sorted(ours) if key in theirs]
+    ours, theirs = _passed_by_prompt(answers), _passed_by_prompt(baseline)
+    rates = {key: [sum(said) / len(said) for said in (ours[key], theirs[key])] for key in sorted(ours) if key in theirs}
+    return [of_ours - of_theirs for of_ours, of_theirs in rates.values()]
 
 
-def _rates_by_prompt(answers: Sequence[Graded]) -> dict[str, float]:
+def _passed_by_prompt(answers: Sequence[Graded]) -> dict[str, list[bool]]:
     passed: dict[str, list[bool]] = {}
     for answer in answers:
         if answer.passed is not None:
             passed.setdefault(answer.prompt_key, []).append(answer.passed)
-    return {key: sum(values) / len(values) for key, values in passed.items()}
+    return passed
 
 
 def win_rate(answers: Sequence[Graded], baseline: Sequence[Graded], *, seed: int = 0) -> Estimate | None:
@@ -178,7 +175,7 @@ def slices(
             theirs = [a for a in baseline or () if parts.get(a.prompt_key) == name]
             won = win_rate(ours, theirs, seed=seed) if baseline is not None else None
             count = len({a.prompt_key for a in ours})
-            found.append(Slice(by, name, count, pass_rate(ours, seed=seed), won))
+            found.append(Slice(by, name, count, pass_rate(ours), won))
     return tuple(found)
 
 

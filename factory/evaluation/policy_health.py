@@ -139,7 +139,7 @@ def refuses(text: str) -> bool:
     return bool(_REFUSAL.search(clean(text[:BEGINNING]).replace("’", "'").casefold()))
 
 
-def broken(answers: Sequence[Graded], prompts: Mapping[str, Messages], *, seed: int = 0) -> dict[str, Estimate]:
+def broken(answers: Sequence[Graded], prompts: Mapping[str, Messages]) -> dict[str, Estimate]:
     """Shares of the answers there are that are `empty`, `loop`, `copy` their prompt or `refuse`; `degenerate`: any of
     the first three. Empty without answers."""
     given = [a for a in answers if a.failure is None]
@@ -153,7 +153,7 @@ def broken(answers: Sequence[Graded], prompts: Mapping[str, Messages], *, seed: 
     found["degenerate"] = [any(kinds) for kinds in zip(*found.values(), strict=True)]
     found["refuse"] = [refuses(a.text) for a in given]
     clusters = [a.prompt_key for a in given]
-    return {name: intervals.share([float(v) for v in said], clusters, seed=seed) for name, said in found.items()}
+    return {name: intervals.rate(said, clusters) for name, said in found.items()}
 
 
 # ------------------------------------------------------------------------------------- confidence and implicit reward

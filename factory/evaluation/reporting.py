@@ -15,7 +15,7 @@ from factory.evaluation.measures import Graded
 from factory.evaluation.policy_health import Weighed
 from factory.prompts import decontamination
 from factory.schema import Judged, PolicyReport, Prompt
-from factory.stats import confidence_sequences, intervals
+from factory.stats import confidence_sequences, quantiles
 
 TEMPERED = "tempered"
 """KL is measured on answers of another temperature than 1, or of a cut distribution: it is a log-ratio there."""
@@ -54,7 +54,7 @@ def report_of(evidence: Evidence) -> PolicyReport:
         prompts=len(evidence.prompts),
         answers=len(graded),
         failures=sum(1 for answer in graded if answer.failure),
-        pass_rate=measures.pass_rate(graded, seed=seed),
+        pass_rate=measures.pass_rate(graded),
         score=measures.mean_score(graded, seed=seed),
         tokens=measures.mean_tokens(graded, seed=seed),
         words=measures.mean_words(graded, seed=seed),
@@ -62,7 +62,7 @@ def report_of(evidence: Evidence) -> PolicyReport:
         distinct_2=measures.distinct(texts, 2),
         distinct_3=measures.distinct(texts, 3),
         self_bleu=policy_health.self_bleu(texts),
-        broken=policy_health.broken(graded, {prompt.key: prompt.messages for prompt in evidence.prompts}, seed=seed),
+        broken=policy_health.broken(graded, {prompt.key: prompt.messages for prompt in evidence.prompts}),
         implicit=policy_health.implicit(evidence.pairs, seed=seed),
         implicit_pairs=len(evidence.pairs),
         by_constraint=measures.by_kind(graded, seed=seed),
@@ -79,7 +79,7 @@ def report_of(evidence: Evidence) -> PolicyReport:
 def _against(evidence: Evidence, baseline: Baseline) -> dict[str, Any]:
     """What is said of the answers against the baseline's."""
     graded, seed = evidence.graded, evidence.seed
-    spent = (1 - intervals.LEVEL) * 6 / (math.pi * evidence.look) ** 2  # of the allowance of all looks together
+    spent = (1 - quantiles.LEVEL) * 6 / (math.pi * evidence.look) ** 2  # of the allowance of all looks together
     wins, gains = measures.wins_by_prompt(graded, baseline.graded), measures.gains_by_prompt(graded, baseline.graded)
     if evidence.unchanged:
         even, none = (measures.EVEN if wins else None), (measures.NOTHING if gains else None)
@@ -88,7 +88,7 @@ def _against(evidence: Evidence, baseline: Baseline) -> dict[str, Any]:
     return {
         "win_rate": measures.win_rate(graded, baseline.graded, seed=seed),
         "length_controlled": length_control.win_rate(measures.compared(graded, baseline.graded), seed=seed),
-        "gain": measures.gain(graded, baseline.graded, seed=seed),
+        "gain": measures.gain(graded, baseline.graded),
         "baseline": baseline.policy,
         "win_rate_anytime": confidence_sequences.sequence([wins], alpha=spent, low=0.0, high=1.0) if wins else None,
         "gain_anytime": confidence_sequences.sequence([gains], alpha=spent) if gains else None,

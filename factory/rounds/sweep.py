@@ -27,7 +27,7 @@ from factory.faults import ConfigError, FactoryError
 from factory.rounds.branching import Point
 from factory.rounds.forecast import Shared
 from factory.schema import Estimate, PolicyReport, digest
-from factory.stats.clusters import t_of
+from factory.stats.quantiles import t_of
 from factory.store import check_run_name
 
 if TYPE_CHECKING:

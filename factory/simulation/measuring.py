@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from factory.schema import Estimate, Judged, PolicyReport
 from factory.simulation.worlds import Course, World
-from factory.stats import intervals
+from factory.stats import intervals, quantiles
 from factory.stopping import RoundEvidence
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _judges(views: _Views, i: int) -> tuple[Judged, ...]:
 def _about(value: float, error: float, rng: Random) -> Estimate:
     """A mean as it is measured with that standard error."""
     seen = float(rng.normal(value, error)) if error > 0 else value
-    half = intervals.z_of() * error
+    half = quantiles.z_of() * error
     return Estimate(seen, seen - half, seen + half)
 
 

@@ -3,5 +3,6 @@
 intervals.py              for rates, means and differences, clustered by prompt
 confidence_sequences.py   intervals that hold at every look
 coefficients.py           of agreement: kappa, alpha, AC1 and the like
-clusters.py               rates, means and regressions of what hangs together, in closed form
+clusters.py               means and regressions of what hangs together, in closed form
+quantiles.py              of the normal and of Student's t
 """

@@ -1,9 +1,11 @@
 """Intervals for rates, means and differences; no I/O, numpy alone.
 
-Wilson (1927, JASA 22) for a rate; Newcombe (1998, Statistics in Medicine 17:2635, method 10) for the difference of two
-paired rates; the same square-and-add step (MOVER: Zou and Donner 2008) for other differences; the percentile bootstrap
-(Efron 1979) over clusters for all else. A cluster is what is drawn anew: the answers to one prompt hang together, so
-that prompts are resampled and never single answers (Miller 2024, arXiv 2411.00640).
+Wilson (1927, JASA 22) for a rate, with the number of trials that its clusters are worth (Korn and Graubard 1998, Survey
+Methodology 24:193); Newcombe (1998, Statistics in Medicine 17:2635, method 10) for the difference of two paired rates;
+the same square-and-add step (MOVER: Zou and Donner 2008) for other differences; the bootstrap over clusters (Efron
+1979) with expanded percentiles (Hesterberg 2015) for all else. A cluster is what is drawn anew: the answers to one
+prompt hang together, so that prompts are resampled and never single answers (Miller 2024, arXiv 2411.00640). How often
+these intervals hold the truth where prompts are few: `benchmarks/intervals.py`.
 
 Every function returns `Estimate(value, low, high)` at the given level, two-sided. No data gives NaN throughout; one
 cluster gives a value with NaN bounds.
@@ -13,24 +15,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
 from factory.schema import Estimate
+from factory.stats.quantiles import LEVEL, expanded, t_of, z_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-LEVEL = 0.95
+    Array = NDArray[np.float64]
+    Index = NDArray[np.int64]
+
 RESAMPLES = 2000
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 _DRAWN_AT_ONCE = 2_000_000  # indices held in memory by one block of resamples
-
-
-def z_of(level: float = LEVEL) -> float:
-    """The normal quantile of a two-sided interval: 1.96 at 0.95."""
-    return NormalDist().inv_cdf(0.5 + level / 2)
 
 
 def wilson(successes: float, n: float, level: float = LEVEL) -> Estimate:
@@ -44,6 +43,38 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> Estimate:
     low = 0.0 if successes <= 0 else max(0.0, min(centre - half, p))
     high = 1.0 if successes >= n else min(1.0, max(centre + half, p))
     return Estimate(p, low, high)
+
+
+def rate(values: Sequence[float], clusters: Sequence[Hashable], level: float = LEVEL) -> Estimate:
+    """The mean of values within [0, 1] with Wilson's interval, for as many trials as the clusters are worth.
+
+    One value a cluster: Wilson's own. Where all values are 0, or all 1, or all stand in one cluster, how they hang
+    together cannot be seen, and every cluster counts as one trial.
+    """
+    import numpy as np
+
+    n = len(values)
+    if n == 0:
+        return UNKNOWN
+    value = np.asarray(values, dtype=np.float64)
+    index, groups = places(clusters)
+    p = float(value.mean())
+    if groups == n:
+        return wilson(p * n, n, level)
+    sums = np.bincount(index, value - p, groups)
+    variance = groups / max(groups - 1, 1) * float((sums**2).sum()) / n**2
+    worth = _worth(p, variance, n, groups, level)
+    return wilson(p * worth, worth, level)
+
+
+def _worth(p: float, variance: float, trials: int, clusters: int, level: float) -> float:
+    """Kish's effective number of trials for a rate whose clusters vary so, at most `trials`, with Korn and Graubard's
+    correction of the freedom. Where nothing varies each cluster counts as one trial."""
+    if clusters < 2 or p <= 0 or p >= 1 or variance <= 0:
+        return float(clusters)
+    independent = p * (1 - p) / (trials - 1)
+    freedom = (t_of(level, trials - 1) / t_of(level, clusters - 1)) ** 2
+    return min(float(trials), trials * independent / variance * freedom)
 
 
 def paired_rates(both: int, only_a: int, only_b: int, neither: int, level: float = LEVEL) -> Estimate:
@@ -68,6 +99,38 @@ def _phi(both: int, only_a: int, only_b: int, neither: int) -> float:
     cross = both * neither - only_a * only_b
     corrected = max(cross - n / 2, 0.0) if cross > 0 else float(cross)
     return corrected / math.sqrt(spread)
+
+
+def paired_shares(a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]], level: float = LEVEL) -> Estimate:
+    """Mean of a's share minus b's over items (prompts) that both were measured on, each with the same weight; an item
+    holds one or more yes/no values of either.
+
+    Newcombe's method 10 where items hold one value each, and its like where they hold several: each rate has Wilson's
+    interval for as many trials as its items are worth, and the correlation is that of the items' shares, a positive
+    covariance being pulled half a value towards zero.
+    """
+    import numpy as np
+
+    if len(a) != len(b):
+        raise ValueError(f"{len(a)} items against {len(b)}: pairs are needed")
+    if not a:
+        return UNKNOWN
+    ours, theirs = (np.array([sum(values) / len(values) for values in side]) for side in (a, b))
+    trials = min(sum(map(len, a)), sum(map(len, b)))
+    covariance = float(((ours - ours.mean()) * (theirs - theirs.mean())).mean())
+    corrected = max(covariance - 1 / (2 * trials), 0.0) if covariance > 0 else covariance
+    spread = float(ours.std() * theirs.std())
+    sides = (_of_items(ours, sum(map(len, a)), level), _of_items(theirs, sum(map(len, b)), level))
+    return _square_and_add(*sides, corrected / spread if spread > 0 else 0.0)
+
+
+def _of_items(shares: Array, trials: int, level: float) -> Estimate:
+    """The mean of the items' shares `(items,)`, of `trials` values in all, with Wilson's interval."""
+    p, items = float(shares.mean()), len(shares)
+    if trials == items:
+        return wilson(p * items, items, level)
+    worth = _worth(p, float(shares.var()) / max(items - 1, 1), trials, items, level)
+    return wilson(p * worth, worth, level)
 
 
 def wins_and_losses(wins: int, ties: int, losses: int, level: float = LEVEL) -> Estimate:
@@ -115,11 +178,20 @@ def widened(estimate: Estimate, looks: int, level: float = LEVEL) -> Estimate:
 # ------------------------------------------------------------------------------------------------ the bootstrap
 
 
+def places(clusters: Sequence[Hashable]) -> tuple[Index, int]:
+    """The number of each entry's cluster `(entries,)`, in order of appearance, and how many clusters there are."""
+    import numpy as np
+
+    seen: dict[Hashable, int] = {}
+    index = np.asarray([seen.setdefault(cluster, len(seen)) for cluster in clusters], dtype=np.int64)
+    return index, len(seen)
+
+
 class Clustered(NamedTuple):
     """Sums by cluster, in order of first appearance: what a ratio of sums needs. Both `(clusters,)`."""
 
-    numerators: NDArray[np.float64]
-    denominators: NDArray[np.float64]
+    numerators: Array
+    denominators: Array
 
 
 def by_cluster(
@@ -135,9 +207,8 @@ def by_cluster(
         return Clustered(top, bottom)
     if len(clusters) != len(top):
         raise ValueError(f"{len(clusters)} clusters for {len(top)} values")
-    places: dict[Hashable, int] = {}
-    index = np.asarray([places.setdefault(c, len(places)) for c in clusters], dtype=np.intp)
-    sums = (np.bincount(index, weights=values, minlength=len(places)) for values in (top, bottom))
+    index, groups = places(clusters)
+    sums = (np.bincount(index, weights=values, minlength=groups) for values in (top, bottom))
     return Clustered(*(s.astype(np.float64) for s in sums))
 
 
@@ -161,11 +232,11 @@ def ratio(
     if len(sums.numerators) < 2 or not math.isfinite(value):
         return Estimate.alone(value)
     drawn = _resampled(sums, resamples, seed)
-    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(drawn, expanded(level, len(sums.numerators)))
     return Estimate(value, float(low), float(high))
 
 
-def _resampled(sums: Clustered, resamples: int, seed: int) -> NDArray[np.float64]:
+def _resampled(sums: Clustered, resamples: int, seed: int) -> Array:
     """The ratio of `resamples` draws of as many clusters, with replacement, in blocks of bounded memory.
 
     Shape (resamples,); a draw whose denominators are all 0 is NaN.
@@ -201,48 +272,18 @@ def share(
 ) -> Estimate:
     """The mean of values within [0, 1] (a pass rate when they are 0 and 1).
 
-    Yes/no values, one a cluster: Wilson. Otherwise the clustered bootstrap; where all clusters agree it would claim
-    certainty, so that there Wilson's interval with one trial a cluster is given (too wide rather than too narrow).
+    Yes/no values: `rate`. Otherwise the clustered bootstrap; where all clusters agree it would claim certainty, so that
+    there Wilson's interval with one trial a cluster is given (too wide rather than too narrow).
     """
     if not values:
         return UNKNOWN
-    groups = len(values) if clusters is None else len(set(clusters))
-    if groups == len(values) and set(values) <= {0, 1}:
-        return wilson(sum(values), groups, level)
+    if set(values) <= {0, 1}:
+        return rate(values, range(len(values)) if clusters is None else clusters, level)
     estimate = mean(values, clusters, level=level, seed=seed)
     if estimate.low < estimate.high:
         return estimate
+    groups = len(values) if clusters is None else len(set(clusters))
     return wilson(estimate.value * groups, groups, level)
-
-
-def paired_shares(
-    a: Sequence[float],
-    b: Sequence[float],
-    *,
-    level: float = LEVEL,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-) -> Estimate:
-    """Mean of a - b over items that both were measured on (prompts, one value each), values within [0, 1].
-
-    Yes/no values: Newcombe's paired interval. Otherwise the bootstrap over items; where all differences are equal, the
-    square-and-add of the two Wilson intervals, for the reason given at `share`.
-    """
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} values against {len(b)}: pairs are needed")
-    if not a:
-        return UNKNOWN
-    if set(a) | set(b) <= {0, 1}:
-        both, only_a, only_b, neither = (_count(a, b, x, y) for x, y in ((1, 1), (1, 0), (0, 1), (0, 0)))
-        return paired_rates(both, only_a, only_b, neither, level)
-    estimate = mean([x - y for x, y in zip(a, b, strict=True)], level=level, resamples=resamples, seed=seed)
-    if estimate.low < estimate.high:
-        return estimate
-    return _square_and_add(wilson(sum(a), len(a), level), wilson(sum(b), len(b), level), 0.0)
-
-
-def _count(a: Sequence[float], b: Sequence[float], x: int, y: int) -> int:
-    return sum(1 for pair in zip(a, b, strict=True) if pair == (x, y))
 
 
 def win_rate(values: Sequence[float], *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:

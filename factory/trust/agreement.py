@@ -24,7 +24,7 @@ from factory import verdicts
 from factory.console import table
 from factory.registry import unknown_name
 from factory.schema import Candidate, Estimate, Judgment
-from factory.stats import clusters, coefficients
+from factory.stats import coefficients, intervals
 from factory.stats.coefficients import Coefficient, Patterns
 from factory.trust.evidence import Evidence, Said, evidence, gather
 from factory.trust.habits import JudgeStats, Spent, spending, stats
@@ -186,12 +186,12 @@ def _agree(found: Evidence, judge: str, other: str, level: Level, seed: int) -> 
         judge=judge,
         other=other,
         pairs=len(shared),
-        percent=clusters.rate([said[pair].verdict == also[pair].verdict for pair in shared], prompts),
+        percent=intervals.rate([said[pair].verdict == also[pair].verdict for pair in shared], prompts),
         cohen_kappa=measured["kappa"],
         krippendorff_alpha=measured["alpha"],
         gwet_ac1=measured["ac1"],
         decided=len(decided),
-        same_winner=clusters.rate(same, [found.prompt(pair) for pair in decided]),
+        same_winner=intervals.rate(same, [found.prompt(pair) for pair in decided]),
     )
 
 
@@ -248,7 +248,7 @@ def over_prompts(rows: Array, coefficient: Coefficient, prompts: Sequence[str], 
     import numpy as np
 
     terms = coefficient.terms(rows)
-    index, groups = clusters.places(prompts)
+    index, groups = intervals.places(prompts)
     sums = np.zeros((groups, terms.shape[1]))
     np.add.at(sums, index, terms)
     summed = Patterns(sums, np.ones(groups, dtype=np.int64))

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from factory.schema import Estimate
-from factory.stats import clusters
+from factory.stats import clusters, quantiles
 
 Word = str
 PEOPLE = 3
@@ -110,10 +110,10 @@ def _p_below(differences: Sequence[float], prompts: Sequence[Hashable], epsilon:
     groups = len(set(prompts))
     if groups < 2:
         return 1.0
-    error = (found.high - found.value) / clusters.t_of(0.95, groups - 1)
+    error = (found.high - found.value) / quantiles.t_of(0.95, groups - 1)
     if error <= 1e-12:
         return float((1 - epsilon) ** groups) if found.value < epsilon else 1.0
-    return clusters.t_below((found.value - epsilon) / error, groups - 1)
+    return quantiles.t_below((found.value - epsilon) / error, groups - 1)
 
 
 def benjamini_yekutieli(p: Sequence[float], q: float) -> list[bool]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from factory.schema import Estimate, digest
-from factory.stats import clusters
+from factory.stats import clusters, intervals
 from factory.stats.intervals import UNKNOWN
 from factory.trust import abstention, agreement
 from factory.trust.abstention import Threshold
@@ -96,8 +96,8 @@ def against(found: Evidence, judge: str, gold: Mapping[Pair, Word], seed: int = 
     return Against(
         judge=judge,
         pairs=len(shared),
-        accuracy=clusters.rate(worth, _prompts(found, preferred)),
-        right_if_decided=clusters.rate([said[p].verdict == gold[p] for p in decided], _prompts(found, decided)),
+        accuracy=intervals.rate(worth, _prompts(found, preferred)),
+        right_if_decided=intervals.rate([said[p].verdict == gold[p] for p in decided], _prompts(found, decided)),
         cohen_kappa=kappa,
         brier=clusters.mean(brier, _prompts(found, preferred)),
         ece=ece,
@@ -141,7 +141,7 @@ def _curve(
         confidences = [max(said[pair].p_a, 1 - said[pair].p_a) for pair in inside]
         right = [_leaning(said[pair], gold[pair]) for pair in inside]
         centre = math.fsum(confidences) / len(inside)
-        rate = clusters.rate(right, _prompts(found, inside))
+        rate = intervals.rate(right, _prompts(found, inside))
         curve.append(Bin(0.5 + step / (2 * BINS), len(inside), centre, rate))
         gap += len(inside) * abs(rate.value - centre)
         sound += math.sqrt(2 / math.pi * math.fsum(c * (1 - c) for c in confidences))
@@ -337,7 +337,7 @@ def _people_agree(gold: Gold, found: Evidence) -> Estimate:
             for pair in sorted(gold.people[one].keys() & gold.people[other].keys()):
                 same.append(gold.people[one][pair] == gold.people[other][pair])
                 prompts.append(found.prompt(pair))
-    return clusters.rate(same, prompts)
+    return intervals.rate(same, prompts)
 
 
 def _threshold(

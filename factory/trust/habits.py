@@ -11,7 +11,7 @@ of it against people (factory/trust/calibration.py).
   own             decided pairs with one answer of the judge's own model that went to it; `own_excess` is that minus the
                   share of the other judges that say the same (Panickssery et al., 2404.13076, ask it of one judge)
 
-Intervals are 95% and take prompts for independent, not pairs (factory/stats/clusters.py).
+Intervals are 95% and take prompts for independent, not pairs (factory/stats).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory import verdicts
 from factory.schema import Candidate, Estimate, Judgment
-from factory.stats import clusters
+from factory.stats import clusters, intervals
 from factory.trust.evidence import Evidence
 from factory.verdicts import Pair
 from factory.votes.reliability import known
@@ -154,7 +154,7 @@ def _stats(
         mean_score=_mean([(row, row.score) for row in counted if row.score is not None]),
         mean_mass=_mean([(row, float(row.detail["mass"])) for row in counted if row.detail and "mass" in row.detail]),
         canaries=len(fooled) + ties,
-        fooled_rate=clusters.rate(fooled, range(len(fooled))),
+        fooled_rate=intervals.rate(fooled, range(len(fooled))),
         canary_ties=ties,
         **_quarantine(evidence, judge, real),
         **_costs(evidence, judge, None if spent is None else spent.get(judge, Spent())),
@@ -169,7 +169,7 @@ def _counts(evidence: Evidence, judge: str, row: Judgment) -> bool:
 
 
 def _of_rows(found: Sequence[tuple[Judgment, bool]]) -> Estimate:
-    return clusters.rate([value for _, value in found], [row.prompt_key for row, _ in found])
+    return intervals.rate([value for _, value in found], [row.prompt_key for row, _ in found])
 
 
 def _mean(found: Sequence[tuple[Judgment, float]]) -> Estimate:
@@ -177,7 +177,7 @@ def _mean(found: Sequence[tuple[Judgment, float]]) -> Estimate:
 
 
 def _of_pairs(evidence: Evidence, found: Mapping[Pair, bool]) -> Estimate:
-    return clusters.rate(list(found.values()), [evidence.prompt(pair) for pair in found])
+    return intervals.rate(list(found.values()), [evidence.prompt(pair) for pair in found])
 
 
 # -------------------------------------------------------------------------------------------------------- style

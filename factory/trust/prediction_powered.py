@@ -18,8 +18,8 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from factory.schema import Estimate
-from factory.stats.clusters import places, rate, t_of
-from factory.stats.intervals import LEVEL
+from factory.stats.intervals import places, rate
+from factory.stats.quantiles import LEVEL, t_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from factory.faults import FactoryError
 from factory.schema import Estimate
-from factory.stats.clusters import places, t_of
-from factory.stats.intervals import LEVEL, UNKNOWN
+from factory.stats.intervals import UNKNOWN, places
+from factory.stats.quantiles import LEVEL, t_of
 from factory.votes.reliability import known, plain
 
 if TYPE_CHECKING:
