@@ -51,13 +51,15 @@ class Launch:
     """How many processes, and on which hosts.
 
     processes: on this host. nodes: hosts. node: which of them this is, from 0. rendezvous: host:port of host 0, where
-    they meet; needed with several. All hosts run the same number of processes and see the same folders.
+    they meet; needed with several. wait: seconds that each waits there for the others. All hosts run the same number of
+    processes and see the same folders.
     """
 
     processes: int
     nodes: int = 1
     node: int = 0
     rendezvous: str = ""
+    wait: int = 1800
 
     @property
     def size(self) -> int:
@@ -73,6 +75,8 @@ class Launch:
             faults.append(f"nodes: {self.nodes} is below 1")
         elif not 0 <= self.node < self.nodes:
             faults.append(f"node: {self.node} is not from 0 to {self.nodes - 1}")
+        if self.wait < 1:
+            faults.append(f"wait: {self.wait} is below 1")
         host, _, port = self.rendezvous.rpartition(":")
         if self.nodes > 1 and not (host and port.isdigit() and 0 < int(port) < 65536):
             faults.append(f"rendezvous: several nodes meet at host:port of node 0, not at {self.rendezvous!r}")
@@ -86,10 +90,11 @@ def launch(
     """Run function(group, work, observer) in every process; what this host's first one returns.
 
     `observer` is told by the first process of all, and its log is written here. `function` and `work` must pickle.
-    FactoryError: a worker raised one, or died.
+    FactoryError: a worker raised one, or died; not all hosts came.
     """
     how.check()
     _refuse_too_many(how)
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
@@ -100,6 +105,10 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="factory-processes-") as folder:
         try:
             with _signals_kept(), _quiet(), ear.listening(writers):
+                if how.nodes > 1:
+                    log.info(
+                        "host %d of %d: meeting at %s, for up to %d s", how.node, how.nodes, how.rendezvous, how.wait
+                    )
                 found = elastic_launch(_config(how, folder), _worker)(function, work, writers, os.getpid())
         except SignalException as ended:
             signal.raise_signal(ended.sigval)  # as if the launcher had not been there
@@ -107,7 +116,19 @@ def launch(
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
             raise ear.fault(failure.local_rank, rank, failure.exitcode) from None
+        except DistError as fault:
+            raise _not_met(how, fault) from fault
     return cast(R, found[min(found)])
+
+
+def _not_met(how: Launch, fault: Exception) -> FactoryError:
+    """The hosts have not come together, or have lost each other between the start of their workers and the end."""
+    others = f"the other {how.nodes - 1} hosts" if how.nodes > 2 else "the other host"
+    return FactoryError(
+        f"{others} of the training cannot be heard at {how.rendezvous}: {str(fault).splitlines()[0]}",
+        todo=f"begin all within --wait ({how.wait} s), each with its --node from 0 to {how.nodes - 1} and else alike; "
+        "the port must be free on node 0 and open to the others",
+    )
 
 
 def _refuse_too_many(how: Launch) -> None:
@@ -134,7 +155,7 @@ def _config(how: Launch, folder: str) -> Any:
         run_id="factory-train",
         rdzv_backend="c10d" if alone else "static",
         rdzv_endpoint="localhost:0" if alone else how.rendezvous,
-        rdzv_configs={} if alone else {"rank": how.node},
+        rdzv_configs={} if alone else {"rank": how.node, "timeout": how.wait},
         local_addr="localhost" if alone else None,
         max_restarts=0,
         monitor_interval=0.1,

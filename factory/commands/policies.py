@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, closing
 from dataclasses import fields, replace
 from pathlib import Path
@@ -66,6 +67,7 @@ def train(
     nodes: Annotated[int, typer.Option(min=1, help="Hosts that train together.")] = 1,
     node: Annotated[int, typer.Option(min=0, help="Which of the hosts this is, from 0.")] = 0,
     rendezvous: Annotated[str, typer.Option(help="host:port of node 0, where several hosts meet.")] = "",
+    wait: Annotated[int, typer.Option(min=1, help="Seconds that hosts wait for each other.")] = 1800,
     plan: Annotated[bool, typer.Option("--plan", help="Print what it would take; train nothing.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the policy; by default the run's round folder.")] = None,
     run: options.Run = None,
@@ -78,7 +80,11 @@ def train(
     from factory.training import config_of, help_train, needs, plan_training, train_policy
     from train.launching import Launch
 
-    together = Launch(processes=processes, nodes=nodes, node=node, rendezvous=rendezvous)
+    together = Launch(processes=processes, nodes=nodes, node=node, rendezvous=rendezvous, wait=wait)
+    if nodes > 1 and not plan:
+        together.check()
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # each try to meet is told with a stack of C++ otherwise
+        console.note(f"node {node} of {nodes} meets the others at {rendezvous} (waits for up to {wait} s)")
     if node:
         help_train(together)
         return

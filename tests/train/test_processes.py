@@ -335,6 +335,7 @@ def test_a_stores_rows_become_one_policy(store: Store, tiny_model: Path, method:
         (Launch(processes=0), "processes: 0"),
         (Launch(processes=2, nodes=2, node=2, rendezvous="host:1"), "node: 2"),
         (Launch(processes=2, nodes=2), "rendezvous"),
+        (Launch(processes=2, nodes=2, rendezvous="host:1", wait=0), "wait: 0"),
         (Launch(processes=2, nodes=2, rendezvous="host:port"), "rendezvous"),
         (Launch(processes=-1, nodes=0), "2 faults"),
     ],
@@ -469,7 +470,7 @@ from tests.train.test_processes import summed
 from train.launching import Launch, launch
 
 if __name__ == "__main__":
-    print(launch(summed, None, Launch(processes=2, nodes=2, node=1, rendezvous=sys.argv[1])))
+    print(launch(summed, None, Launch(processes=2, nodes=2, node=1, rendezvous=sys.argv[1], wait=120)))
 """
 
 
@@ -488,10 +489,22 @@ def test_two_hosts_meet(tmp_path: Path) -> None:
         [sys.executable, str(script), place], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path}
     )
     try:
-        assert launch(summed, 11, Launch(processes=2, nodes=2, node=0, rendezvous=place)) == [4, 6, 11]
+        assert launch(summed, 11, Launch(processes=2, nodes=2, node=0, rendezvous=place, wait=120)) == [4, 6, 11]
         assert helper.communicate(timeout=60)[0].strip() == "[4, 6, 11]"
     finally:
         helper.kill()
+
+
+@pytest.mark.parametrize("node", [0, 1])
+def test_a_host_that_does_not_come_is_told_of(node: int) -> None:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = f"localhost:{free.getsockname()[1]}"
+    with pytest.raises(FactoryError, match=f"the other host of the training cannot be heard at {place}") as told:
+        launch(summed, 11, Launch(processes=1, nodes=2, node=node, rendezvous=place, wait=1))
+    assert "--wait (1 s)" in str(told.value.todo)
 
 
 def test_whole_leaves_what_is_not_sharded() -> None:
