@@ -97,8 +97,8 @@ def test_a_file_that_is_not_utf8_is_an_error_with_its_place(tmp_path: Path) -> N
     ("text", "told"),
     [
         ("generate: {temperatur: 1}", "generate.temperatur: there is no such key; did you mean 'temperature'?"),
-        ("zzz: 1", "zzz: there is no such key. Known: about, budget, collect, engine, evaluate, generate, isolate, "
-         "label, model, name, pair, panel, plugins, prompts, revise, seed, stages, stop, train"),
+        ("zzz: 1", "zzz: there is no such key. Known: about, budget, collect, engine, evaluate, generate, go_on_from, "
+         "isolate, label, model, name, pair, panel, plugins, prompts, revise, seed, stages, stop, train"),
         ("stop: {any: [{rule: no_gain, patiens: 3}]}",
          "stop.any.0.patiens: there is no such key; did you mean 'patience'?"),
         ("generate: {n: four}", "generate.n: must be a whole number (given: 'four')"),
@@ -226,6 +226,7 @@ def test_a_stage_may_come_again_with_settings_of_its_own() -> None:
         ("[{stage: train, name: final}]", "a name of its own"),
         ("[{stage: generate, set: {generate.n: 0}}]", "must be 1 or more"),
         ("[{stage: generate, set: {model: other}}]", "of the whole run"),
+        ("[{stage: generate, set: {go_on_from: champion}}]", "of the whole run"),
         ("[]", "at least 1"),
         ("[sample]", "generate"),
     ],

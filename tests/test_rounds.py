@@ -342,6 +342,25 @@ def test_a_later_round_begins_from_and_is_held_to_what_its_recipe_says(
     assert (told["start"], told["reference"]) == (names[begins], names[held_to])
 
 
+@pytest.mark.parametrize(("best", "begins"), [(0, 0), (1, 1), (2, 2)])
+def test_a_round_may_go_on_from_the_champion(
+    best: int, begins: int, done: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where rounds after the champion trained policies that were no better; by default the last one is taken."""
+    seen: list[int] = []
+    monkeypatch.setattr("factory.rounds.runbook.champion", lambda evidence, _: seen.append(len(evidence)) or best)
+    with Store.open(done) as store:
+        last, flow = (
+            Run(store, recipes.parse(text, overrides=[f"go_on_from={how}"], where="test"), "tiny")
+            for how in ("last", "champion")
+        )
+        assert flow.last == 2
+        assert last.current(3) == last.policy(2)
+        assert flow.current(3) == flow.policy(3) == flow.policy(begins)
+        assert flow.policy(2) == last.policy(2)  # what a round trained is its own
+    assert set(seen) == {3}
+
+
 @pytest.mark.parametrize(("split", "number", "look"), [("heldout", 0, 1), ("heldout", 3, 3), ("final", 3, 1)])
 def test_held_out_prompts_are_looked_at_every_round_and_final_ones_once(
     split: str, number: int, look: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,7 +25,7 @@ from factory.labelling import matchups
 from factory.pairing.choosing import Choice, Group, strategies
 from factory.pairing.combining import Rule, rule_of
 from factory.pairing.finding import LabelRule, PairReport, Wanted, Weights, find
-from factory.pairing.grading import LabelBy, LabelWeights
+from factory.pairing.grading import BALANCE, LabelBy, LabelWeights
 from factory.pairing.sifting import Filters
 from factory.pairing.writing import kept_in, write
 from factory.registry import unknown_name
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from factory.store import Store
 
 __all__ = [
-    "Choice", "Filters", "Group", "LabelBy", "LabelRule", "LabelWeights", "PairReport", "Rule", "Weights", "pair",
-    "strategies",
+    "BALANCE", "Choice", "Filters", "Group", "LabelBy", "LabelRule", "LabelWeights", "PairReport", "Rule", "Weights",
+    "pair", "strategies",
 ]  # fmt: skip
 
 LINEAGE = ("sample", "draft", "given", "critique", "revision")

@@ -213,7 +213,7 @@ class TrainPart(Part):
     reference: Literal["start", "round"] = "round"
     """The frozen reference: the run's start model, or the policy that this round began with."""
     begin_from: Literal["start", "round"] = "round"
-    """Where training begins: the run's start model, or the policy that sampled this round."""
+    """Where training begins: the run's start model, or the policy that sampled this round (see `go_on_from`)."""
     all_rounds: bool = False
     """Train on the preferences of all rounds so far, not of this one alone."""
     pairings: tuple[str, ...] | None = None

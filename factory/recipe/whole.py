@@ -30,6 +30,8 @@ from factory.stopping import StopConfig
 
 PIECEMEAL = "piecemeal"
 """Told to a recipe that is read although it may not agree with itself."""
+OF_THE_RUN = ("stages", "stop", "evaluate", "budget", "name", "model", "go_on_from")
+"""Keys that no stage has a setting of its own of."""
 FRAME = ("prompts", "evaluate", "final")
 """Stages that every run has, around those of its rounds."""
 
@@ -51,6 +53,8 @@ class Recipe(Part):
         default=tuple(Step(stage=s, name=s) for s in ("generate", "label", "pair", "train")), min_length=1
     )
     """What a round does, in order."""
+    go_on_from: Literal["last", "champion"] = "last"
+    """What a round begins with: the policy that the round before gave, or the run's best so far."""
     generate: GeneratePart = Field(default_factory=GeneratePart)
     revise: RevisePart = Field(default_factory=RevisePart)
     panel: tuple[PanelPart, ...] = Field(default=(), validate_default=True)
@@ -89,7 +93,7 @@ class Recipe(Part):
         """Plain values of the recipe with the step's own in their places."""
         data = self.model_dump(mode="json", exclude={"stages"})
         for key, value in step.set.items():
-            if key.split(".")[0] in ("stages", "stop", "evaluate", "budget", "name", "model"):
+            if key.split(".")[0] in OF_THE_RUN:
                 raise FactoryError(f"set: {key} is of the whole run, not of one stage")
             dotted.put(data, key, value, f"set {key!r}")
         return data

@@ -92,12 +92,19 @@ class Run:
         return self.home / f"round-{number}"
 
     def policy(self, number: int) -> str:
-        """The policy that came out of a round: the start model for round 0, the one before where none was trained."""
+        """The policy that came out of a round: the start model for round 0, what it began with where none was
+        trained."""
         return self.recipe.model if number == 0 else self._trained(number, self._trainings(number))
+
+    def base(self, number: int) -> str:
+        """The policy that a round (1 is the first) begins with."""
+        if self.recipe.go_on_from == "last":
+            return self.policy(number - 1)
+        return self.policy(champion(evidence_of(self.reports[:number]), self.recipe.stop))
 
     def current(self, number: int) -> str:
         """The policy that the step at work begins with: what the last training before it in the round gave, else what
-        the round before gave."""
+        the round began with."""
         names = [step.name for step in self.recipe.steps_of(number)]
         before = names[: names.index(self.step)] if self.step in names else names
         return self._trained(number, [name for name in self._trainings(number) if name in before])
@@ -116,7 +123,7 @@ class Run:
             folder = self.at(name).out(number) / "policy"
             if folder.exists():
                 return str(folder)
-        return self.policy(number - 1)
+        return self.base(number)
 
     def relative(self, path: str | Path) -> str:
         """A path as it is kept in rows: from the store's folder when it lies there, so that a store can be moved."""

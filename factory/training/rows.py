@@ -16,7 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from factory.faults import FactoryError
-from factory.pairing import LabelBy
+from factory.pairing import BALANCE, LabelBy
 from factory.registry import unknown_name
 from factory.schema import Label, Messages, Preference, Prompt, unique
 from factory.training.best_of import Best, best
@@ -25,7 +25,7 @@ from train.config import BestSpec, TrainConfig
 if TYPE_CHECKING:
     from factory.store import Store
     from train.conversations import Ids
-    from train.data import Labelled
+    from train.data import Labelled, LabelRow
     from train.losses import Objective
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ def stored(
     if not rows:
         raise _nothing(store, table, picked, skipped, texts.best)
     _say(table, len(rows), cuts, skipped, texts.best)
+    if objective.data == "labels" and (told := lopsided(rows, config.parameters)):
+        log.warning("%s", told)
     shape = of(objective, config.parameters)
     whole = list(shape.completed(rows, config.seed, config.max_length))
     return Data(whole, len(cuts), sum(cuts), dict(skipped), texts.best)
@@ -121,6 +123,23 @@ def _say(table: str, rows: int, cuts: Sequence[int], skipped: Counter[str], take
         log.warning("%d of %d prompts give nothing: %s", taken.without.total(), taken.prompts, dict(taken.without))
     if taken.single == taken.prompts:
         log.warning("every prompt has one answer: nothing was chosen from, which makes this sft on what passed")
+
+
+def lopsided(rows: Sequence[LabelRow], parameters: Mapping[str, Any]) -> str:
+    """What to do where good answers weigh, all together, less than half or more than twice what 2402.01306 asks for
+    in relation to bad ones (`BALANCE`); empty where they do not. One kind alone is another fault's."""
+    good, bad = (sum(row.weight for row in rows if row.desirable is kind) for kind in (True, False))
+    good, bad = good * parameters.get("desirable_weight", 1.0), bad * parameters.get("undesirable_weight", 1.0)
+    low, high = BALANCE
+    if not (good and bad) or low / 2 <= good / bad <= 2 * high:
+        return ""
+    what, name = ("bad", "undesirable_weight") if good > bad else ("good", "desirable_weight")
+    right = parameters.get(name, 1.0) * (good / bad / high if good > bad else low * bad / good)
+    return (
+        f"good answers weigh {good / bad:.2g} times what bad ones do, so that the {what} ones teach little: "
+        f"{low:g} to {high:.3g} is asked for (2402.01306): factory pair --label-weights balanced, or "
+        f"-p {name}={right:.2g}"
+    )
 
 
 def asked(store: Store, keys: Sequence[str] | None, base: str, config: TrainConfig) -> dict[Ids, Prompt]:
