@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -46,6 +46,9 @@ COMMIT = 64
 """Judgments in one commit."""
 COMMIT_SECONDS = 2.0
 """A commit waits no longer than this for more, so that readers see the work as it goes."""
+Place = tuple[str, str | None]
+"""Keys of the one or two candidates that a judge was shown."""
+Votes = Mapping[Place, Sequence[Judgment]]
 ENDS_ALL = (BudgetError, EndpointError, IntegrityError, LockedError)
 """Faults that no other judge or row would escape."""
 
@@ -82,7 +85,8 @@ def judge(work: Work, member: PanelMember, choice: choosing.Choice, lead: str | 
     size = AT_ONCE_SHARED if is_shared(member.engine) else AT_ONCE
     parts = [shown[place : place + size] for place in range(0, len(shown), size)]
     failed: list[FactoryError] = []
-    tasks = [partial(_part, work, member, part, failed) for part in parts]
+    held = {} if asks_model(member.judge) else _held(work, member)
+    tasks = [partial(_part, work, member, part, held, failed) for part in parts]
     done = side_by_side(tasks, PARTS if is_shared(member.engine) else 1, work.claims.end)
     _count(work, report, done)
     if failed:
@@ -95,17 +99,17 @@ def judged(work: Work, member: PanelMember, shown: Sequence[Shown]) -> list[Judg
     """All that one judge says of what it is shown now, each judgment written as it comes. Unlike `judge`, it looks for
     no votes from before, and a fault of the judge's own is raised."""
     done = Done()
-    _write(work, _judgments(work, member, shown, done, anew=True), done)
+    _write(work, _judgments(work, member, shown, {}, done), done)
     return done.rows
 
 
-def _part(work: Work, member: PanelMember, shown: Sequence[Shown], failed: list[FactoryError]) -> Done:
+def _part(work: Work, member: PanelMember, shown: Sequence[Shown], held: Votes, failed: list[FactoryError]) -> Done:
     """One part, unless an earlier one has shown that the judge cannot work."""
     done = Done()
     if failed or work.ended:
         return done
     try:
-        _write(work, _judgments(work, member, shown, done), done)
+        _write(work, _judgments(work, member, shown, held, done), done)
     except ENDS_ALL:
         raise
     except FactoryError as fault:
@@ -135,11 +139,8 @@ def _commit(work: Work, rows: list[Judgment], done: Done) -> None:
         done.rows.extend(rows)
 
 
-def _judgments(
-    work: Work, member: PanelMember, shown: Sequence[Shown], done: Done, *, anew: bool = False
-) -> Generator[Judgment]:
-    """All that the judge says, as it comes. A candidate that failed gets a row that says so and is shown to nobody.
-    `anew`: votes held from before are not looked for."""
+def _judgments(work: Work, member: PanelMember, shown: Sequence[Shown], held: Votes, done: Done) -> Generator[Judgment]:
+    """All that the judge says, as it comes. A candidate that failed gets a row that says so and is shown to nobody."""
     for one in shown:
         if one.matchup.a.failure is not None:
             yield _judgment(work, member, one, Reading(failure="candidate_failed"))
@@ -147,8 +148,7 @@ def _judgments(
     if asks_model(member.judge) and member.engine is not None:
         yield from _ask(work, member, member.judge, member.engine, usable, done)
     elif not asks_model(member.judge):
-        vote = _vote_anew if anew else _vote
-        yield from vote(work, member, cast("Judge", member.judge), [one.matchup for one in usable])
+        yield from _vote(work, member, cast("Judge", member.judge), [one.matchup for one in usable], held)
 
 
 def _judgment(
@@ -198,12 +198,20 @@ def _judgment(
 # ------------------------------------------------------------------------------------------------- judges that vote
 
 
-def _vote(work: Work, member: PanelMember, judge: Judge, matchups: Sequence[Matchup]) -> Iterator[Judgment]:
-    """Votes held from before, then new ones for the matchups that have none by this reader."""
-    where = {"run": work.run, "round": work.round, "judge": member.name, "reader": reader_of(judge), "failure": None}
-    held: defaultdict[tuple[str, str | None], list[Judgment]] = defaultdict(list)
+def _held(work: Work, member: PanelMember) -> Votes:
+    """The votes from before by this reader, read once for all parts."""
+    reader = reader_of(cast("Judge", member.judge))
+    where = {"run": work.run, "round": work.round, "judge": member.name, "reader": reader, "failure": None}
+    found: defaultdict[Place, list[Judgment]] = defaultdict(list)
     for row in work.store.rows(Judgment, where):
-        held[row.candidate_a, row.candidate_b].append(row)
+        found[row.candidate_a, row.candidate_b].append(row)
+    return dict(found)
+
+
+def _vote(
+    work: Work, member: PanelMember, judge: Judge, matchups: Sequence[Matchup], held: Votes
+) -> Iterator[Judgment]:
+    """Votes held from before, then new ones for the matchups that have none, so many in one commit."""
     fresh = []
     for matchup in matchups:
         known = held.get(_place(matchup))
@@ -212,15 +220,10 @@ def _vote(work: Work, member: PanelMember, judge: Judge, matchups: Sequence[Matc
         else:
             yield from known
     console.expect(work.progress, len(fresh))
-    yield from _vote_anew(work, member, judge, fresh)
-
-
-def _vote_anew(work: Work, member: PanelMember, judge: Judge, matchups: Sequence[Matchup]) -> Iterator[Judgment]:
-    """Votes, so many in one commit."""
-    for start in range(0, len(matchups), COMMIT):
+    for start in range(0, len(fresh), COMMIT):
         if work.ended:
             return
-        some = matchups[start : start + COMMIT]
+        some = fresh[start : start + COMMIT]
         yield from _votes(work, member, judge, some)
         if work.progress is not None:
             work.progress.advance(len(some))
@@ -234,7 +237,7 @@ def _until(votes: Iterable[Judgment], work: Work) -> Iterator[Judgment]:
             return
 
 
-def _place(matchup: Matchup) -> tuple[str, str | None]:
+def _place(matchup: Matchup) -> Place:
     return matchup.a.key, matchup.b.key if matchup.b else None
 
 
@@ -248,7 +251,7 @@ def _votes(work: Work, member: PanelMember, judge: Judge, matchups: Sequence[Mat
         if len(matchups) == 1:
             return [_judgment(work, member, Shown(matchups[0], ""), _broken("judge_error", fault))]
         return [row for matchup in matchups for row in _votes(work, member, judge, [matchup])]
-    by_place: defaultdict[tuple[str, str | None], list[Judgment]] = defaultdict(list)
+    by_place: defaultdict[Place, list[Judgment]] = defaultdict(list)
     for vote in votes:
         by_place[vote.candidate_a, vote.candidate_b].append(vote)
     return [row for matchup in matchups for row in _adopted(work, member, matchup, by_place[_place(matchup)])]

@@ -62,6 +62,7 @@ class Store:
         self.folder = folder
         self._journal = journal
         self._seal_at = seal_at
+        self._places = parts.Places()
 
     @classmethod
     def open(
@@ -223,7 +224,9 @@ class Store:
         if snapshot.parts:
             chosen = condition(table, where, parts.absent_columns(table, snapshot.parts))
             with parts.guarded(self.folder, snapshot.parts):
-                sealed = parts.dataset(self.folder, table, snapshot.parts).to_table(columns=carried, filter=chosen)
+                data, keys = parts.dataset(self.folder, table, snapshot.parts), _picked_keys(where)
+                picked = data if keys is None else self._places.narrowed(data, keys)
+                sealed = picked.to_table(columns=carried, filter=chosen)
             found.append(fill(table, sealed))
         return pa.concat_tables(found).sort_by([(name, "ascending") for name in order]).select(list(columns))
 

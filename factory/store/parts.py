@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from factory import crash
 from factory.faults import FactoryError, IntegrityError
@@ -144,13 +146,45 @@ def orphans(store: Path, listed: Iterable[Part]) -> list[Path]:
 # ------------------------------------------------------------------------------------------------------- reading
 
 
-def dataset(store: Path, table: str, listed: Sequence[Part]) -> ds.Dataset:
+def dataset(store: Path, table: str, listed: Sequence[Part]) -> ds.FileSystemDataset:
     """The listed parts as one dataset of the table's present columns; a column that a part lacks reads as null."""
     import pyarrow.dataset as ds
 
     scan = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
     form = ds.ParquetFileFormat(default_fragment_scan_options=scan)
     return ds.dataset([str(store / p.path) for p in listed], schema=arrow_schema(table), format=form)
+
+
+class Places:
+    """Where the keys of sealed parts lie: a part never changes, so that its keys are read once. What is wanted of a
+    few keys then costs their row groups, and not the whole table."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, pa.ChunkedArray] = {}
+
+    def narrowed(self, data: ds.FileSystemDataset, keys: Collection[str]) -> ds.FileSystemDataset:
+        """The row groups of a dataset that hold any of the keys."""
+        import pyarrow as pa
+        import pyarrow.dataset as ds
+
+        wanted = pa.array(keys, pa.string())
+        found = [self._groups(fragment, data.schema, wanted) for fragment in data.get_fragments()]
+        return ds.FileSystemDataset(
+            [some for some in found if some is not None], data.schema, data.format, data.filesystem
+        )
+
+    def _groups(self, fragment: ds.ParquetFileFragment, schema: pa.Schema, wanted: pa.Array) -> Any:
+        """The part's row groups with any of them; None: there is none."""
+        import pyarrow.compute as pc
+
+        keys = self._keys.get(fragment.path)
+        if keys is None:
+            keys = self._keys[fragment.path] = fragment.to_table(schema=schema, columns=["key"]).column("key")
+        hits = pc.indices_nonzero(pc.is_in(keys, value_set=wanted)).to_numpy()
+        if not hits.size:
+            return None
+        ends = list(accumulate(group.num_rows for group in fragment.row_groups))
+        return fragment.subset(row_group_ids=sorted({bisect_right(ends, hit) for hit in hits.tolist()}))
 
 
 def absent_columns(table: str, listed: Iterable[Part]) -> set[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
+import pyarrow as pa
+import pytest
 from labelled import Program, fill, panel_of
 
 from factory import verdicts
-from factory.labelling import PanelMember
+from factory.labelling import PanelMember, judging, label
 from factory.schema import Judgment, Matchup
 from factory.store import Store
 
@@ -20,6 +23,26 @@ def test_votes_are_kept_under_the_panels_name_and_not_asked_again(store: Store) 
     again, after = panel_of(store, PanelMember("words", Program(breaks_on="answer")))
     assert (again.judgments, again.verdicts) == (0, 9)
     assert after == rows
+
+
+def test_votes_from_before_are_read_once_whatever_the_number_of_parts(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a judge of many answers reads all that it has said so far again for each part."""
+    monkeypatch.setattr(judging, "AT_ONCE", 2)
+    fill(store, prompts=4)
+    panel_of(store, PanelMember("words", Program(breaks_on="answer 1 x")))
+    reads: list[str] = []
+    real = Store.table
+
+    def table(self: Store, name: str, *more: Any, **others: Any) -> pa.Table:
+        reads.append(name)
+        return real(self, name, *more, **others)
+
+    monkeypatch.setattr(Store, "table", table)
+    report = label(store, [PanelMember("words", Program())], run="r")
+    assert (report.judges[0].verdicts, report.judges[0].judgments) == (12, 2)
+    assert reads.count("judgments") == 2
 
 
 def test_a_vote_that_raises_fails_its_row_alone_and_is_asked_again(store: Store) -> None:

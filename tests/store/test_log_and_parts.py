@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 
+import pyarrow.dataset as ds
 import pytest
 from store_processes import SMALL
 from store_rows import call, candidate, prompt
 
 from factory.faults import LockedError
-from factory.schema import Candidate
-from factory.store import Store, journal
+from factory.schema import Call, Candidate
+from factory.store import Store, journal, parts
 from factory.store.journal import Pending
 
 
@@ -92,3 +94,33 @@ def test_a_seal_waits_for_no_reader_and_a_held_one_is_left(store: Store, monkeyp
         with pytest.raises(LockedError, match="sealed by another process"):
             other.seal()
     assert other.seal() == 1
+
+
+def test_what_is_wanted_of_a_few_keys_reads_their_row_groups_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two parts of six and four rows in groups of two, each call with both of its attempts in one."""
+    monkeypatch.setattr(parts, "ROW_GROUP", 2)
+    read: list[int] = []
+    real = parts.Places.narrowed
+
+    def narrowed(self: parts.Places, data: ds.FileSystemDataset, keys: Collection[str]) -> ds.FileSystemDataset:
+        found = real(self, data, keys)
+        read.append(found.to_table(columns=["key"]).num_rows)
+        return found
+
+    monkeypatch.setattr(parts.Places, "narrowed", narrowed)
+    with Store.open(tmp_path, create=True, seal_at=Pending(rows=6, bytes=1 << 20)) as store:
+        store.append("calls", [call(i, attempt) for i in range(5) for attempt in (1, 2)])
+        store.append("calls", [call(5), call(6), call(7)])
+        assert [part.rows for part in store._journal.parts()] == [6, 4]
+        for number in range(8):
+            held = store.rows(Call, {"key": call(number).key})
+            assert [(row.text, row.attempt) for row in held] == [
+                (f"answer {number}", attempt) for attempt in ((1, 2) if number < 5 else (1,))
+            ]
+        assert read == [2, 2, 2, 2, 2, 0, 0, 0]
+        assert len(store.rows(Call, {"key": [call(n).key for n in (0, 4, 6)], "attempt": 1})) == 3
+        assert store.rows(Call, {"key": "nowhere"}) == []
+        store.seal(force=True)
+        assert store.latest_calls([call(7).key])[call(7).key].text == "answer 7"
