@@ -219,6 +219,7 @@ class Prompt:
     rubric: Json = column("criteria of its own: JSON list of {text, weight}; a negative weight is a fault's", None)
     source: str = column("the file or hub name it came from", "")
     tools: Json = column("tools that the answer may call: JSON list of their schemas; null: none", None)
+    kept: Json = column("columns of its source that --keep named: JSON {column: value}; in SQL: kept->>'column'", None)
     at: datetime = column("when it was added (UTC)")
 
 

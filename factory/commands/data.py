@@ -29,6 +29,10 @@ def add_prompts(
     group_by: Annotated[
         str | None, typer.Option(help="Column whose value keeps prompts together in one split.")
     ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", help="Column to keep with the prompts, for SQL and --where; repeatable."),
+    ] = None,
     heldout: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Share of groups held out for decisions (default: .15; bundled: .25)."),
@@ -67,6 +71,7 @@ def add_prompts(
             source,
             mapping={key: str(value) for key, value in options.settings(mapping, "--map").items()},
             group_by=group_by,
+            keep=keep or (),
             heldout=heldout,
             final=final,
             hub_config=hub_config,
@@ -120,6 +125,7 @@ def generate(
     top_p: options.TopP = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0 keeps the whole distribution.")] = 0,
     max_tokens: options.MaxTokens = 256,
+    where: options.Where = None,
     limit: options.Limit = None,
     retry_failed: options.RetryFailed = False,
     max_cost: options.MaxCost = None,
@@ -138,7 +144,11 @@ def generate(
 
     name = options.dated("generate", run)
     with options.opened(store) as opened, opened.run_lock(name):
-        keys = [prompt.key for prompt in chosen_prompts(opened, split=split, limit=limit)]
+        picked = options.picked(opened, where)
+        keys = [prompt.key for prompt in chosen_prompts(opened, split=split, keys=picked, limit=limit)]
+        if picked and not keys:
+            what = f"none of the {len(picked):,} prompts that --where holds for is in split {split!r}"
+            raise FactoryError(what, where=str(store), todo="name another --split")
         if not keys:
             held = Counter(str(row["split"]) for row in opened.read("prompts", columns=["split"]))
             todo = f"the store has {', '.join(f'{n} in {name}' for name, n in held.items())}" if held else ""

@@ -43,6 +43,12 @@ Temperature = Annotated[float, typer.Option("--temperature", min=0, max=5, help=
 TopP = Annotated[float, typer.Option("--top-p", min=0.001, max=1, help="1 keeps the whole distribution.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer in tokens.")]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many prompts.")]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "--where", help="Only prompts that this holds for, in SQL: \"topic = 'tea' AND kept->>'lang' = 'en'\"."
+    ),
+]
 RetryFailed = Annotated[bool, typer.Option("--retry-failed", help="Ask again also where the failure was permanent.")]
 JudgeOptions = Annotated[
     list[str] | None,
@@ -106,6 +112,13 @@ def kind_of(store: Store, run: str | None, split: str, kind: str | None) -> str:
         return "sample"
     note("kind: given (no answers were sampled; --kind names another)")
     return "given"
+
+
+def picked(store: Store, where: str | None) -> list[str] | None:
+    """Keys of the prompts that --where holds for; None: it was not given."""
+    from factory.query import prompts_where
+
+    return None if where is None else prompts_where(store, where)
 
 
 def newest(store: Store, table: str, run: str | None, *, split: str | None = None, kind: str = "sample") -> str:

@@ -95,6 +95,7 @@ def pair(
     ] = None,
     kind: Annotated[list[str] | None, typer.Option("--kind", help=KINDS)] = None,
     split: Annotated[str, typer.Option(help="Split of the candidates' prompts.")] = "train",
+    where: options.Where = None,
     keep_quarantined: options.KeepQuarantined = False,
     seed: options.Seed = 0,
     run: options.Run = None,
@@ -142,6 +143,7 @@ def pair(
             kind=kind or lone,
             quarantine=not keep_quarantined,
             name=named,
+            prompts=options.picked(opened, where),
             flip=flip,
             seed=seed,
         )

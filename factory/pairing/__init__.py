@@ -15,7 +15,7 @@ the rows.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,6 +66,7 @@ def pair(
     kind: str | Sequence[str] = "sample",
     quarantine: bool = True,
     name: str | None = None,
+    prompts: Collection[str] | None = None,
     flip: float = 0.0,
     seed: int = 0,
 ) -> PairReport:
@@ -78,6 +79,7 @@ def pair(
     `labels`: see `LabelRule`. `quarantine`: leave out what fooled judges said. `name`: what preferences and labels go
     by in the column `strategy`, by which training picks them; the strategy by default. A pair whose opposite the run
     and round hold already under that name is refused (`contradicts_kept`), and so is a label (`labels_refused`).
+    `prompts`: keys of those whose answers are paired; all by default.
     `flip`: label noise on purpose: about this share of the preferences, and by a draw of their own of the labels, are
     turned about (see `choosing.is_flipped`) and marked `flipped`. FactoryError: there is nothing to pair, or a name or
     value is wrong.
@@ -99,7 +101,7 @@ def pair(
         families=judge_families,
     )
     kinds = list(LINEAGE) if wanted.lineage else kind
-    groups = _groups(store, {"run": run, "round": round, "split": split, "kind": kinds})
+    groups = _groups(store, {"run": run, "round": round, "split": split, "kind": kinds}, prompts)
     found = find(groups, bench.panel, panel, rule, wanted, kept_in(store, wanted))
     if wanted.lineage and not found.report.pairs:
         raise FactoryError(f"run {run!r}, round {round} has no revisions", todo="factory revise makes them")
@@ -140,14 +142,17 @@ def _undecided(judges: Sequence[str], combine: str, lead: str | None) -> bool:
     return combine == "lead" and (len(judges) != 1 if lead is None else lead not in judges)
 
 
-def _groups(store: Store, where: Mapping[str, Any]) -> dict[str, list[Candidate]]:
-    """Candidates by prompt, in order of key."""
+def _groups(store: Store, where: Mapping[str, Any], prompts: Collection[str] | None) -> dict[str, list[Candidate]]:
+    """Candidates by prompt, in order of key, of the prompts named."""
     groups: defaultdict[str, list[Candidate]] = defaultdict(list)
-    for candidate in sorted(matchups.current(store.rows(Candidate, where)), key=lambda c: (c.prompt_key, c.key)):
+    picked = {} if prompts is None else {"prompt_key": list(prompts)}
+    rows = store.rows(Candidate, {**where, **picked})
+    for candidate in sorted(matchups.current(rows), key=lambda c: (c.prompt_key, c.key)):
         groups[candidate.prompt_key].append(candidate)
     if not groups:
         said = ", ".join(f"{name} {value}" for name, value in where.items())
+        among = "" if prompts is None else f" to any of the {len(prompts):,} prompts asked for"
         raise FactoryError(
-            f"there are no candidates with {said}", where=str(store.folder), todo="factory generate makes them"
+            f"there are no candidates with {said}{among}", where=str(store.folder), todo="factory generate makes them"
         )
     return dict(groups)

@@ -46,6 +46,7 @@ def add_prompts(
     *,
     mapping: Mapping[str, str] | None = None,
     group_by: str | None = None,
+    keep: Sequence[str] = (),
     heldout: float | None = None,
     final: float | None = None,
     hub_config: str | None = None,
@@ -61,12 +62,12 @@ def add_prompts(
     """Read prompts and preference data from `source` (a file, a bundled set or a hub name) into the store.
 
     `mapping` names the source's column for a field ({"prompt": "question"}); `group_by` the column whose value keeps
-    prompts together in one split. `heldout` and `final` are the shares of groups that go there (0.15 and 0.05 by
-    default; 0.25 and 0.15 of a bundled set). At most `limit` rows are read. Answers that come without a label get
-    `label`. Scores and winners become judgments by `judge`; `scale` has the ends of the scores' scale, without it they
-    are rewards without ends. Rows whose prompt one of the sets named in `decontaminate` holds, by `rule`
-    (`factory/prompts/decontamination.py`), are left out and counted. Prompts without a named group are held in memory
-    until all are read, since near-duplicates may come late; all else is a stream.
+    prompts together in one split; `keep` columns that stay with new prompts, to pick them by. `heldout` and `final` are
+    the shares of groups that go there (0.15 and 0.05 by default; 0.25 and 0.15 of a bundled set). At most `limit` rows
+    are read. Answers that come without a label get `label`. Scores and winners become judgments by `judge`; `scale` has
+    the ends of the scores' scale, without it they are rewards without ends. Rows whose prompt one of the sets named in
+    `decontaminate` holds, by `rule` (`factory/prompts/decontamination.py`), are left out and counted. Prompts without a
+    named group are held in memory until all are read, since near-duplicates may come late; all else is a stream.
     FactoryError when the source cannot be read, or when no row has a known shape.
     """
     fallback = BUNDLED_SHARES if bundled_prompts(source) else SHARES
@@ -75,7 +76,7 @@ def add_prompts(
     ).checked()
     check_mapping(mapping or {})
     opened = open_source(source, hub_config=hub_config, hub_split=hub_split)
-    reader = Reader(mapping or {}, group_by, opened.name)
+    reader = Reader(mapping or {}, group_by, opened.name, keep)
     ledger = Ledger(store, opened.name, shares, Source(run, judge, scale))
     examples = map(partial(_labelled, label), reader.examples(islice(opened.rows, limit)))
     clear_of = [text for other in decontaminate for text in texts_of(other)]

@@ -89,7 +89,7 @@ class AddReport:
             "rows were left out:": len(self.failures),
         }
         if self.unused:
-            lines.append(f"  columns not used: {', '.join(self.unused)}")
+            lines.append(f"  columns not used: {', '.join(self.unused)} (--keep COLUMN keeps one with new prompts)")
         lines += [f"  {count} {note}" for note, count in notes.items() if count]
         lines += [f"    line {f.line}: {f.column + ': ' if f.column else ''}{f.reason}" for f in self.failures[:10]]
         return "\n".join(lines)
@@ -254,6 +254,7 @@ def _prompt_row(key: str, example: Example, split: str, group: str, source: str)
         rubric=example.rubric,
         source=source,
         tools=example.tools,
+        kept=example.kept,
         at=now(),
     )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, Final
 
 from factory.faults import ConfigError, FactoryError
 from factory.prompts.shapes import EXTRAS, FIELDS, SHAPES, Example, find, mapped, read_row, shape_of
 from factory.prompts.sources import Record, RowError, RowFault
+from factory.store.columns import json_text
 
 _LOOKED_AT: Final = 100  # rows that are looked at to recognise the shape
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -25,15 +27,16 @@ def check_mapping(mapping: Mapping[str, str]) -> None:
 class Reader:
     """Records into examples; counts and keeps what went wrong."""
 
-    def __init__(self, mapping: Mapping[str, str], group_by: str | None, source: str) -> None:
+    def __init__(self, mapping: Mapping[str, str], group_by: str | None, source: str, keep: Sequence[str] = ()) -> None:
         self.mapping = mapping
         self.group_by = group_by
+        self.keep = keep
         self.source = source
         self.rows = 0
         self.replaced = 0
         self.failures: list[RowFault] = []
         self._columns: dict[str, None] = {}
-        self._used = {group_by or "", *(column.split(".")[0] for column in mapping.values())}
+        self._used = {group_by or "", *(column.split(".")[0] for column in (*mapping.values(), *keep))}
 
     def examples(self, records: Iterator[Record | RowFault]) -> Iterator[Example]:
         """The rows that can be read. FactoryError when none of the first hundred has a known shape."""
@@ -58,7 +61,7 @@ class Reader:
         if not records:
             return
         columns = list(dict.fromkeys(name for record in records for name in record.values))
-        wanted = [*self.mapping.values(), *([self.group_by] if self.group_by else [])]
+        wanted = [*self.mapping.values(), *([self.group_by] if self.group_by else []), *self.keep]
         absent = [c for c in wanted if all(find(record.values, c) is None for record in records)]
         where = f"{self.source}, columns {', '.join(columns)}"
         if absent:
@@ -85,11 +88,10 @@ class Reader:
                 "", f"no known shape; columns with a value: {', '.join(n for n, v in row.items() if v is not None)}"
             )
         self._used.update((*shape.columns(row).values(), *EXTRAS))
-        if not self.group_by:
-            return read_row(record.line, row, shape)
-        row["group"] = find(values, self.group_by)
-        example = read_row(record.line, row, shape)
-        if example.group is None:
+        if self.group_by:
+            row["group"] = find(values, self.group_by)
+        example = replace(read_row(record.line, row, shape), kept=_kept(values, self.keep))
+        if self.group_by and example.group is None:
             raise RowError(self.group_by, "no value, and the rows are grouped by it")
         return example
 
@@ -104,3 +106,14 @@ class Reader:
         if isinstance(value, dict):
             return {self._repaired(k): self._repaired(v) for k, v in value.items()}
         return [self._repaired(v) for v in value] if isinstance(value, list) else value
+
+
+def _kept(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any] | None:
+    """The values of the columns to keep, those that the row has; None: it has none."""
+    found = {column: value for column in columns if (value := find(row, column)) is not None}
+    for column, value in found.items():
+        try:
+            json_text(value)
+        except TypeError:
+            raise RowError(column, "cannot be kept: it has no JSON") from None
+    return found or None

@@ -63,6 +63,7 @@ class Example:
     reference: str | None = None
     rubric: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
+    kept: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

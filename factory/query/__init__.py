@@ -177,6 +177,29 @@ def run(
     return QueryResult(slim(_read(stream)), _cut(reply["cut"], limit, max_bytes), time.monotonic() - began)
 
 
+def prompts_where(store: Store, condition: str) -> list[str]:
+    """Keys of the prompts for which a condition in SQL holds, such as "topic = 'tea'", in order. FactoryError: it holds
+    for none, or is no condition."""
+    try:
+        found = run(store, f"SELECT key FROM prompts WHERE (\n{condition}\n) ORDER BY key")  # noqa: S608
+    except FactoryError as fault:
+        raise FactoryError(
+            fault.what, where=f"--where {condition}", todo="`factory schema prompts` lists columns"
+        ) from None
+    if found.cut:
+        raise FactoryError(
+            f"it holds for too many prompts ({found.cut})", where=f"--where {condition}", todo="ask for fewer"
+        )
+    keys: list[str] = found.table.column("key").to_pylist()
+    if not keys:
+        raise FactoryError(
+            "this holds for no prompt of the store",
+            where=f"--where {condition}",
+            todo='see what there is: factory query "SELECT split, source, topic, count(*) FROM prompts GROUP BY ALL"',
+        )
+    return keys
+
+
 def has_isolation() -> bool:
     """Can this system confine a process (module resource, with a limit on memory)?"""
     try:
