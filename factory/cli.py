@@ -6,6 +6,7 @@ Results go to stdout, progress and faults to stderr. Exit codes: 0 done, 1 done 
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Annotated, Any
 
@@ -29,6 +30,11 @@ from factory.commands import (
 from factory.console import note
 from factory.faults import FactoryError
 
+FULL = dict.fromkeys(
+    (errno.ENOSPC, errno.EDQUOT), "free some space; what was done is kept, and the same command goes on from there"
+)
+"""What to do where a disk takes no more. Python names no file when a write fails."""
+
 
 class FactoryGroup(TyperGroup):
     """Commands in the order of the flow; a fault that the user can cure is printed without a traceback."""
@@ -48,11 +54,11 @@ class FactoryGroup(TyperGroup):
         except BrokenPipeError:
             raise typer.Exit(0) from None
         except OSError as error:
-            if error.filename is None:
+            if error.filename is None and error.errno not in FULL:
                 raise
-            note(
-                f"error: {error.strerror}\n  where: {error.filename}\n  to do: check the path, its rights, and the disk"
-            )
+            where = "the store or the files to write" if error.filename is None else error.filename
+            todo = FULL.get(error.errno or 0, "check the path, its rights, and the disk")
+            note(f"error: {error.strerror}\n  where: {where}\n  to do: {todo}")
             raise typer.Exit(FactoryError.exit_code) from error
 
 
@@ -68,6 +74,7 @@ prompts = typer.Typer(no_args_is_help=True, help="Prompts of the store.")
 recipe = typer.Typer(no_args_is_help=True, help="Recipes: what a run does.")
 
 prompts.command("add")(data.add_prompts)
+prompts.command("forget")(data.forget_prompts)
 app.add_typer(prompts, name="prompts")
 app.command("decontaminate")(data.decontaminate)
 app.command("generate")(data.generate)

@@ -85,3 +85,13 @@ def test_what_a_run_has_left_stays_when_it_is_refused_later(here: Path) -> None:
         with pytest.raises(FactoryError):
             refuse(store, "known")
         assert (here / "store" / "runs" / "known" / "recipe.yaml").is_file()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that takes no bytes")
+def test_a_full_disk_is_told_wherever_a_file_is_written(here: Path) -> None:
+    """Python names no file where a write fails, and the fault is the user's to cure all the same."""
+    with Store.open(here / "store", create=True):
+        outcome = CliRunner().invoke(app, ["query", "SELECT 1", "--out", "/dev/full", "--store", "store"])
+    assert outcome.exit_code == 2, outcome.output
+    assert outcome.stderr.startswith("error: No space left on device\n")
+    assert "free some space" in outcome.stderr

@@ -87,6 +87,31 @@ def add_prompts(
         raise typer.Exit(1)
 
 
+def forget_prompts(
+    keys: Annotated[list[str] | None, typer.Argument(help="Keys of prompts; or name them with --where.")] = None,
+    where: options.Where = None,
+    sure: Annotated[bool, typer.Option("--yes", help="Erase them; without it, only say what would go.")] = False,
+    store: options.StoreFolder = options.STORE,
+    as_json: options.AsJson = False,
+) -> None:
+    """Erase prompts that must not be kept, with every call, answer, judgment, preference and label made of them."""
+    from factory.prompts import RUN
+    from factory.prompts.forgetting import forget
+
+    if bool(keys) == (where is not None):
+        raise FactoryError("which prompts?", todo="give their keys, or --where CONDITION")
+    with options.opened(store) as opened, opened.run_lock(RUN):
+        found = forget(opened, keys or options.picked(opened, where) or (), erase=sure)
+    if not any(found.rows.values()):
+        raise FactoryError("the store holds nothing of these prompts", where=str(store), todo="keys: `factory query`")
+    result = {"erased": sure} | found.to_json()
+    console.emit(result, as_json=as_json, text=console.facts(result))
+    if not sure:
+        console.note("nothing is erased yet: add --yes")
+    elif found.runs:
+        console.note(f"note: reports, policies and exports of these runs stay: {', '.join(found.runs)}")
+
+
 def decontaminate(
     against: Annotated[list[str], typer.Option("--against", help="File, bundled set or hub name; repeatable.")],
     mapping: Annotated[

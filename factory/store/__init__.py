@@ -166,6 +166,34 @@ class Store:
             self._journal.enter(part, last)
             sealed += part.rows
 
+    def erase(self, table: str, keys: Iterable[str]) -> int:
+        """Drop the rows of these keys for good: what must not be kept. How many rows.
+
+        Sealed parts that hold any are written anew without them; a process that reads those at that moment fails. What
+        was dropped leaves the disk with `scrub`. LockedError: another process has been sealing for a minute.
+        """
+        wanted = [clean(key) for key in unique(keys)]
+        with locks.seal_lock(self.folder, SEAL_PATIENCE):
+            self._clear_orphans()
+            replaced = {
+                part.path: self._without(part, left)
+                for part in self._journal.parts()
+                if part.table == table and (left := parts.without(self.folder, part, wanted)) is not None
+            }
+            gone = self._journal.erase(table, wanted, replaced)
+            self._clear_orphans()
+        return gone
+
+    def _without(self, part: parts.Part, left: pa.Table) -> parts.Part | None:
+        if not left.num_rows:
+            return None
+        name = f"{Path(part.path).stem.split('~')[0]}~{secrets.token_hex(4)}"
+        return parts.write(self.folder, part.table, name, fill(part.table, left))
+
+    def scrub(self) -> None:
+        """Leave nothing of erased rows in the journal's file. LockedError: another process reads it; do it again."""
+        self._journal.scrub()
+
     def _clear_orphans(self) -> None:
         for path in parts.orphans(self.folder, self._journal.parts()):
             log.info("removed %s, which a killed process left", path)

@@ -331,19 +331,42 @@ class Journal:
     def enter(self, part: Part, last: int) -> None:
         """In one transaction, put a part into the manifest and drop the rows up to id `last` that it holds."""
         with self.transaction(write=True) as db:
-            db.execute(
-                "INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (part.path, part.table, part.rows, part.bytes, part.sha256, part.footer,
-                 json.dumps(part.columns), now().isoformat()),
-            )  # fmt: skip
+            _list_part(db, part)
             db.execute("DELETE FROM rows WHERE tbl = ? AND id <= ?", (part.table, last))
-            db.execute(
-                "UPDATE pending SET (rows, bytes) ="
-                " (SELECT count(*), coalesce(sum(length(body)), 0) FROM rows WHERE tbl = pending.tbl) WHERE tbl = ?",
-                (part.table,),
-            )
+            _count_pending(db, part.table)
             crash.point("store.seal.before_commit")
         crash.point("store.seal.after_commit")
+
+    # -------------------------------------------------------------------------------------------------- erasing
+
+    def erase(self, table: str, keys: Sequence[str], replaced: Mapping[str, Part | None]) -> int:
+        """In one transaction, drop these keys and their rows, and put in the place of each part named by path the one
+        that is written anew without them (None: nothing is left of it). How many rows."""
+        listed = json.dumps(keys)
+        theirs = "WHERE tbl = ? AND key IN (SELECT value FROM json_each(?))"
+        with self.transaction(write=True) as db:
+            gone = db.execute(f"DELETE FROM keys {theirs}", (table, listed)).rowcount  # noqa: S608
+            db.execute(f"DELETE FROM rows {theirs}", (table, listed))  # noqa: S608
+            for path, part in replaced.items():
+                db.execute("DELETE FROM parts WHERE path = ?", (path,))
+                if part is not None:
+                    _list_part(db, part)
+            _count_pending(db, table)
+        return gone
+
+    def scrub(self) -> None:
+        """Leave nothing of dropped rows in the file and its log. LockedError: another process has them open."""
+        with self._lock, self._mapped():
+            self.settle()
+            db = self._connection()
+            db.execute("VACUUM")
+            busy, *_ = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise LockedError(
+                "another process reads the store, so that what was dropped is still in the journal's log",
+                where=str(self.path),
+                todo="run the command again when it is done",
+            )
 
     # ----------------------------------------------------------------------------------------------------- runs
 
@@ -382,6 +405,24 @@ class Journal:
         names = ("run", "round", "stage", "state", "detail", "pid", "at")
         marks = [dict(zip(names, row, strict=True)) for row in found]
         return [m | {"detail": json.loads(m["detail"]), "at": datetime.fromisoformat(m["at"])} for m in marks]
+
+
+def _list_part(db: sqlite3.Connection, part: Part) -> None:
+    """Enter a part into the manifest."""
+    db.execute(
+        "INSERT INTO parts VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (part.path, part.table, part.rows, part.bytes, part.sha256, part.footer,
+         json.dumps(part.columns), now().isoformat()),
+    )  # fmt: skip
+
+
+def _count_pending(db: sqlite3.Connection, table: str) -> None:
+    """Count anew what waits to be sealed in a table."""
+    db.execute(
+        "UPDATE pending SET (rows, bytes) ="
+        " (SELECT count(*), coalesce(sum(length(body)), 0) FROM rows WHERE tbl = pending.tbl) WHERE tbl = ?",
+        (table,),
+    )
 
 
 def _insert(db: sqlite3.Connection, where: str, rows: Sequence[tuple[Any, ...]]) -> None:

@@ -155,6 +155,18 @@ def dataset(store: Path, table: str, listed: Sequence[Part]) -> ds.FileSystemDat
     return ds.dataset([str(store / p.path) for p in listed], schema=arrow_schema(table), format=form)
 
 
+def without(store: Path, part: Part, keys: Collection[str]) -> pa.Table | None:
+    """The rows of a part whose keys are none of these; None: it holds none of them."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    with guarded(store, [part]):
+        held = dataset(store, part.table, [part]).to_table()
+    others = pc.invert(pc.is_in(held.column("key"), value_set=pa.array(keys, pa.string())))
+    left = held.filter(others)
+    return left if left.num_rows < held.num_rows else None
+
+
 class Places:
     """Where the keys of sealed parts lie: a part never changes, so that its keys are read once. What is wanted of a
     few keys then costs their row groups, and not the whole table."""
