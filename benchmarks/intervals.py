@@ -3,8 +3,9 @@
     python benchmarks/intervals.py [--draws 2000] [--seed 0]
 
 Policies whose pass rates differ from prompt to prompt (a beta distribution, correlation .5 between answers to one
-prompt), two answers a prompt. A row is a number of prompts and a pass rate; a cell the share of draws in which a 95%
-interval does not hold the truth, in percent: 5 is right, more is too narrow.
+prompt), two answers a prompt. A row is a number of prompts and the start's pass rate; the policy's, whose interval
+"pass rate" is, is 10 points higher. A cell is the share of draws in which a 95% interval does not hold the truth, in
+percent: 5 is right, more is too narrow.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ the same square-and-add step (MOVER: Zou and Donner 2008) for other differences;
 prompt hang together, so that prompts are resampled and never single answers (Miller 2024, arXiv 2411.00640). How often
 these intervals hold the truth where prompts are few: `benchmarks/intervals.py`.
 
-Every function returns `Estimate(value, low, high)` at the given level, two-sided. No data gives NaN throughout; one
-cluster gives a value with NaN bounds.
+Every function returns `Estimate(value, low, high)` at the given level, two-sided. No data gives NaN throughout; a mean
+of one cluster has NaN bounds, a rate those of one trial.
 """
 
 from __future__ import annotations
@@ -30,26 +30,29 @@ if TYPE_CHECKING:
 RESAMPLES = 2000
 UNKNOWN = Estimate(math.nan, math.nan, math.nan)
 _DRAWN_AT_ONCE = 2_000_000  # indices held in memory by one block of resamples
+_FLAT = 1e-20  # of p (1 - p): what rounding leaves of a variance between clusters that are all alike
 
 
 def wilson(successes: float, n: float, level: float = LEVEL) -> Estimate:
     """A rate of independent trials. Both numbers may be fractional (weights); 0 of n has an upper bound above 0."""
-    if n <= 0:
-        return UNKNOWN
+    return UNKNOWN if n <= 0 else _wilson(successes / n, n, level)
+
+
+def _wilson(p: float, n: float, level: float) -> Estimate:
     z = z_of(level)
-    p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(max(p * (1 - p) / n + z * z / (4 * n * n), 0.0))
-    low = 0.0 if successes <= 0 else max(0.0, min(centre - half, p))
-    high = 1.0 if successes >= n else min(1.0, max(centre + half, p))
+    low = 0.0 if p <= 0 else max(0.0, min(centre - half, p))
+    high = 1.0 if p >= 1 else min(1.0, max(centre + half, p))
     return Estimate(p, low, high)
 
 
 def rate(values: Sequence[float], clusters: Sequence[Hashable], level: float = LEVEL) -> Estimate:
     """The mean of values within [0, 1] with Wilson's interval, for as many trials as the clusters are worth.
 
-    One value a cluster: Wilson's own. Where all values are 0, or all 1, or all stand in one cluster, how they hang
-    together cannot be seen, and every cluster counts as one trial.
+    One value a cluster: Wilson's own. Where all values are 0, or all 1, or all stand in one cluster, or all clusters
+    have one mean, how they hang together cannot be seen, and every cluster counts as one trial. Clusters of different
+    sizes vary as fewer of one size do: Kish's (sum of sizes)^2 / sum of squared sizes.
     """
     import numpy as np
 
@@ -60,21 +63,21 @@ def rate(values: Sequence[float], clusters: Sequence[Hashable], level: float = L
     index, groups = places(clusters)
     p = float(value.mean())
     if groups == n:
-        return wilson(p * n, n, level)
-    sums = np.bincount(index, value - p, groups)
-    variance = groups / max(groups - 1, 1) * float((sums**2).sum()) / n**2
-    worth = _worth(p, variance, n, groups, level)
-    return wilson(p * worth, worth, level)
+        return _wilson(p, n, level)
+    sizes, sums = np.bincount(index), np.bincount(index, value - p)
+    alike = n**2 / float((sizes**2).sum())
+    return _wilson(p, _worth(p, float((sums**2).sum()) / n**2, n, alike, level) or groups, level)
 
 
-def _worth(p: float, variance: float, trials: int, clusters: int, level: float) -> float:
-    """Kish's effective number of trials for a rate whose clusters vary so, at most `trials`, with Korn and Graubard's
-    correction of the freedom. Where nothing varies each cluster counts as one trial."""
-    if clusters < 2 or p <= 0 or p >= 1 or variance <= 0:
-        return float(clusters)
-    independent = p * (1 - p) / (trials - 1)
+def _worth(p: float, spread: float, trials: float, clusters: float, level: float) -> float:
+    """Kish's effective number of trials for a rate whose clusters vary by `spread` (the sum of the squares of what each
+    adds to its error), from 1 to `trials`, with Korn and Graubard's correction of the freedom. Both numbers may be
+    fractional. 0 where nothing varies: it cannot be told then."""
+    if clusters <= 1 or spread <= _FLAT * p * (1 - p):
+        return 0.0
+    independent, variance = p * (1 - p) / (trials - 1), spread * clusters / (clusters - 1)
     freedom = (t_of(level, trials - 1) / t_of(level, clusters - 1)) ** 2
-    return min(float(trials), trials * independent / variance * freedom)
+    return max(1.0, min(float(trials), trials * independent / variance * freedom))
 
 
 def paired_rates(both: int, only_a: int, only_b: int, neither: int, level: float = LEVEL) -> Estimate:
@@ -109,28 +112,40 @@ def paired_shares(a: Sequence[Sequence[bool]], b: Sequence[Sequence[bool]], leve
     interval for as many trials as its items are worth, and the correlation is that of the items' shares, a positive
     covariance being pulled half a value towards zero.
     """
-    import numpy as np
-
     if len(a) != len(b):
         raise ValueError(f"{len(a)} items against {len(b)}: pairs are needed")
     if not a:
         return UNKNOWN
-    ours, theirs = (np.array([sum(values) / len(values) for values in side]) for side in (a, b))
-    trials = min(sum(map(len, a)), sum(map(len, b)))
-    covariance = float(((ours - ours.mean()) * (theirs - theirs.mean())).mean())
-    corrected = max(covariance - 1 / (2 * trials), 0.0) if covariance > 0 else covariance
-    spread = float(ours.std() * theirs.std())
-    sides = (_of_items(ours, sum(map(len, a)), level), _of_items(theirs, sum(map(len, b)), level))
+    ours, theirs = _shares(a), _shares(b)
+    covariance = float(((ours.of - ours.of.mean()) * (theirs.of - theirs.of.mean())).mean())
+    half = 1 / (2 * min(ours.trials, theirs.trials))
+    corrected = max(covariance - half, 0.0) if covariance > 0 else covariance
+    spread = float(ours.of.std() * theirs.of.std())
+    sides = (_of_shares(ours, level), _of_shares(theirs, level))
     return _square_and_add(*sides, corrected / spread if spread > 0 else 0.0)
 
 
-def _of_items(shares: Array, trials: int, level: float) -> Estimate:
-    """The mean of the items' shares `(items,)`, of `trials` values in all, with Wilson's interval."""
-    p, items = float(shares.mean()), len(shares)
-    if trials == items:
-        return wilson(p * items, items, level)
-    worth = _worth(p, float(shares.var()) / max(items - 1, 1), trials, items, level)
-    return wilson(p * worth, worth, level)
+class _Shares(NamedTuple):
+    """The share of each item `(items,)`, and how many independent trials their mean is of if answers to one item do not
+    hang together: with m answers to one, items^2 / sum of 1 / m."""
+
+    of: Array
+    trials: float
+
+
+def _shares(items: Sequence[Sequence[bool]]) -> _Shares:
+    import numpy as np
+
+    sizes = np.array([len(values) for values in items])
+    return _Shares(np.array([sum(values) for values in items]) / sizes, len(items) ** 2 / float((1 / sizes).sum()))
+
+
+def _of_shares(shares: _Shares, level: float) -> Estimate:
+    """Their mean with Wilson's interval."""
+    p, items = float(shares.of.mean()), len(shares.of)
+    if shares.trials <= items:
+        return _wilson(p, items, level)
+    return _wilson(p, _worth(p, float(shares.of.var()) / items, shares.trials, items, level) or items, level)
 
 
 def wins_and_losses(wins: int, ties: int, losses: int, level: float = LEVEL) -> Estimate:
