@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from factory import crash
 from factory.faults import FactoryError
 from factory.resources import EMBEDDED, ModelFiles, content_hash, model_files
-from factory.schema import digest
+from factory.schema import digest, now
 from factory.store.filesystem import sync, sync_contents
 from factory.training.processes import Work, train_share
 from factory.training.reference import logp_keys, reference_logps
 from factory.training.result import TrainResult
-from factory.training.rows import Data, asked, stored
+from factory.training.rows import Data, asked, stored, table_of
 from train.config import NOT_WHAT, TrainConfig
 from train.launching import Launch, launch
 
@@ -47,12 +47,15 @@ class Job:
         self.dtype = _dtype(config)
         self.model_hash = content_hash(self.start, self.dtype)
         self.data = Data([])
+        self.made_of: dict[str, Any] = {}  # which rows of the store were read, and when
         self.online: OnlineWork | None = None  # where the policy answers prompts itself
         self._policy: Policy | None = None
         self._written = False  # is the policy in its draft already?
 
     def read(self, where: Mapping[str, Any], strategy: str | Sequence[str] | None) -> None:
         """Take the rows of the store. FactoryError: there are none, or of ways that were not named."""
+        named = [strategy] if isinstance(strategy, str) else strategy and list(strategy)
+        self.made_of = {"table": table_of(self.objective), **where, "strategy": named, "until": now().isoformat()}
         self.data = stored(self.store, self.objective, where, strategy, self.start.base, self.config)
         self._refuse_other_tokens()
 
@@ -64,6 +67,7 @@ class Job:
 
         rewards = rewards or Rewards()
         rewards.check()
+        self.made_of = {"table": "prompts", "run": run, "round": [number], "until": now().isoformat()}
         found = asked(self.store, prompts, self.start.base, self.config)
         self.online = OnlineWork(
             found, self.start.name, self.reference.name, self.config, self.out.absolute(), self.model_hash, self.dtype,
@@ -233,7 +237,12 @@ class Job:
         from train.shortages import room_for
 
         draft = self._draft
-        said = {"identity": self.identity, "config": self.config.model_dump(mode="json"), "result": result.to_json()}
+        said = {
+            "identity": self.identity,
+            "made_of": self.made_of,
+            "config": self.config.model_dump(mode="json"),
+            "result": result.to_json(),
+        }
         with room_for("the policy", self.out, [draft.name]):
             if not self._written:
                 shutil.rmtree(draft, ignore_errors=True)

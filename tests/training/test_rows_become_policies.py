@@ -6,6 +6,7 @@ import json
 import math
 import os
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from training_rows import CONFIG, asked, candidate, label, preference, prompt, s
 from factory import resources
 from factory.faults import FactoryError, LockedError
 from factory.judges.verifier import VerifierJudge
-from factory.schema import Message
+from factory.schema import Message, Preference
 from factory.store import Store
 from factory.store.locks import held
 from factory.training.rewards import RewardPart, Rewards
@@ -38,6 +39,10 @@ def test_preferences_become_a_policy(store: Store, tiny_model: Path) -> None:
     assert sorted(p.name for p in (store.folder / "out").iterdir()) == ["metrics.jsonl", "policy"]
     kept = json.loads(Path(result.policy, "training.json").read_text())
     assert kept["result"] == json.loads(json.dumps(result.to_json()))
+    until = datetime.fromisoformat(kept["made_of"].pop("until"))
+    assert kept["made_of"] == {"table": "preferences", "run": "r", "round": [1], "strategy": None}
+    rows = [row for row in store.rows(Preference, {"run": "r", "round": [1]}) if row.at <= until]
+    assert len(rows) == result.rows
     adapter = json.loads(Path(result.policy, "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] == str(tiny_model)
 
