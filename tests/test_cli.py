@@ -14,6 +14,8 @@ import tiny_run
 from typer.testing import CliRunner, Result
 
 from factory.cli import app
+from factory.commands import options
+from factory.store import Store
 
 RUNNER = CliRunner()
 SCRIPT = """
@@ -342,6 +344,14 @@ def test_commands_by_hand_take_the_newest_run_that_sampled_and_no_evaluation(sto
     assert good("prompts", "add", str(given), "--store", copy)["preferences"] == 1
     for command in (["label", "--judge", "verifier"], ["agreement"], ["pair", "--lead", "verifier"]):
         assert good(*command, "--store", copy)["run"] == "hand"
+
+
+def test_the_newest_run_is_found_in_columns_and_not_row_by_row(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table may have millions of rows, and each command that names no run asks."""
+    monkeypatch.setattr(Store, "read", None)
+    with Store.open(store) as opened:
+        assert options.newest(opened, "judgments", None, split="train") == "hand"
+        assert options.newest_round(opened, "judgments", "hand", None, split=None) == 0
 
 
 def test_answers_from_outside_are_labelled_paired_and_compared_without_naming_their_kind(tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def schema(
 
 def export(
     out: Annotated[Path, typer.Argument(help="Folder to write, or a file that ends in .duckdb.")],
-    form: Annotated[str, typer.Option("--format", help="dataset | jsonl | csv | duckdb | policy")] = "dataset",
+    form: Annotated[str, typer.Option("--format", help="dataset | jsonl | csv | duckdb | policy | store")] = "dataset",
     tables: Annotated[
         list[str] | None, typer.Option("--table", help="preferences | labels | judgments | candidates; all by default.")
     ] = None,
@@ -286,8 +286,9 @@ def export(
     store: options.StoreFolder = options.STORE,
     as_json: options.AsJson = False,
 ) -> None:
-    """Write preferences, labels, judgments and candidates, or a policy, for other tools; with a card for the Hub."""
-    from factory.export import POLICY, export as write, export_policy, hub
+    """Write preferences, labels, judgments and candidates, or a policy, for other tools; with a card for the Hub. The
+    form `store` is a copy of the whole store, also while a run is at work."""
+    from factory.export import POLICY, STORE, export as write, export_policy, export_store, hub
 
     form = "duckdb" if out.suffix == ".duckdb" else form
     kind: hub.Kind = "model" if form == POLICY else "dataset"
@@ -301,6 +302,10 @@ def export(
                 raise FactoryError("a policy has no tables", todo="leave out --table")
             name = options.newest(opened, "rounds", run)
             report = export_policy(opened, out, run=name, number=round_number, force=force)
+        elif form == STORE:
+            if tables or run:
+                raise FactoryError("a store is copied whole", todo="leave out --table and --run")
+            report = export_store(opened, out, force=force)
         else:
             report = write(opened, out, form=form, tables=tables, run=run, force=force)
     result = report.to_json()

@@ -131,14 +131,13 @@ def newest(store: Store, table: str, run: str | None, *, split: str | None = Non
         return run
     chosen: dict[str, Any] = {}
     if split is not None:
-        sampled = store.read("candidates", columns=["run"], where={"split": split, "kind": kind})
-        chosen["run"] = sorted({row["run"] for row in sampled})
-        if not sampled:
+        chosen["run"] = _values(store, "candidates", "run", {"split": split, "kind": kind})
+        if not chosen["run"]:
             raise _none(store, "candidates", {"split": split, "kind": kind})
-    rows = store.read(table, columns=["run", "at"], where=chosen)
-    if not rows:
+    latest = store.table(table, ["run", "at"], chosen).group_by("run").aggregate([("at", "max")]).to_pylist()
+    if not latest:
         raise _none(store, table, {} if split is None else {"split": split, "kind": kind})
-    name = str(max(rows, key=lambda row: row["at"])["run"])
+    name = str(max(latest, key=lambda one: one["at_max"])["run"])
     note(f"run: {name} (the newest with {table}; --run names another)")
     return name
 
@@ -151,10 +150,15 @@ def newest_round(
     if number is not None:
         return number
     where = {"run": run} if split is None else {"run": run, "split": split, "kind": kind}
-    found = {int(row["round"]) for row in store.read(table, columns=["round"], where=where)}
+    found = _values(store, table, "round", where)
     if not found:
         raise _none(store, table, where)
-    return max(found)
+    return int(found[-1])
+
+
+def _values(store: Store, table: str, column: str, where: Mapping[str, Any]) -> list[Any]:
+    """The different values of a column, sorted; counted as a column, since a table may have millions of rows."""
+    return sorted(store.table(table, [column], where).column(column).unique().to_pylist())
 
 
 def _none(store: Store, table: str, wanted: Mapping[str, Any]) -> FactoryError:

@@ -41,7 +41,7 @@ SHARD = 200_000
 """Rows a Parquet file."""
 MARK = "export.json"
 """What an exported folder holds, written last; `force` replaces only folders that have it."""
-POLICY = "policy"
+POLICY, STORE = "policy", "store"
 _LEFT_OUT = frozenset({"README.md", "training.json"})  # of a policy's files: those that tell of folders of this machine
 _AT_ONCE = 10_000
 
@@ -238,6 +238,20 @@ def export_policy(
         mark = {"program": "preference-factory", "form": POLICY, "run": run, "round": chosen, "at": now().isoformat()}
         (folder / MARK).write_text(json.dumps(mark, indent=2) + "\n")
     return ExportReport(str(place), POLICY, {})
+
+
+def export_store(store: Store, out: Path | str, *, force: bool = False) -> ExportReport:
+    """A copy of the whole store, which is one itself, as it is at one moment: also while a run writes to it, when a
+    plain copy of its files may be torn. FactoryError: `out` may not be replaced."""
+    place = Path(out).expanduser().absolute()
+    _check_free(place, force)
+    with _whole(place) as folder:
+        store.copy(folder)
+        with Store.open(folder) as copied:
+            rows = {name: count for name, count in copied.counts().items() if count}
+        mark = {"program": "preference-factory", "form": STORE, "rows": rows, "run": None, "at": now().isoformat()}
+        (folder / MARK).write_text(json.dumps(mark, indent=2) + "\n")
+    return ExportReport(str(place), STORE, rows)
 
 
 def _policy_folder(store: Store, collected: RunReport, number: int, *, asked: bool) -> Path:

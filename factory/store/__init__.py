@@ -16,7 +16,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -52,6 +52,7 @@ SEAL_AT = Pending(rows=20_000, bytes=64 << 20)
 """A table whose unsealed rows reach either is sealed by the append that got there; a part holds about as much."""
 SEAL_PATIENCE = 60.0
 SYNCHRONOUS = "FACTORY_SYNCHRONOUS"
+_LEFT_BEHIND = shutil.ignore_patterns("locks", "*.lock", "*.writing", "checkpoints", ".*")
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -193,6 +194,25 @@ class Store:
     def scrub(self) -> None:
         """Leave nothing of erased rows in the journal's file. LockedError: another process reads it; do it again."""
         self._journal.scrub()
+
+    def copy(self, folder: Path) -> None:
+        """This store as it is at one moment, into a folder that is there and empty, while others go on writing.
+
+        Files of runs are copied as they lie; locks, drafts and checkpoints stay behind. FactoryError: a file went
+        meanwhile.
+        """
+        self._journal.copy(folder / FILE)
+        with closing(Journal(folder / FILE, synchronous="NORMAL")) as copied:
+            listed = copied.parts()
+        try:
+            for part in listed:
+                (folder / part.path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.folder / part.path, folder / part.path)
+            if (runs := self.folder / "runs").is_dir():
+                shutil.copytree(runs, folder / "runs", symlinks=True, ignore=_LEFT_BEHIND)
+        except (FileNotFoundError, shutil.Error) as error:
+            what = "the store lost files while it was copied"
+            raise FactoryError(what, where=str(self.folder), todo="do it again") from error
 
     def _clear_orphans(self) -> None:
         for path in parts.orphans(self.folder, self._journal.parts()):

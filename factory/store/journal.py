@@ -354,6 +354,11 @@ class Journal:
             _count_pending(db, table)
         return gone
 
+    def copy(self, path: Path) -> None:
+        """The journal as it is at one moment, into a new file, while others go on writing."""
+        with self._lock, self._mapped(), closing(sqlite3.connect(path)) as copied:
+            self._connection().backup(copied)
+
     def scrub(self) -> None:
         """Leave nothing of dropped rows in the file and its log. LockedError: another process has them open."""
         with self._lock, self._mapped():
