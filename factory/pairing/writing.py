@@ -16,6 +16,9 @@ from factory.verdicts import Pair
 if TYPE_CHECKING:
     from factory.store import Store
 
+COMMIT = 2000
+"""Rows in one commit: all at once, those of a large round would keep every other writer of the store waiting."""
+
 
 def kept_in(store: Store, wanted: Wanted) -> Kept:
     """What the store holds of the run and round."""
@@ -50,12 +53,17 @@ def write(store: Store, found: Found, wanted: Wanted) -> PairReport:
     report.labels_refused = len(found.labels.graded) - len(sound)
     dropped = Counter(found.labels.dropped) + Counter(no_weight=len(sound) - len(weighed))
     report.labels_dropped = {reason: n for reason, n in sorted(dropped.items()) if n}
-    report.written = store.append("preferences", preferences)
-    report.labels_written = store.append("labels", labels)
+    report.written = _append(store, "preferences", preferences)
+    report.labels_written = _append(store, "labels", labels)
     _count(report, preferences, labels, found)
     _held(report, found, wanted)
     report.warnings.extend(_warnings(report, found, wanted))
     return report
+
+
+def _append(store: Store, table: str, rows: Sequence[Preference | Label]) -> int:
+    """Write rows, so many in one commit, between which others write; how many were new."""
+    return sum(store.append(table, rows[place : place + COMMIT]) for place in range(0, len(rows), COMMIT))
 
 
 def _count(report: PairReport, preferences: Sequence[Preference], labels: Sequence[Label], found: Found) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from paired import NO_LABELS, fill
 
-from factory.pairing import Filters, LabelRule, pair
+from factory.pairing import Filters, LabelRule, pair, writing
 from factory.schema import Label, Preference
 from factory.store import Store
 from factory.store.columns import from_bodies
@@ -106,3 +107,21 @@ def test_labels_of_an_earlier_call_that_this_one_does_not_make_are_told(store: S
     assert any(told in warning for warning in pairs.warnings)
     for labels in (LabelRule(), NO_LABELS):
         assert not any("labels of" in warning for warning in pair(store, run="r", lead="v", labels=labels).warnings)
+
+
+def test_a_pairing_is_written_a_few_rows_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else can write during a commit, and one of a hundred thousand rows takes long."""
+    fill(store)
+    monkeypatch.setattr(writing, "COMMIT", 2)
+    sizes: list[int] = []
+    real = Store.append
+
+    def append(self: Store, table: str, rows: Sequence[Preference | Label]) -> int:
+        sizes.append(len(rows))
+        return real(self, table, rows)
+
+    monkeypatch.setattr(Store, "append", append)
+    report = pair(store, run="r", lead="v", strategy="all")
+    assert sizes == [2, 2, 2, 1]
+    assert (report.written, report.labels_written) == (2, 5)
+    assert (len(store.rows(Preference)), len(store.rows(Label))) == (2, 5)
