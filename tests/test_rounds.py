@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny_run
 
-from factory import recipe as recipes, rounds
+from factory import recipe as recipes, report, rounds
 from factory.budget import BudgetError
 from factory.evaluation.held import held_prompts
 from factory.faults import FactoryError, LockedError
@@ -22,7 +22,7 @@ from factory.rounds import branching, stages
 from factory.rounds.branching import Point
 from factory.rounds.runbook import Run, open_run
 from factory.rounds.stages import STAGES, drawn
-from factory.schema import Call, Candidate, Prompt
+from factory.schema import Call, Candidate, Prompt, Round
 from factory.store import Store
 
 
@@ -342,23 +342,71 @@ def test_a_later_round_begins_from_and_is_held_to_what_its_recipe_says(
     assert (told["start"], told["reference"]) == (names[begins], names[held_to])
 
 
-@pytest.mark.parametrize(("best", "begins"), [(0, 0), (1, 1), (2, 2)])
-def test_a_round_may_go_on_from_the_champion(
-    best: int, begins: int, done: Path, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("best", [0, 1, 2])
+def test_a_round_may_go_on_from_the_champion(best: int, copy: Path, text: str) -> None:
     """Also where rounds after the champion trained policies that were no better; by default the last one is taken."""
-    seen: list[int] = []
-    monkeypatch.setattr("factory.rounds.runbook.champion", lambda evidence, _: seen.append(len(evidence)) or best)
-    with Store.open(done) as store:
-        last, flow = (
-            Run(store, recipes.parse(text, overrides=[f"go_on_from={how}"], where="test"), "tiny")
-            for how in ("last", "champion")
-        )
+    with Store.open(copy) as store:
+        last, flow = (_going_on_from(how, store, text, best) for how in ("last", "champion"))
         assert flow.last == 2
         assert last.current(3) == last.policy(2)
-        assert flow.current(3) == flow.policy(3) == flow.policy(begins)
+        assert flow.current(3) == flow.policy(3) == flow.policy(best)  # round 3 has not trained anything
         assert flow.policy(2) == last.policy(2)  # what a round trained is its own
-    assert set(seen) == {3}
+        (flow.folder(3) / "policy").mkdir(parents=True)
+        assert flow.policy(3) == str(flow.folder(3) / "policy")
+        assert flow.at("generate").current(3) == flow.policy(best)  # also where the round was killed after training
+
+
+def test_a_round_that_has_begun_keeps_to_the_champion_of_then(copy: Path, text: str) -> None:
+    """What the reports decided stays, whatever a later version of the rules makes of their numbers."""
+    with Store.open(copy) as store:
+        flow = _going_on_from("champion", store, text, 1)
+        for number in range(3):
+            _rewrite(flow, number, lambda report, n=number: report["report"].update(pass_rate=[n / 9, 0.0, 1.0]))
+        assert flow.champion == 2
+        assert flow.origin(3) == 1
+        assert [flow.origin(number) for number in (1, 2)] == [0, 1]
+
+
+@pytest.mark.parametrize(("how", "best", "previous"), [("last", 1, 1), ("champion", 1, 0), ("champion", 2, 0)])
+def test_the_previous_judge_is_what_this_rounds_policy_was_trained_from(
+    how: str, best: int, previous: int, copy: Path, text: str
+) -> None:
+    """Where round 2 lost, it is not the champion once more: a judge that is compared with itself always agrees."""
+    part = {"judge": "pairwise", "engine": {"kind": "scripted"}}
+    panel = [part | {"model": "policy"}, part | {"name": "before", "model": "previous"}]
+    with Store.open(copy) as store:
+        flow = _going_on_from(how, store, json.dumps(json.loads(text) | {"panel": panel}), best)
+        policy, before = (stages._asked(flow.at("label"), 3, each)[0] for each in flow.recipe.panel)
+        assert policy == flow.policy(best if how == "champion" else 2)
+        assert before == flow.policy(previous)
+
+
+@pytest.mark.parametrize(
+    ("best", "note"),
+    [(0, ["it began with the start policy, the best until then"]), (1, [])],
+)
+def test_the_report_says_what_a_round_began_with(best: int, note: list[str], copy: Path, text: str) -> None:
+    with Store.open(copy) as store:
+        flow = _going_on_from("champion", store, text, best)
+        assert [rounds.round_report(flow, number)["began_with"] for number in (0, 1, 2)] == [None, 0, best]
+        [row] = store.rows(Round, {"run": "tiny", "round": 2})
+        told = replace(row, report=rounds.round_report(flow, 2))
+        assert report._view(2, told, {}, copy / "metrics.jsonl").notes == note
+
+
+def _going_on_from(how: str, store: Store, text: str, best: int) -> Run:
+    """The ended run under that rule, as if that round had been the best."""
+    flow = Run(store, recipes.parse(text, overrides=[f"go_on_from={how}"], where="test"), "tiny")
+    for number in range(3):
+        _rewrite(flow, number, lambda said, n=number: said.update(champion=n == 0 or n == best))
+    return flow
+
+
+def _rewrite(flow: Run, number: int, change: Any) -> None:
+    path = flow.folder(number) / "report.json"
+    said = json.loads(path.read_text())
+    change(said)
+    path.write_text(json.dumps(said))
 
 
 @pytest.mark.parametrize(("split", "number", "look"), [("heldout", 0, 1), ("heldout", 3, 3), ("final", 3, 1)])

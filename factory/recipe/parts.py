@@ -107,8 +107,8 @@ class PanelPart(Part):
     name: str | None = None
     """Name in the tables; the judge's own by default."""
     model: Literal["policy", "previous", "start"] | str | None = None
-    """Who judges, when a model does: the policy that sampled this round, the one before it, the start model, or any
-    model's name. By default the start model; for self_reward and implicit the policy."""
+    """Who judges, when a model does: the policy that sampled this round, the one that its training began with, the
+    start model, or any model's name. By default the start model; for self_reward and implicit the policy."""
     engine: EnginePart | None = None
     """Engine of the judge; the recipe's by default."""
     matchups: str = "all"

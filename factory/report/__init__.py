@@ -214,8 +214,18 @@ def _view(number: int, row: Round | None, said: Mapping[str, Row], metrics: Path
         cost=kept.get("cost", 0.0),
         stages=kept.get("stages") or {stage: detail.get("seconds") or 0.0 for stage, detail in said.items()},
         metrics=read_metrics(metrics),
-        notes=_notes(kept.get("training") or said.get("train", {}).get("training"), said.get("train", {})),
+        notes=[
+            *_origin(number, kept.get("began_with")),
+            *_notes(kept.get("training") or said.get("train", {}).get("training"), said.get("train", {})),
+        ],
     )
+
+
+def _origin(number: int, origin: int | None) -> list[str]:
+    """What a round began with, where that is not what the round before gave."""
+    if origin is None or origin == number - 1:
+        return []
+    return [f"it began with {f'the policy of round {origin}' if origin else 'the start policy'}, the best until then"]
 
 
 def _notes(training: Mapping[str, Any] | None, stage: Mapping[str, Any]) -> list[str]:

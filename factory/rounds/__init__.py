@@ -173,6 +173,7 @@ def round_report(flow: Run, number: int) -> Detail:
     return {
         "round": number,
         "policy": flow.relative(flow.policy(number)),
+        "began_with": flow.origin(number) if number > (flow.shared or 0) else None,
         "champion": False,
         "report": measured["report"],
         "gain_champion": measured.get("gain_champion"),

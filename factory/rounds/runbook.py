@@ -98,9 +98,13 @@ class Run:
 
     def base(self, number: int) -> str:
         """The policy that a round (1 is the first) begins with."""
+        return self.policy(self.origin(number))
+
+    def origin(self, number: int) -> int:
+        """The round whose policy a round begins with: the one before, or the champion as it was decided then."""
         if self.recipe.go_on_from == "last":
-            return self.policy(number - 1)
-        return self.policy(champion(evidence_of(self.reports[:number]), self.recipe.stop))
+            return number - 1
+        return max((n for n, report in enumerate(self.reports[:number]) if report["champion"]), default=0)
 
     def current(self, number: int) -> str:
         """The policy that the step at work begins with: what the last training before it in the round gave, else what

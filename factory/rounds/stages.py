@@ -291,7 +291,7 @@ def _asked(run: Run, number: int, part: PanelPart) -> tuple[str, dict[str, Any]]
     """The model that judges, and the judge's options with the names of models in them."""
     from factory.judges import judges
 
-    before = run.base(max(number - 1, 1))
+    before = run.base(max(run.origin(number), 1))
     names = {"policy": run.current(number), "previous": before, "start": run.recipe.model}
     facts, options = judges.facts(part.judge), dict(part.options)
     whose = part.model or facts.get("whose", "start")
