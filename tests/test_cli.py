@@ -346,6 +346,12 @@ def test_commands_by_hand_take_the_newest_run_that_sampled_and_no_evaluation(sto
         assert good(*command, "--store", copy)["run"] == "hand"
 
 
+def test_a_report_of_single_commands_says_that_there_are_no_rounds(store: str) -> None:
+    told = factory("report", "--run", "hand", "--store", store)
+    assert (told.exit_code, "'hand' was made by single commands" in told.stderr) == (2, True)
+    assert "no run named 'nobody'" in factory("report", "--run", "nobody", "--store", store).stderr
+
+
 def test_the_newest_run_is_found_in_columns_and_not_row_by_row(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table may have millions of rows, and each command that names no run asks."""
     monkeypatch.setattr(Store, "read", None)

@@ -166,7 +166,7 @@ def collect(store: Store, run: str) -> RunReport:
     held = store.get_run(run)
     closed = {row.round: row for row in store.rows(Round, {"run": run})}
     if held is None and not closed:
-        raise FactoryError(f"no run named {run!r}", where=str(store.folder), todo="factory status lists the runs")
+        raise _no_rounds(store, run)
     marks = store.marks(run)
     said: dict[int, dict[str, Row]] = {}
     for mark in marks:
@@ -193,6 +193,16 @@ def collect(store: Store, run: str) -> RunReport:
         pairs=with_votes(store, run, pairs_to_read(preferences)),
         provenance=_provenance(store, held, (said.get(0) or {}).get("prompts") or {}, candidates, preferences),
     )
+
+
+def _no_rounds(store: Store, run: str) -> FactoryError:
+    """The error for a run that nothing is known of, or that single commands made."""
+    if any(store.table(table, ["key"], {"run": run}).num_rows for table in ("candidates", "preferences", "labels")):
+        what = f"run {run!r} was made by single commands: it has no rounds to report"
+        return FactoryError(
+            what, where=str(store.folder), todo="`factory agreement`, `factory query`; or `factory run`"
+        )
+    return FactoryError(f"no run named {run!r}", where=str(store.folder), todo="factory status lists the runs")
 
 
 def _view(number: int, row: Round | None, said: Mapping[str, Row], metrics: Path) -> RoundView:
