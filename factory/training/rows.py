@@ -136,10 +136,15 @@ def lopsided(rows: Sequence[LabelRow], parameters: Mapping[str, Any]) -> str:
     what, name = ("bad", "undesirable_weight") if good > bad else ("good", "desirable_weight")
     right = parameters.get(name, 1.0) * (good / bad / high if good > bad else low * bad / good)
     return (
-        f"good answers weigh {good / bad:.2g} times what bad ones do, so that the {what} ones teach little: "
-        f"{low:g} to {high:.3g} is asked for (2402.01306): factory pair --label-weights balanced, or "
-        f"-p {name}={right:.2g}"
+        f"good answers weigh {_short(good / bad)} times what bad ones do, so that the {what} ones teach little: "
+        f"KTO's paper asks for {low:g} to {high:.3g} (2402.01306): factory pair --label-weights balanced, or "
+        f"-p {name}={_short(right)} (in a recipe pair.label_weights, or train.config.parameters.{name})"
     )
+
+
+def _short(value: float) -> str:
+    """Two digits that count, written out: 0.013, 3, 210."""
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def asked(store: Store, keys: Sequence[str] | None, base: str, config: TrainConfig) -> dict[Ids, Prompt]:
