@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from factory import crash
 from factory.budget import BudgetError
 from factory.calls import answer
 from factory.faults import EndpointError, FactoryError
-from factory.schema import Call, Candidate, Prompt, Request, Sampling, digest, now, unique
+from factory.schema import Call, Candidate, Message, Messages, Prompt, Request, Sampling, digest, now, unique
 
 if TYPE_CHECKING:
     from factory.budget import Budget
@@ -75,18 +75,21 @@ def generate(
     limit: int | None = None,
     purpose: str = "generate",
     kind: str = "sample",
+    system: str | None = None,
     retry_failed: bool = False,
     budget: Budget | None = None,
     progress: Progress | None = None,
 ) -> GenerateReport:
     """Sample `n` answers to each chosen prompt and keep them as candidates of this run and round.
 
-    An answer that failed becomes a candidate with `failure` set. What the store holds is not asked for again. Where a
-    budget, an endpoint or the user ends it early, the answers that came are candidates all the same.
+    `system` is said to the model alone: judged and learnt are its answers to the prompts as they are (context
+    distillation, Askell et al., arXiv 2112.00861); several also vary the answers of a prompt. An answer that failed
+    becomes a candidate with `failure` set. What the store holds is not asked for again. Where a budget, an endpoint or
+    the user ends it early, the answers that came are candidates all the same.
     """
     prompts = {prompt.key: prompt for prompt in chosen_prompts(store, split=split, keys=keys, limit=limit)}
     requests = [
-        Request(prompt.messages, sampling, n=n, seed=seed, tag=key, tools=tuple(prompt.tools or ()))
+        Request(told(prompt.messages, system), sampling, n=n, seed=seed, tag=key, tools=tuple(prompt.tools or ()))
         for key, prompt in prompts.items()
     ]
     clock = time.monotonic()
@@ -113,7 +116,8 @@ def generate(
                 reused += 1
             else:
                 tokens += call.completion_tokens
-            waiting.append(candidate_of(call, prompts[request.tag], run=run, round=round, kind=kind))
+            found = candidate_of(call, prompts[request.tag], run=run, round=round, kind=kind)
+            waiting.append(found if system is None else replace(found, logprob=None))  # it is not that of the prompt's
             if len(waiting) >= COMMIT:
                 _keep(store, waiting)
     except (BudgetError, EndpointError, KeyboardInterrupt):
@@ -122,6 +126,15 @@ def generate(
     _keep(store, waiting)
     seconds = time.monotonic() - clock
     return GenerateReport(len(prompts), count, reasons.total(), reused, tokens, seconds, dict(sorted(reasons.items())))
+
+
+def told(messages: Messages, system: str | None) -> Messages:
+    """The conversation under a system prompt; one that it has already comes first."""
+    if system is None:
+        return messages
+    own, rest = (messages[:1], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
+    content = "\n\n".join([*(turn["content"] for turn in own), system])
+    return [Message(role="system", content=content), *rest]
 
 
 def candidate_of(

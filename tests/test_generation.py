@@ -18,7 +18,7 @@ from factory.engines.scripted import Rule, ScriptedEngine
 from factory.engines.transformers import TransformersEngine
 from factory.faults import FactoryError
 from factory.generation import GenerateReport, chosen_prompts, generate
-from factory.schema import Call, Candidate, Sampling, digest
+from factory.schema import Call, Candidate, Prompt, Sampling, digest
 from factory.store import Store
 
 PROMPTS = [prompt(k, split="train" if k % 3 else "heldout") for k in range(9)]
@@ -149,3 +149,22 @@ def test_a_killed_generation_goes_on_as_if_it_had_not_been(
 
 def timeless(store: Store, table: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in {"at", "latency"}} for row in store.read(table)]
+
+
+def test_a_system_prompt_is_said_to_the_model_and_to_nobody_else(store: Store) -> None:
+    """More answers to the same prompts, whose log-probs are not those of answers to them; asked once, as ever."""
+    own = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}]
+    store.append("prompts", [prompt(20, messages=own)])
+    engine = ScriptedEngine(rules=[Rule(match=r"(?s)system: (.*)\nuser", where="all", reply=r"\1")])
+    sample(store, engine)
+    report = sample(store, engine, system="Be terse.")
+    assert (report.candidates, report.reused) == (14, 0)
+    answers = {c.key: c for c in store.rows(Candidate, {"prompt_key": prompt(20).key})}
+    assert sorted(c.text for c in answers.values()) == ["Be kind."] * 2 + ["Be kind.\n\nBe terse."] * 2
+    terse = store.rows(Candidate, {"text": "Be terse."})
+    assert len(terse) == 12
+    assert {c.logprob for c in terse} == {None}
+    assert [p.messages for p in store.rows(Prompt, {"key": prompt(20).key})] == [own]
+    said = store.rows(Call, {"key": str(terse[0].call_key)})[0].messages
+    assert [turn["role"] for turn in said] == ["system", "user"]
+    assert sample(store, engine, system="Be terse.").reused == 14

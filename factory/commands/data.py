@@ -150,6 +150,9 @@ def generate(
     top_p: options.TopP = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="0 keeps the whole distribution.")] = 0,
     max_tokens: options.MaxTokens = 256,
+    system: Annotated[
+        str | None, typer.Option(help="System prompt to answer under; the prompts themselves stay without it.")
+    ] = None,
     where: options.Where = None,
     limit: options.Limit = None,
     retry_failed: options.RetryFailed = False,
@@ -197,6 +200,7 @@ def generate(
                     n=n,
                     sampling=Sampling(temperature, top_p, top_k, max_tokens),
                     seed=seed,
+                    system=system,
                     retry_failed=retry_failed,
                     budget=options.budget(max_cost, max_tokens_total),
                     progress=counter,
