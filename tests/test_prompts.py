@@ -126,6 +126,16 @@ def test_bad_rows_are_reported_and_the_rest_goes_in(store: Store, add: Any) -> N
     }  # fmt: skip
 
 
+def test_rows_left_out_for_the_same_reason_are_told_together(add: Any) -> None:
+    wrong = [{"prompt": f"Why {n}?", "constraints": [{"kind": "max_words", "n": 9}]} for n in range(30)]
+    lines = add({"prompt": 3}, *wrong, {"prompt": 4}).text().splitlines()
+    told = lines[lines.index("  32 rows were left out:") + 1 :]
+    assert [line.split(": ")[0] for line in told] == ["    line 1 and 1 more", "    line 2 and 29 more"]
+    assert "no parameter 'n'" in told[1]
+    many = add(*({"prompt": f"Why {n}?", "constraints": [{"kind": f"kind_{n}"}]} for n in range(13))).text()
+    assert many.splitlines()[-1] == "    and for 3 other reasons: --json has all"
+
+
 def test_deep_nesting_is_a_failure_of_its_row(store: Store, add: Any) -> None:
     deep = '{"prompt": "One", "x": ' + "[" * 900 + "]" * 900 + "}"
     report = add(deep, {"prompt": "Two"})

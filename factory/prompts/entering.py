@@ -73,7 +73,7 @@ class AddReport:
         return {**asdict(self), "failures": [f._asdict() for f in self.failures], "unused": list(self.unused)}
 
     def text(self) -> str:
-        """The report as a person reads it; of many failures the first ten."""
+        """The report as a person reads it; failures with the same reason are told together."""
         made = {"given answers": self.candidates, "preferences": self.preferences, "labels": self.labels}
         made["judgments"] = self.judgments
         parts = [f"{count} {name}" for name, count in made.items() if count]
@@ -91,8 +91,26 @@ class AddReport:
         if self.unused:
             lines.append(f"  columns not used: {', '.join(self.unused)} (--keep COLUMN keeps one with new prompts)")
         lines += [f"  {count} {note}" for note, count in notes.items() if count]
-        lines += [f"    line {f.line}: {f.column + ': ' if f.column else ''}{f.reason}" for f in self.failures[:10]]
-        return "\n".join(lines)
+        return "\n".join(lines + _reasons(self.failures))
+
+
+REASONS = 10
+"""Reasons for which rows were left out that are told, each with the first of its rows."""
+
+
+def _reasons(failures: Sequence[RowFault]) -> list[str]:
+    """A line for each reason, in the order of the rows: one row of it, and how many there are."""
+    counts = Counter((fault.column, fault.reason) for fault in failures)
+    first: dict[tuple[str, str], int] = {}
+    for fault in failures:
+        first.setdefault((fault.column, fault.reason), fault.line)
+    told = [
+        f"    line {line}{f' and {counts[why] - 1:,} more' if counts[why] > 1 else ''}: " + ": ".join(filter(None, why))
+        for why, line in list(first.items())[:REASONS]
+    ]
+    return told + (
+        [f"    and for {len(first) - REASONS:,} other reasons: --json has all"] if len(first) > REASONS else []
+    )
 
 
 class Ledger:
