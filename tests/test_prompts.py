@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from factory.faults import ConfigError, FactoryError
 from factory.pairing import pair
-from factory.prompts import AddReport, add_prompts
+from factory.prompts import add_prompts
+from factory.prompts.entering import AddReport
 from factory.prompts.scored import scale_of
 from factory.schema import Candidate, Judgment, Label, Preference, Prompt, digest
 from factory.store import Store
