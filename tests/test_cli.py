@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -463,3 +464,19 @@ def test_a_judge_is_named_whole(store: str, name: str) -> None:
     said = factory("label", "--judge", name, "--store", store)
     assert said.exit_code == 2
     assert "names no judge" in said.output
+
+
+@pytest.mark.parametrize("level", [None, "INFO"])
+def test_workers_of_several_hosts_tell_what_torch_has_to_say(
+    level: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the launcher is silenced: what NCCL says in a worker is how a training on several hosts is mended."""
+    seen: list[str | None] = []
+    monkeypatch.setattr("factory.training.help_train", lambda how: seen.append(os.environ.get("TORCH_CPP_LOG_LEVEL")))
+    if level is None:
+        monkeypatch.delenv("TORCH_CPP_LOG_LEVEL", raising=False)
+    else:
+        monkeypatch.setenv("TORCH_CPP_LOG_LEVEL", level)
+    told = factory("train", "--nodes", "2", "--node", "1", "--rendezvous", "localhost:29500")
+    assert told.exit_code == 0, told.output
+    assert seen == [level]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LOCAL = {"transformers", "vllm"}
 """Engines whose model lies here, so that KL and relevance can be scored."""
+LOG_LEVEL = "TORCH_CPP_LOG_LEVEL"
 
 
 def train(
@@ -83,7 +84,7 @@ def train(
     together = Launch(processes=processes, nodes=nodes, node=node, rendezvous=rendezvous, wait=wait)
     if nodes > 1 and not plan:
         together.check()
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # each try to meet is told with a stack of C++ otherwise
+        _quiet_meeting()
         console.note(f"node {node} of {nodes} meets the others at {rendezvous} (waits for up to {wait} s)")
     if node:
         help_train(together)
@@ -128,6 +129,17 @@ def train(
                 progress=counter,
             )
     console.emit(result.to_json(), as_json=as_json, text=console.facts(result.to_json()))
+
+
+def _quiet_meeting() -> None:
+    """Load torch so that this process does not tell of each try to meet with a stack of C++. The workers, which load it
+    anew, tell all: what NCCL says there is how a training on several hosts is mended."""
+    level = os.environ.get(LOG_LEVEL)
+    os.environ.setdefault(LOG_LEVEL, "FATAL")
+    import torch  # noqa: F401 - it reads the level when it is loaded
+
+    if level is None:
+        del os.environ[LOG_LEVEL]
 
 
 def methods(as_json: options.AsJson = False) -> None:
