@@ -57,10 +57,10 @@ METHODS: dict[str, tuple[str, ...]] = {
         "--run", "data", "--strategy", "best_worst", *TWICE, "-p", "beta=2.5", "-p", "gamma=0.5", "--add", "sft=1",
     ),
     "grpo": (
-        "--reward", "verifier", "--set", "learning_rate=1e-3", "--online", "steps=12", "--online", "prompts=4",
+        "--reward", "verifier", "--set", "learning_rate=1e-3", "--online", "steps=24", "--online", "prompts=4",
         "--online", "n=8", "--online", "max_tokens=80",
     ),
-    "raft": ("--run", "data", "--strategy", "best_worst", *TWICE, "--set", "best={ties: all}"),
+    "raft": ("--run", "data", "--strategy", "best_worst", *TWICE, "--set", "epochs=3", "--set", "best={ties: all}"),
     "reward_model": ("--set", "epochs=1", "--set", "batch_size=16", "--set", "learning_rate=5e-4"),
 }  # fmt: skip
 TEACHERS = {"verifier": "all", "words": "longer"}
