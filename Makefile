@@ -63,6 +63,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/labelling.py
 	$(BIN)/python benchmarks/agreement.py
 	$(BIN)/python benchmarks/judging_simulation.py
+	$(BIN)/python benchmarks/intervals.py
 
 wheel: $(VENV)/.dev
 	rm -rf dist

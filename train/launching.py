@@ -105,10 +105,6 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="factory-processes-") as folder:
         try:
             with _signals_kept(), _quiet(), ear.listening(writers):
-                if how.nodes > 1:
-                    log.info(
-                        "host %d of %d: meeting at %s, for up to %d s", how.node, how.nodes, how.rendezvous, how.wait
-                    )
                 found = elastic_launch(_config(how, folder), _worker)(function, work, writers, os.getpid())
         except SignalException as ended:
             signal.raise_signal(ended.sigval)  # as if the launcher had not been there
